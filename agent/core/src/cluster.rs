@@ -1,0 +1,189 @@
+//! What etcd says of the cluster, parsed: one consistent read of every key under the scope (contract `dcs.md`).
+//!
+//! Garbage in a key is a value of its own, never an error: one bad key must not blind the agent to the others.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{LeaseId, Lsn, MemberName, Revision, SystemId, Timeline, WalPosition};
+
+/// One linearizable read of the whole prefix.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// The store's revision at which everything below was true at once.
+    pub revision: Revision,
+    /// The cluster's identity.
+    pub initialize: Initialize,
+    /// The leader key, if there is one.
+    pub leader: Option<LeaderKey>,
+    /// Every readable member key.
+    pub members: BTreeMap<MemberName, Member>,
+    /// State of the `config` key; its content reaches the rules through [`crate::config::Config`].
+    pub config: ConfigKey,
+    /// Timelines that ended, oldest first; `None` when the key is missing or garbage.
+    pub history: Option<Vec<HistoryLine>>,
+    /// What the last leader said of its log.
+    pub status: Status,
+    /// Regent's own record of who was allowed to write where.
+    pub promise: Option<PromiseKey>,
+    /// Keys that could not be understood, by name, with the reason: shown, never acted upon.
+    pub garbage: BTreeMap<String, String>,
+}
+
+impl ClusterView {
+    /// The member that holds the leader key, if its own key is there too.
+    #[must_use]
+    pub fn leader_member(&self) -> Option<(&MemberName, &Member)> {
+        self.members.get_key_value(&self.leader.as_ref()?.name)
+    }
+
+    /// The cluster's timeline: the last history line's parent plus one, 1 for an empty history, unknown if missing.
+    #[must_use]
+    pub fn timeline(&self) -> Option<Timeline> {
+        let lines = self.history.as_ref()?;
+        Some(lines.last().map_or(Timeline(1), |line| line.parent.next()))
+    }
+}
+
+/// The `initialize` key (dcs.md 3.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Initialize {
+    /// No key: nobody has made this cluster yet.
+    #[default]
+    Absent,
+    /// Empty: somebody is making it.
+    InProgress,
+    /// Made: this is its identity.
+    Known(SystemId),
+    /// Neither; "not valid", which the lock holder repairs.
+    Garbage(String),
+}
+
+impl Initialize {
+    /// The identity, if the key holds a valid one.
+    #[must_use]
+    pub fn system_id(&self) -> Option<SystemId> {
+        match self {
+            Initialize::Known(id) => Some(*id),
+            Initialize::Absent | Initialize::InProgress | Initialize::Garbage(_) => None,
+        }
+    }
+}
+
+/// The `leader` key (dcs.md 3.2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderKey {
+    /// Who holds it.
+    pub name: MemberName,
+    /// The lease it hangs on; `None` when somebody wrote it without one.
+    pub lease: Option<LeaseId>,
+    /// Revision of its last change: what a compare names.
+    pub modified: Revision,
+}
+
+/// A member key (dcs.md 3.3), the fields that decisions and status read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// `postgres://host:port/dbname`, without credentials.
+    pub conn_url: Option<String>,
+    /// `http(s)://host:port/patroni`.
+    pub api_url: Option<String>,
+    /// State as published (`running`, `stopped`, ...).
+    pub state: String,
+    /// Role as published (`primary`, `replica`, ...).
+    pub role: String,
+    /// Version of the contract it speaks.
+    pub version: String,
+    /// `streaming` or `in archive recovery`.
+    pub replication_state: Option<String>,
+    /// Timeline, when known.
+    pub timeline: Option<Timeline>,
+    /// Flush position of a primary, newest position of a standby.
+    pub xlog_location: Option<Lsn>,
+    /// Received position of a standby.
+    pub receive_lsn: Option<Lsn>,
+    /// Replayed position of a standby.
+    pub replay_lsn: Option<Lsn>,
+    /// Its primary has not finished the checkpoint after its promotion: no rewind from it yet.
+    pub checkpoint_pending: bool,
+    /// Tags that decisions read.
+    pub tags: MemberTags,
+}
+
+/// Tags of another member, as it published them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberTags {
+    /// Never promoted (true also for a `failover_priority` of 0 or less).
+    pub nofailover: bool,
+    /// Among equal candidates the higher one goes first; absent means 1, or 0 if `nofailover`.
+    pub failover_priority: Option<i64>,
+    /// Preferred as the source of clones.
+    pub clonefrom: bool,
+    /// Never streams.
+    pub nostream: bool,
+    /// Cascades from this member.
+    pub replicatefrom: Option<MemberName>,
+}
+
+/// State of the `config` key (dcs.md 3.4).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConfigKey {
+    /// No key, or an empty one: the holder writes it from its cached copy (CF2).
+    #[default]
+    Missing,
+    /// Not a JSON object: the last valid one stays in force (CF1).
+    Garbage,
+    /// A JSON object.
+    Valid(Revision),
+}
+
+/// One line of the `history` key (dcs.md 3.7).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryLine {
+    /// The timeline that ended.
+    pub parent: Timeline,
+    /// Where it ended.
+    pub switched_at: Lsn,
+    /// PostgreSQL's reason.
+    pub reason: String,
+    /// When, as the peer writes it (ISO 8601).
+    pub at: Option<String>,
+    /// Who was promoted.
+    pub promoted: Option<MemberName>,
+}
+
+/// The `status` key (dcs.md 3.8).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The leader's last flush position.
+    pub optime: Option<Lsn>,
+    /// Slot positions by slot name.
+    pub slots: BTreeMap<String, Lsn>,
+    /// Slots of members that must be kept although absent.
+    pub retain_slots: Vec<String>,
+}
+
+/// What the holder of the leader key promised when it took it: who may write which timeline, from where.
+///
+/// Written in the same transaction as the leader key, and compared by revision (S7, S8): a timeline is given to one
+/// member once, so that its number never names two histories (S2). It lives below the scope in `regent/promise`, where
+/// the peer ignores it (dcs.md 1, "unknown keys").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promise {
+    /// Counts every change of leadership; never falls.
+    pub epoch: u64,
+    /// The timeline that the holder may write, and where its log ended when it was promised; never falls.
+    pub position: WalPosition,
+    /// Who holds it.
+    pub holder: MemberName,
+}
+
+/// A [`Promise`] as read, with the revision that the next one must name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromiseKey {
+    /// The content.
+    pub promise: Promise,
+    /// Revision of its last change.
+    pub modified: Revision,
+}

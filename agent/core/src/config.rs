@@ -1,0 +1,78 @@
+//! The configuration that decisions read: parsed, clamped and effective. If you hold one, it is valid.
+//!
+//! Files, environment and the `config` key are read and merged by the agent (contract `config.md`); what arrives here
+//! has one meaning and one unit. A field that no rule reads does not belong here.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::MemberName;
+
+/// What the rules know of the configuration of this member and its cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// This member's name.
+    pub name: MemberName,
+    /// TTL asked for the lease (config.md 4.1 `ttl`).
+    pub ttl: Duration,
+    /// The longest time between two looks at the world (config.md 4.1 `loop_wait`).
+    pub loop_wait: Duration,
+    /// Deadline of one logical operation on etcd (config.md 4.1 `retry_timeout`).
+    pub retry_timeout: Duration,
+    /// Time a forced stop of PostgreSQL may take: the loop demotes this long before the lease ends (DESIGN section 4).
+    pub stop_budget: Duration,
+    /// A standby farther behind than this, in bytes, is never promoted by a race (R13).
+    pub maximum_lag_on_failover: u64,
+    /// A standby on an older timeline than the cluster's is never promoted by a race (R14).
+    pub check_timeline: bool,
+    /// Time a crashed primary may take to come back before another member is preferred (C1, C7); zero prefers failover.
+    pub primary_start_timeout: Duration,
+    /// The cluster is in maintenance mode: nothing starts, stops or is promoted by the agent's own will (section 13).
+    pub pause: bool,
+    /// This file has a `bootstrap` section, so that this member may create the cluster (B1).
+    pub may_bootstrap: bool,
+    /// Tags of this member.
+    pub tags: Tags,
+}
+
+/// The tags that decisions read (config.md 3.9).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tags {
+    /// Never promoted; true also for a `failover_priority` of 0 or less.
+    pub nofailover: bool,
+    /// Among equal candidates the higher one goes first (R18).
+    pub failover_priority: i64,
+    /// Preferred as the source of clones (B2).
+    pub clonefrom: bool,
+    /// Never streams; replays from the archive only.
+    pub nostream: bool,
+    /// Cascades from this member while it exists (section 7).
+    pub replicatefrom: Option<MemberName>,
+}
+
+impl Default for Tags {
+    fn default() -> Self {
+        Tags { nofailover: false, failover_priority: 1, clonefrom: false, nostream: false, replicatefrom: None }
+    }
+}
+
+impl Config {
+    /// The contract's defaults (config.md 1.2 and 4) for a member called `name`.
+    #[must_use]
+    pub fn of(name: MemberName) -> Config {
+        Config {
+            name,
+            ttl: Duration::from_secs(30),
+            loop_wait: Duration::from_secs(10),
+            retry_timeout: Duration::from_secs(10),
+            stop_budget: Duration::from_secs(3),
+            maximum_lag_on_failover: 1_048_576,
+            check_timeline: false,
+            primary_start_timeout: Duration::from_secs(300),
+            pause: false,
+            may_bootstrap: true,
+            tags: Tags::default(),
+        }
+    }
+}

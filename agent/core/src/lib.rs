@@ -1,0 +1,10 @@
+//! Regent's judgement: the pure function from a snapshot of the world to a decision, and the types it speaks.
+//!
+//! No IO, no clock, no chance, no lock: time enters as `snapshot.now`, the past as `snapshot.memory`. Start reading at
+//! [`rules`]: the tables there are the whole behaviour, in order.
+
+pub mod cluster;
+pub mod config;
+pub mod peers;
+pub mod postgres;
+pub mod units;

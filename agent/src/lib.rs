@@ -1,0 +1,4 @@
+//! The shell around the judgement of `regent-core`: the loop, the executor, REST, configuration, `regentctl`.
+
+pub mod api;
+pub mod status;

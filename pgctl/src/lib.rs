@@ -1,0 +1,113 @@
+//! Regent's hands on PostgreSQL 13 to 18: the controller behind a narrow trait, and an in-memory twin.
+//!
+//! Nothing here judges. Each method does one thing and says how it ended; what comes next is decided from the next
+//! observation. A future that is dropped stops what it started (a clone, an initdb); a server that runs is never stopped
+//! by dropping something.
+
+#![expect(async_fn_in_trait, reason = "one generic agent, one thread per agent: no Send bounds wanted")]
+
+use std::time::Duration;
+
+use regent_core::postgres::{PgState, StopMode, Upstream};
+use regent_core::units::{MemberName, Timeline};
+
+pub mod fake;
+pub mod real;
+pub mod settings;
+
+pub use settings::Settings;
+
+/// The PostgreSQL of this node. A handle is cheap to clone; clones drive the same server.
+pub trait Postgres: Clone + 'static {
+    /// Looks at data directory, process and server. Takes no longer than `within`; what did not answer by then is reported
+    /// as such. Never fails, never changes anything.
+    async fn observe(&self, within: Duration) -> PgState;
+
+    /// Returns as soon as the postmaster that the last [`Postgres::observe`] saw has exited (pidfd); pending for ever when it
+    /// saw none.
+    async fn exited(&self);
+
+    /// Makes a new cluster: initdb, configuration, first start as a primary, roles (B4, B7). Leaves a running primary.
+    async fn bootstrap(&self) -> Result<(), PgError>;
+
+    /// Fills the empty data directory from a member by `pg_basebackup` (B13); does not start it.
+    /// On failure the half-made directory is removed again (it was empty before).
+    async fn clone_from(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError>;
+
+    /// Bytes copied so far by a running clone, and the estimated whole when known.
+    fn clone_progress(&self) -> Option<(u64, Option<u64>)>;
+
+    /// Starts as a primary: no signal file. Returns once the server accepts connections, or runs and does not accept them
+    /// yet after a second (crash recovery); an error when the process ended.
+    async fn start_primary(&self) -> Result<(), PgError>;
+
+    /// Starts as a standby of `upstream` (`standby.signal`, section 17). Returns as [`Postgres::start_primary`].
+    async fn start_standby(&self, upstream: &Upstream) -> Result<(), PgError>;
+
+    /// Points a running standby to `upstream`: configuration rewritten, reload (PostgreSQL 13 and later need no restart).
+    async fn follow(&self, upstream: &Upstream) -> Result<(), PgError>;
+
+    /// Stops the server and returns when the postmaster is gone. An immediate stop that does not end within `within`
+    /// becomes SIGKILL of the postmaster and its children; a fast stop then returns an error and goes on.
+    async fn stop(&self, mode: StopMode, within: Duration) -> Result<(), PgError>;
+
+    /// Promotes a standby so that it writes `timeline`, and returns when it is out of recovery.
+    ///
+    /// `timeline` is above the server's own. Numbers between the two are kept free of other histories by reserving them
+    /// first (a history file that names no history), as PostgreSQL takes the next number that has no history file.
+    async fn promote(&self, timeline: Timeline) -> Result<(), PgError>;
+
+    /// `CHECKPOINT`.
+    async fn checkpoint(&self) -> Result<(), PgError>;
+
+    /// Creates the physical slots that are missing on a running server (P4), and drops nothing.
+    async fn create_slots(&self, names: &[String]) -> Result<(), PgError>;
+
+    /// Removes what an interrupted clone or initdb *of ours* left ([`regent_core::postgres::DataDir::Unfinished`]), nothing else.
+    async fn remove_unfinished(&self) -> Result<(), PgError>;
+
+    /// Takes new settings. Files are rewritten and the server reloaded at once if it runs.
+    async fn configure(&self, settings: Settings) -> Result<(), PgError>;
+}
+
+/// Why something could not be done; says what is, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PgError {
+    /// A program of PostgreSQL ended with an error; with the end of what it printed.
+    #[error("{program} failed ({status}): {output}")]
+    Program {
+        /// `initdb`, `pg_basebackup`, `postgres`, ...
+        program: String,
+        /// How it ended.
+        status: String,
+        /// The last lines it printed.
+        output: String,
+    },
+    /// The server did not do it in time.
+    #[error("{what} did not end within {limit:?}")]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        limit: Duration,
+    },
+    /// The server answered with an error.
+    #[error("{what}: {cause}")]
+    Sql {
+        /// What was asked.
+        what: String,
+        /// Its answer.
+        cause: String,
+    },
+    /// A file could not be read or written.
+    #[error("{path}: {cause}")]
+    File {
+        /// Which file.
+        path: String,
+        /// Why.
+        cause: String,
+    },
+    /// Not possible in the present state, with the reason and the cure.
+    #[error("{0}")]
+    Refused(String),
+}
