@@ -53,11 +53,21 @@ pub enum Initialize {
     #[default]
     Absent,
     /// Empty: somebody is making it.
-    InProgress,
+    InProgress {
+        /// Revision of the key.
+        modified: Revision,
+        /// The maker's lease (DL11); `None` when a Patroni member makes it.
+        lease: Option<LeaseId>,
+    },
     /// Made: this is its identity.
     Known(SystemId),
     /// Neither; "not valid", which the lock holder repairs.
-    Garbage(String),
+    Garbage {
+        /// What stands there, shortened.
+        text: String,
+        /// Revision of the key.
+        modified: Revision,
+    },
 }
 
 impl Initialize {
@@ -66,7 +76,7 @@ impl Initialize {
     pub fn system_id(&self) -> Option<SystemId> {
         match self {
             Initialize::Known(id) => Some(*id),
-            Initialize::Absent | Initialize::InProgress | Initialize::Garbage(_) => None,
+            Initialize::Absent | Initialize::InProgress { .. } | Initialize::Garbage { .. } => None,
         }
     }
 }
@@ -129,9 +139,11 @@ pub struct MemberTags {
 /// State of the `config` key (dcs.md 3.4).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConfigKey {
-    /// No key, or an empty one: the holder writes it from its cached copy (CF2).
+    /// No key: the holder writes it from its cached copy (CF2).
     #[default]
     Missing,
+    /// An empty one: likewise.
+    Empty(Revision),
     /// Not a JSON object: the last valid one stays in force (CF1).
     Garbage,
     /// A JSON object.

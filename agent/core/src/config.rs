@@ -32,6 +32,8 @@ pub struct Config {
     pub pause: bool,
     /// This file has a `bootstrap` section, so that this member may create the cluster (B1).
     pub may_bootstrap: bool,
+    /// Members stream through replication slots (`postgresql.use_slots`).
+    pub use_slots: bool,
     /// Tags of this member.
     pub tags: Tags,
 }
@@ -72,6 +74,7 @@ impl Config {
             primary_start_timeout: Duration::from_secs(300),
             pause: false,
             may_bootstrap: true,
+            use_slots: true,
             tags: Tags::default(),
         }
     }

@@ -5,6 +5,12 @@
 
 pub mod cluster;
 pub mod config;
+pub mod fixture;
+pub mod inspector;
+pub mod memory;
 pub mod peers;
+pub mod plan;
 pub mod postgres;
+pub mod rules;
+pub mod snapshot;
 pub mod units;

@@ -247,8 +247,12 @@ pub enum Job {
     Follow,
     /// The checkpoint after a promotion (L7).
     Checkpoint,
+    /// Creation of replication slots.
+    CreateSlots,
     /// Removal of a directory that an interrupted clone or initdb of ours left behind.
     RemoveUnfinished,
+    /// Stop and renaming of the directory of a failed bootstrap (B5).
+    SetAside,
 }
 
 /// A job in progress.

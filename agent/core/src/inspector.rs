@@ -1,0 +1,166 @@
+//! The second opinion: what no plan may ever do, whatever rule made it.
+//!
+//! It knows no rule and reads every plan, in tests and before every act. It repeats nothing of the tables' reasoning on
+//! purpose: a short list of sentences about what is never right.
+
+use crate::plan::{KeyWrite, Lease, Move, Plan};
+use crate::postgres::{ClusterState, DataDir};
+use crate::snapshot::{Order, Seat, Snapshot};
+
+/// A plan that must not be carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{sentence} (plan: {plan})")]
+pub struct Objection {
+    /// What is never right.
+    pub sentence: &'static str,
+    /// The plan, for the log.
+    pub plan: String,
+}
+
+/// Reads a plan. An objection means a bug in a rule: the plan is not carried out, and the lease is left to run.
+///
+/// # Errors
+/// The first sentence that the plan violates.
+pub fn inspect(s: &Snapshot, plan: &Plan) -> Result<(), Objection> {
+    let broken = SENTENCES.iter().find(|(_, holds)| !holds(s, plan));
+    match broken {
+        None => Ok(()),
+        Some((sentence, _)) => Err(Objection { sentence, plan: format!("{plan:?}") }),
+    }
+}
+
+type Sentence = (&'static str, fn(&Snapshot, &Plan) -> bool);
+
+/// `a` implies `b`.
+fn implies(a: bool, b: bool) -> bool {
+    !a || b
+}
+
+fn holds_the_key(s: &Snapshot) -> bool {
+    s.seat() == Seat::Mine && s.key_to_adopt().is_none()
+}
+
+fn before_must_stop(s: &Snapshot) -> bool {
+    s.must_stop_at().is_some_and(|at| s.now < at)
+}
+
+const SENTENCES: &[Sentence] = &[
+    (
+        "a promotion happens only under the own lock, in time, from a standby, to a timeline promised to this member",
+        |s, p| {
+            let Move::Promote(timeline) = p.postgres else { return true };
+            let promise = s.view().and_then(|view| view.promise.as_ref()).map(|key| &key.promise);
+            let promised = promise.is_some_and(|p| p.holder == s.config.name && p.position.timeline == timeline);
+            let ahead = s.own_timeline().is_some_and(|own| timeline > own);
+            holds_the_key(s)
+                && before_must_stop(s)
+                && s.standby().is_some()
+                && promised
+                && ahead
+                && p.lease == Lease::Keep
+        },
+    ),
+    ("a start as a primary happens only under the own lock, in time, and not from a standby's directory", |s, p| {
+        let directory = matches!(&s.postgres.data_dir, DataDir::Present(present) if !present.standby_signal);
+        implies(p.postgres == Move::StartPrimary, holds_the_key(s) && before_must_stop(s) && directory)
+    }),
+    ("the key is taken only when it is free, with a lease, by a server whose position is known", |s, p| {
+        implies(
+            matches!(p.lease, Lease::Take { .. }),
+            s.seat() == Seat::Vacant && s.lease.id.is_some() && s.sql().is_some(),
+        )
+    }),
+    ("a promise never falls and never gives a timeline that another member was promised", |s, p| {
+        let (Lease::Take { promise, .. } | Lease::Promise { promise, .. }) = &p.lease else { return true };
+        let Some(last) = s.view().and_then(|view| view.promise.as_ref()).map(|key| &key.promise) else { return true };
+        let (new, old) = (promise.position.timeline, last.position.timeline);
+        promise.epoch > last.epoch && (new > old || new == old && last.holder == s.config.name && s.is_primary())
+    }),
+    ("a nofailover standby does not take the key", |s, p| {
+        let standby = s.standby().is_some() && s.config.tags.nofailover;
+        implies(standby, !matches!(p.lease, Lease::Take { .. }))
+    }),
+    (
+        "the key is given back only when the server is down, has written its shutdown checkpoint, or is no primary",
+        |s, p| {
+            let shut_down = s.postgres.control().is_some_and(|control| control.state == ClusterState::ShutDown);
+            let harmless = !s.postgres.is_up() || s.sql().is_none() && shut_down || s.standby().is_some();
+            implies(p.lease == Lease::Release, harmless && p.postgres == Move::Stay)
+        },
+    ),
+    ("a server that may write is stopped once its lease is about to end", |s, p| {
+        let late = s.may_write() && s.must_stop_at().is_some_and(|at| s.now >= at) && !s.config.pause;
+        let stopping = matches!(p.postgres, Move::Stop(_))
+            || matches!(s.job.as_ref().map(|j| &j.job), Some(crate::postgres::Job::Stop(_)));
+        implies(late, stopping && p.lease == Lease::LetRun)
+    }),
+    ("a server that may write does not go on beside another leader", |s, p| {
+        let beside = s.may_write() && s.seat() == Seat::Theirs && !s.config.pause && s.order == Order::Run;
+        let stopping = matches!(p.postgres, Move::Stop(_))
+            || matches!(s.job.as_ref().map(|j| &j.job), Some(crate::postgres::Job::Stop(_)));
+        implies(beside, stopping || p.exit.is_some())
+    }),
+    ("data is written into an empty directory only, with no server on it, and never by the lock holder", |s, p| {
+        let fills = matches!(p.postgres, Move::Clone { .. } | Move::Bootstrap);
+        implies(fills, s.postgres.data_dir == DataDir::Empty && !s.postgres.is_up() && s.seat() != Seat::Mine)
+    }),
+    ("nothing is removed but what an interrupted copy of ours left", |s, p| {
+        let ours = s.postgres.data_dir == DataDir::Unfinished
+            || matches!(s.job.as_ref().map(|j| &j.job), Some(crate::postgres::Job::Clone { .. }));
+        implies(p.postgres == Move::RemoveUnfinished, ours && !s.postgres.is_up())
+    }),
+    ("a directory is set aside only by the agent that is making the cluster", |s, p| {
+        implies(p.postgres == Move::SetAside, s.memory.bootstrapping)
+    }),
+    ("nothing moves in pause, unless it is under way", |s, p| {
+        implies(s.config.pause && s.job.is_none() && !s.memory.bootstrapping, p.postgres == Move::Stay)
+    }),
+    ("only the holder writes status and history, and only a primary that runs", |s, p| {
+        let records = p.keys.iter().any(|key| matches!(key, KeyWrite::Status(_) | KeyWrite::History(_)));
+        implies(records, holds_the_key(s))
+    }),
+    ("the cluster's identity is written only from local data", |s, p| {
+        p.keys.iter().all(|key| !matches!(key, KeyWrite::Identify { id, .. } if s.local_system_id() != Some(*id)))
+    }),
+    ("a running job is replaced only by a stop, or by the end of what it was doing", |s, p| {
+        let replaces = matches!(p.postgres, Move::Stop(_) | Move::Stay | Move::RemoveUnfinished | Move::SetAside);
+        implies(s.busy().is_some(), replaces)
+    }),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{primary, secs, standby};
+    use crate::postgres::StopMode;
+    use crate::units::Timeline;
+
+    fn objects(s: &Snapshot, plan: Plan) -> bool {
+        inspect(s, &plan).is_err()
+    }
+
+    #[test]
+    fn it_objects_to_what_is_never_right() {
+        let stay = |lease| Plan::of(lease, Move::Stay);
+        let go = |postgres| Plan::of(Lease::Keep, postgres);
+        let promote = |tl| go(Move::Promote(Timeline(tl)));
+        let holder = || standby().holding_the_key().promised("a", 2);
+        assert!(!objects(&holder().build(), promote(2)));
+        assert!(objects(&holder().build(), promote(3)), "another timeline than promised");
+        assert!(objects(&standby().promised("a", 2).build(), promote(2)), "not the holder");
+        assert!(objects(&holder().lease_ends_in(secs(1)).build(), promote(2)), "too late");
+        assert!(objects(&holder().key_on_lease(9).build(), promote(2)), "a key on an old lease");
+        assert!(objects(&primary().build(), stay(Lease::Release)), "release under a running primary");
+        assert!(!objects(&primary().down().build(), stay(Lease::Release)));
+        assert!(objects(&primary().lease_ends_in(secs(1)).build(), stay(Lease::Keep)), "no stop at the deadline");
+        assert!(
+            objects(&primary().lease_ends_in(secs(1)).build(), Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate))),
+            "renewing while demoting"
+        );
+        assert!(objects(&primary().led_by("b").build(), stay(Lease::Keep)), "two primaries");
+        assert!(objects(&standby().down().build(), go(Move::StartPrimary)));
+        assert!(objects(&standby().down().build(), go(Move::RemoveUnfinished)), "somebody's data");
+        assert!(objects(&standby().build(), go(Move::Clone { from: "b".into(), conn_url: String::new() })));
+        assert!(objects(&standby().paused().down().build(), go(Move::StartStandby(crate::postgres::Upstream::Nobody))));
+    }
+}

@@ -1,0 +1,186 @@
+//! All that an agent remembers between two turns; lost when it restarts, so nothing here may be needed for safety then.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::Member;
+use crate::plan::{Decision, Lease, Move};
+use crate::postgres::{DataDir, FinishedJob, Job, StopMode};
+use crate::snapshot::{Order, Seat, Snapshot};
+use crate::units::{Instant, LeaseId, Lsn, MemberName, Timeline};
+
+/// What an agent remembers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// What the server was when last seen; see [`Role`].
+    pub role: Role,
+    /// The lease on which the leader key is known to hang, if it is mine.
+    pub holds: Option<LeaseId>,
+    /// The last view that had a leader (DL2).
+    pub last_led: Option<LastLed>,
+    /// A start was tried and the server has not been seen accepting connections since (C9).
+    pub recovering: bool,
+    /// Since when the server has been starting.
+    pub starting_since: Option<Instant>,
+    /// This agent won the right to make the cluster and has not finished (B5-B7).
+    pub bootstrapping: bool,
+    /// The last job that ended.
+    pub last_job: Option<FinishedJob>,
+    /// The timeline whose post-promotion checkpoint is done (L7); also true of a timeline that was found running.
+    pub checkpointed: Option<Timeline>,
+    /// Own position when the server last answered.
+    pub last_position: Option<Lsn>,
+    /// The server has answered, or run, at least once since this agent started (B10, "first contact").
+    pub met: bool,
+}
+
+/// The remembered role (ha-rules section 2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Nothing known, or no data directory.
+    #[default]
+    Uninitialized,
+    /// It ran as a primary.
+    Primary,
+    /// Promotion was signalled and is not finished.
+    Promoted,
+    /// It ran as a standby.
+    Replica,
+    /// A former primary that was stopped, or found stopped.
+    Demoted,
+}
+
+/// A view that had a leader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastLed {
+    /// Who led.
+    pub leader: MemberName,
+    /// Who was there.
+    pub members: BTreeMap<MemberName, Member>,
+}
+
+/// How the lease half of a plan ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LeaseOutcome {
+    /// Nothing was written.
+    NotTried,
+    /// Applied, with this lease.
+    Done(LeaseId),
+    /// A compare did not hold.
+    Refused,
+    /// No definite answer: it may have been applied. The next read tells.
+    Unknown,
+}
+
+impl Memory {
+    /// What is remembered after `decision` was taken on `seen` and its lease half ended as `lease`.
+    ///
+    /// A job's end arrives separately, by [`Memory::job_ended`], before the snapshot that follows it.
+    #[must_use]
+    pub fn after(&self, seen: &Snapshot, decision: &Decision, lease: LeaseOutcome) -> Memory {
+        let mut next = self.clone();
+        next.observe(seen);
+        next.decided(seen, decision, lease);
+        next
+    }
+
+    fn observe(&mut self, seen: &Snapshot) {
+        if let Some(view) = seen.view() {
+            self.holds = match seen.seat() {
+                Seat::Mine => view.leader.as_ref().and_then(|key| key.lease).filter(|id| Some(*id) == seen.lease.id),
+                Seat::Theirs | Seat::Vacant => None,
+                Seat::Unknown => self.holds,
+            };
+            if let Some(key) = &view.leader {
+                self.last_led = Some(LastLed { leader: key.name.clone(), members: view.members.clone() });
+            }
+        }
+        if let Some(sql) = seen.sql() {
+            self.recovering = false;
+            self.starting_since = None;
+            self.met = true;
+            self.last_position = Some(sql.position());
+            self.role = match (sql.in_recovery, self.role) {
+                (false, _) => Role::Primary,
+                (true, Role::Promoted) => Role::Promoted,
+                (true, Role::Uninitialized | Role::Primary | Role::Replica | Role::Demoted) => Role::Replica,
+            };
+        } else if seen.is_starting() {
+            self.met = true;
+            self.starting_since = self.starting_since.or(Some(seen.now));
+        } else if !seen.postgres.is_up() {
+            self.starting_since = None;
+            self.role = match &seen.postgres.data_dir {
+                DataDir::Empty | DataDir::Unfinished => Role::Uninitialized,
+                DataDir::Present(present) if self.role == Role::Uninitialized => {
+                    // "At start: from signal files in PGDATA; a stopped node with no signal file counts as demoted."
+                    if present.standby_signal { Role::Replica } else { Role::Demoted }
+                }
+                DataDir::Present(_) | DataDir::Unreadable(_) | DataDir::Unusable(_) => self.role,
+            };
+        }
+    }
+
+    fn decided(&mut self, seen: &Snapshot, decision: &Decision, lease: LeaseOutcome) {
+        match (&decision.plan.lease, lease) {
+            (Lease::Take { .. } | Lease::Adopt { .. }, LeaseOutcome::Done(id)) => self.holds = Some(id),
+            (Lease::Release, LeaseOutcome::Done(_) | LeaseOutcome::Unknown) => self.holds = None,
+            (Lease::StartBootstrap, LeaseOutcome::Done(_)) => self.bootstrapping = true,
+            (Lease::AbandonBootstrap, _) => self.bootstrapping = false,
+            (
+                Lease::Keep
+                | Lease::LetRun
+                | Lease::Take { .. }
+                | Lease::Promise { .. }
+                | Lease::Adopt { .. }
+                | Lease::Release
+                | Lease::StartBootstrap,
+                _,
+            ) => {}
+        }
+        if self.bootstrapping && seen.view().is_some_and(|view| view.initialize.system_id().is_some()) {
+            self.bootstrapping = false;
+        }
+        match &decision.plan.postgres {
+            Move::StartPrimary => {
+                self.recovering = true;
+                self.role = Role::Primary;
+            }
+            Move::StartStandby(_) => {
+                self.recovering = true;
+                self.role = Role::Replica;
+            }
+            Move::Promote(_) => {
+                self.role = Role::Promoted;
+                self.checkpointed = None;
+            }
+            Move::Stop(mode) if seen.may_write() => {
+                // An ordered stop of a primary keeps its role until it is down; every other one is a demotion.
+                let ordered = seen.order == Order::Stop && *mode == StopMode::Fast;
+                self.role = if ordered { self.role } else { Role::Demoted };
+                self.checkpointed = None;
+            }
+            Move::Stay
+            | Move::Bootstrap
+            | Move::Clone { .. }
+            | Move::Stop(_)
+            | Move::Follow(_)
+            | Move::Checkpoint
+            | Move::CreateSlots(_)
+            | Move::RemoveUnfinished
+            | Move::SetAside => {}
+        }
+    }
+
+    /// A job ended.
+    pub fn job_ended(&mut self, ended: FinishedJob, timeline: Option<Timeline>) {
+        if ended.job == Job::Checkpoint && ended.error.is_none() {
+            self.checkpointed = timeline;
+        }
+        if ended.job == Job::Promote && ended.error.is_some() && self.role == Role::Promoted {
+            self.role = Role::Replica;
+        }
+        self.last_job = Some(ended);
+    }
+}

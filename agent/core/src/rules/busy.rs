@@ -1,0 +1,112 @@
+//! A long action runs: wait for it, unless going on would be worse than stopping it.
+
+use crate::plan::{Lease, Move, Plan, Verdict};
+use crate::postgres::{Job, StopMode};
+use crate::snapshot::{Seat, Snapshot};
+
+fn job(s: &Snapshot) -> Option<&Job> {
+    s.busy().map(|running| &running.job)
+}
+
+/// Whatever the job was to achieve: a server that writes while another member leads is stopped.
+pub(super) fn stop_writer_beside_leader(s: &Snapshot) -> Option<Verdict> {
+    let stopping = matches!(job(s), Some(Job::Stop(_)));
+    (s.seat() == Seat::Theirs && s.may_write() && !stopping && !s.config.pause).then(|| {
+        Verdict::new(
+            Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
+            "another member took the leader key while we were busy",
+        )
+    })
+}
+
+/// Promotion goes on only under the lock. Without an answer from etcd the lease decides, in the guards.
+pub(super) fn cancel_promotion_without_lock(s: &Snapshot) -> Option<Verdict> {
+    (job(s) == Some(&Job::Promote) && s.seat() == Seat::Vacant).then(|| {
+        Verdict::new(
+            Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
+            "the leader key was lost during the promotion",
+        )
+    })
+}
+
+/// A primary that starts without the lock must not come up.
+pub(super) fn cancel_start_without_lock(s: &Snapshot) -> Option<Verdict> {
+    let starting = job(s) == Some(&Job::Start { as_primary: true });
+    let lost = s.seat() == Seat::Vacant || s.seat() == Seat::Unknown && s.lock_ends().is_none();
+    (starting && lost).then(|| {
+        Verdict::new(
+            Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
+            "the leader key was lost while PostgreSQL was starting as a primary",
+        )
+    })
+}
+
+/// The source of a clone is gone: its copy can't end. The next turn finds another source, or waits.
+pub(super) fn cancel_clone_without_source(s: &Snapshot) -> Option<Verdict> {
+    let Some(Job::Clone { from }) = job(s) else { return None };
+    let view = s.view()?;
+    // Without a leader the copy goes on: its source may still be well.
+    (view.leader.is_some() && !view.members.contains_key(from) && !s.postgres.is_up()).then(|| {
+        Verdict::new(Plan::of(Lease::Keep, Move::RemoveUnfinished), format!("{from}, the source of the clone, is gone"))
+    })
+}
+
+/// One action at a time.
+pub(super) fn wait_for_job(s: &Snapshot) -> Verdict {
+    // A forced stop under way is a demotion: renewing the lease now would only keep the others waiting.
+    let forced = job(s) == Some(&Job::Stop(StopMode::Immediate)) && s.seat() != Seat::Theirs && s.lock_ends().is_some();
+    let lease = if forced { Lease::LetRun } else { Lease::Keep };
+    let what = job(s).map(|job| format!("{job:?}")).unwrap_or_default();
+    Verdict::new(Plan::of(lease, Move::Stay), format!("{what} is under way"))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::fixture::{cut_off, primary, secs, standby};
+    use crate::plan::{Lease, Move};
+    use crate::postgres::{Job, StopMode};
+    use crate::rules::decide;
+
+    #[test]
+    fn cancel_promotion_without_lock() {
+        for (s, cancels) in [
+            (standby().holding_the_key().job(Job::Promote).build(), false),
+            (standby().job(Job::Promote).build(), true),
+            (standby().vacant().job(Job::Promote).build(), true),
+            (standby().holding_the_key().job(Job::Promote).with(cut_off), false),
+        ] {
+            assert_eq!(decide(&s).plan.postgres == Move::Stop(StopMode::Immediate), cancels, "{:?}", s.seat());
+        }
+    }
+
+    #[test]
+    fn cancel_start_without_lock() {
+        let start = Job::Start { as_primary: true };
+        let mine = primary().down().job(start.clone()).build();
+        assert_eq!(decide(&mine).rule, "wait_for_job");
+        let theirs = standby().down().job(start.clone()).build();
+        assert_eq!(
+            (decide(&theirs).rule, decide(&theirs).plan.postgres),
+            ("stop_writer_beside_leader", Move::Stop(StopMode::Immediate))
+        );
+        let vacant = primary().down().vacant().job(start).build();
+        assert_eq!(decide(&vacant).rule, "cancel_start_without_lock");
+        let standby_start = standby().down().job(Job::Start { as_primary: false }).build();
+        assert_eq!(decide(&standby_start).rule, "wait_for_job");
+    }
+
+    #[test]
+    fn cancel_clone_without_source() {
+        let from = |name: &str| Job::Clone { from: name.into() };
+        assert_eq!(decide(&standby().empty().job(from("a")).build()).rule, "wait_for_job");
+        assert_eq!(decide(&standby().empty().job(from("gone")).build()).rule, "cancel_clone_without_source");
+    }
+
+    #[test]
+    fn wait_for_job_claims_nothing_while_a_forced_stop_runs() {
+        let forced = primary().lease_ends_in(secs(20)).job(Job::Stop(StopMode::Immediate)).build();
+        assert_eq!(decide(&forced).plan.lease, Lease::LetRun);
+        let ordered = primary().lease_ends_in(secs(20)).job(Job::Stop(StopMode::Fast)).build();
+        assert_eq!(decide(&ordered).plan.lease, Lease::Keep, "a clean stop keeps the key until it is down (D9)");
+    }
+}

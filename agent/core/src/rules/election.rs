@@ -1,0 +1,397 @@
+//! Nobody holds the leader key: who may run, and who waits for whom.
+
+use std::time::Duration;
+
+use crate::cluster::{ClusterView, ConfigKey, PromiseKey};
+use crate::cluster::{Initialize, Promise};
+use crate::peers::PeerAnswer;
+use crate::plan::{Exit, KeyWrite, Lease, Move, Plan, Verdict};
+use crate::postgres::{DataDir, Job, SqlFacts, StopMode, Upstream};
+use crate::snapshot::{Seat, Snapshot};
+use crate::units::{Revision, Timeline, WalPosition};
+
+pub(super) use super::follower::{
+    clear_unfinished_copy, report_unusable_data, stop_server_without_data, wait_after_failed_start,
+};
+
+/// How often a candidate that has to wait looks again, at the latest.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+fn bootstrap_job_failed(s: &Snapshot) -> Option<&String> {
+    let last = s.memory.last_job.as_ref().filter(|last| last.job == Job::Bootstrap)?;
+    last.error.as_ref()
+}
+
+/// initdb or the first start failed: let another node try, and keep the evidence.
+pub(super) fn abandon_failed_bootstrap(s: &Snapshot) -> Option<Verdict> {
+    let cause = bootstrap_job_failed(s).filter(|_| s.memory.bootstrapping)?;
+    let plan = Plan::of(Lease::AbandonBootstrap, Move::SetAside).and_exit(Exit::Failed);
+    Some(Verdict::new(plan, format!("the bootstrap failed: {cause}")))
+}
+
+/// The race to make the cluster is won.
+pub(super) fn make_the_cluster(s: &Snapshot) -> Option<Verdict> {
+    (s.memory.bootstrapping && s.postgres.data_dir == DataDir::Empty)
+        .then(|| Verdict::new(Plan::of(Lease::Keep, Move::Bootstrap), "making a new cluster"))
+}
+
+/// It runs: now, and not before, the cluster gets its identity and its configuration.
+pub(super) fn identify_new_cluster(s: &Snapshot) -> Option<Verdict> {
+    let view = s.view().filter(|_| s.memory.bootstrapping && s.is_primary())?;
+    let Initialize::InProgress { modified, .. } = view.initialize else { return None };
+    let id = s.local_system_id()?;
+    let seen = Some(modified);
+    let mut keys = vec![KeyWrite::Identify { id, seen }];
+    if view.config == ConfigKey::Missing {
+        keys.push(KeyWrite::Config { seen: None });
+    }
+    let why = format!("the new cluster runs; its identity is {id}");
+    Some(Verdict::new(Plan::stay().and_write(keys), why).again_in(Duration::ZERO))
+}
+
+/// A bootstrap that is still in recovery finishes by itself (point-in-time recovery of a custom method).
+pub(super) fn wait_to_promote_bootstrap(s: &Snapshot) -> Option<Verdict> {
+    s.memory.bootstrapping.then(|| Verdict::new(Plan::stay(), "the new cluster is not ready yet").again_in(PATIENCE))
+}
+
+/// Empty, and there is no cluster: race for the right to make it.
+pub(super) fn race_to_bootstrap(s: &Snapshot) -> Option<Verdict> {
+    let view = s.view()?;
+    let free = s.postgres.data_dir == DataDir::Empty && view.initialize == Initialize::Absent && view.leader.is_none();
+    let allowed = s.config.may_bootstrap && !s.config.tags.nofailover && s.lease.id.is_some();
+    (free && allowed).then(|| {
+        Verdict::new(Plan::of(Lease::StartBootstrap, Move::Stay), "no cluster of this name: trying to make it")
+            .again_in(Duration::ZERO)
+    })
+}
+
+/// Empty, and nothing to copy from.
+pub(super) fn wait_empty(s: &Snapshot) -> Option<Verdict> {
+    if s.postgres.data_dir != DataDir::Empty {
+        return None;
+    }
+    let why = match s.view().map(|view| &view.initialize) {
+        Some(Initialize::InProgress { .. }) => "waiting for another member to make the cluster",
+        Some(Initialize::Known(_) | Initialize::Garbage { .. }) => "waiting for a leader to clone from",
+        Some(Initialize::Absent) | None => "waiting for leader to bootstrap",
+    };
+    Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE))
+}
+
+/// Down, and nobody leads: come up read-only, so that our position is known.
+pub(super) fn start_without_upstream(s: &Snapshot) -> Option<Verdict> {
+    (!s.postgres.is_up()).then(|| {
+        Verdict::new(
+            Plan::of(Lease::Keep, Move::StartStandby(Upstream::Nobody)),
+            "nobody leads and PostgreSQL is down: starting as a standby",
+        )
+    })
+}
+
+/// A position that is not known is no candidate.
+pub(super) fn wait_while_starting(s: &Snapshot) -> Option<Verdict> {
+    s.sql().is_none().then(|| {
+        Verdict::new(Plan::stay(), "PostgreSQL does not answer queries (yet)").again_in(Duration::from_millis(200))
+    })
+}
+
+/// The highest timeline that anybody is known to have, or to have been promised.
+fn highest_timeline(s: &Snapshot, own: Timeline) -> Timeline {
+    let view = s.view();
+    let members = view.into_iter().flat_map(|view| view.members.values()).filter_map(|member| member.timeline);
+    let last_members =
+        s.memory.last_led.iter().flat_map(|led| led.members.values()).filter_map(|member| member.timeline);
+    let answers = s.peers.iter().flat_map(|peers| peers.answers()).filter_map(|(_, answer)| answer.timeline);
+    let recorded = view.and_then(ClusterView::timeline);
+    let promised = view.and_then(|view| view.promise.as_ref()).map(|key| key.promise.position.timeline);
+    members.chain(last_members).chain(answers).chain(recorded).chain(promised).fold(own, Timeline::max)
+}
+
+fn epoch_and_revision(s: &Snapshot) -> (u64, Option<Revision>) {
+    let last: Option<&PromiseKey> = s.view().and_then(|view| view.promise.as_ref());
+    (last.map_or(0, |key| key.promise.epoch), last.map(|key| key.modified))
+}
+
+/// The promise that goes with a promotion of this standby: a timeline that nobody has or was promised (S2).
+pub(super) fn next_promise(s: &Snapshot, standby: &SqlFacts) -> Option<(Promise, Option<Revision>)> {
+    let (epoch, seen) = epoch_and_revision(s);
+    let timeline = highest_timeline(s, standby.timeline?).next();
+    let position = WalPosition { timeline, lsn: standby.position() };
+    Some((Promise { epoch: epoch.saturating_add(1), position, holder: s.config.name.clone() }, seen))
+}
+
+/// Was a later timeline, or this one, given to somebody else?
+fn superseded(s: &Snapshot, own: Timeline) -> Option<String> {
+    let view = s.view()?;
+    if let Some(cluster) = view.timeline().filter(|cluster| *cluster > own) {
+        return Some(format!("our timeline is {own}, the cluster's {cluster}"));
+    }
+    let promise = &view.promise.as_ref()?.promise;
+    let theirs =
+        promise.position.timeline > own || (promise.position.timeline == own && promise.holder != s.config.name);
+    theirs.then(|| format!("timeline {} was promised to {}", promise.position.timeline, promise.holder))
+}
+
+/// A primary whose timeline has been superseded must not come back as one.
+pub(super) fn demote_stale_primary(s: &Snapshot) -> Option<Verdict> {
+    let own = s.own_timeline().filter(|_| s.is_primary())?;
+    // A lease that vanished under us is granted anew within milliseconds; more than one turn without one is too long.
+    let no_lease = s.lease.id.is_none() && s.memory.holds.is_none();
+    let why = superseded(s, own).or_else(|| no_lease.then(|| "a primary without a lease".to_owned()))?;
+    Some(Verdict::new(Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)), why))
+}
+
+/// Take the key as the primary that runs already, on a timeline that nobody else was promised.
+pub(super) fn take_as_primary(s: &Snapshot, why: &str) -> Option<Verdict> {
+    let sql = s.sql().filter(|sql| !sql.in_recovery)?;
+    let timeline = sql.timeline.filter(|own| superseded(s, *own).is_none())?;
+    let (epoch, seen) = epoch_and_revision(s);
+    let position = WalPosition { timeline, lsn: sql.flush_lsn };
+    let promise = Promise { epoch: epoch.saturating_add(1), position, holder: s.config.name.clone() };
+    Some(Verdict::new(Plan::of(Lease::Take { promise, seen }, Move::Stay), why).again_in(Duration::ZERO))
+}
+
+/// A running primary that lost nothing but the key takes it back; tags, lag and peers are not asked.
+pub(super) fn keep_leading(s: &Snapshot) -> Option<Verdict> {
+    if !s.is_primary() {
+        return None;
+    }
+    if s.lease.id.is_none() {
+        return Some(Verdict::new(Plan::stay(), "a primary without a lease").again_in(Duration::from_millis(100)));
+    }
+    take_as_primary(s, "we run as the primary and the key is free: taking it back")
+}
+
+/// The operator ruled this member out.
+pub(super) fn wait_nofailover(s: &Snapshot) -> Option<Verdict> {
+    s.config.tags.nofailover.then(|| Verdict::new(Plan::stay(), "tagged nofailover: not a candidate"))
+}
+
+/// A key hangs on a lease.
+pub(super) fn wait_for_lease(s: &Snapshot) -> Option<Verdict> {
+    s.lease.id.is_none().then(|| Verdict::new(Plan::stay(), "no lease yet").again_in(Duration::from_millis(100)))
+}
+
+/// Too far behind what is known to have been written, or on a branch that the cluster left.
+pub(super) fn wait_behind(s: &Snapshot) -> Option<Verdict> {
+    let mine = s.standby()?.position();
+    let promised = s.view().and_then(|view| view.promise.as_ref()).map(|key| key.promise.position.lsn);
+    let known = promised.unwrap_or_default().max(s.cluster_position());
+    let lag = known.bytes_ahead_of(mine);
+    let limit = s.config.maximum_lag_on_failover;
+    if lag > limit {
+        let why = format!("lag is {lag} bytes ({mine}, known {known}), maximum_lag_on_failover is {limit}");
+        return Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE));
+    }
+    let cluster = s.view()?.timeline()?;
+    let own = s.standby()?.timeline?;
+    // "Ahead" of the recorded timeline is only a history that was not written yet.
+    let why = (own < cluster).then(|| super::follower::divergence(s, cluster)).flatten()?;
+    Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE))
+}
+
+/// `check_timeline`: only members on the cluster's timeline.
+pub(super) fn wait_on_old_timeline(s: &Snapshot) -> Option<Verdict> {
+    let cluster = s.view()?.timeline().filter(|_| s.config.check_timeline)?;
+    let own = s.own_timeline();
+    (own.is_none_or(|own| own < cluster)).then(|| {
+        let own = own.map_or("unknown".to_owned(), |own| own.to_string());
+        Verdict::new(Plan::stay(), format!("check_timeline: our timeline is {own}, the cluster's {cluster}"))
+            .again_in(PATIENCE)
+    })
+}
+
+/// Nobody decides alone, unless alone.
+pub(super) fn ask_the_others(s: &Snapshot) -> Option<Verdict> {
+    let whom = s.peers_to_ask();
+    (!whom.is_empty() && s.fresh_peers().is_none()).then(|| {
+        let names: Vec<_> = whom.keys().map(ToString::to_string).collect();
+        Verdict::new(Plan::ask(whom), format!("nobody leads: asking {}", names.join(", "))).again_in(Duration::ZERO)
+    })
+}
+
+/// A peer whose answer counts: it could lead itself.
+pub(super) fn could_lead(answer: &PeerAnswer) -> bool {
+    !answer.nofailover && !answer.watchdog_failed
+}
+
+fn rivals(s: &Snapshot) -> impl Iterator<Item = (&crate::units::MemberName, &PeerAnswer)> {
+    s.fresh_peers().into_iter().flat_map(|peers| peers.answers()).filter(|(_, answer)| could_lead(answer))
+}
+
+/// A primary is still alive: it lost the key and will be fenced, or takes it back.
+pub(super) fn wait_for_living_primary(s: &Snapshot) -> Option<Verdict> {
+    let (name, _) = rivals(s).find(|(_, answer)| answer.is_primary)?;
+    Some(Verdict::new(Plan::stay(), format!("{name} still runs as a primary")).again_in(PATIENCE))
+}
+
+/// Is the peer's log ahead of mine? On a later timeline it is whatever the bytes say: who is on an earlier one has either
+/// less of the cluster's log, or a branch of its own.
+fn ahead(answer: &PeerAnswer, mine: &SqlFacts) -> bool {
+    match answer.timeline.zip(mine.timeline) {
+        Some((theirs, own)) if theirs != own => theirs > own,
+        Some(_) | None => answer.position > mine.position(),
+    }
+}
+
+/// Another candidate has more of the log: leave it to that one.
+pub(super) fn wait_for_member_ahead(s: &Snapshot) -> Option<Verdict> {
+    let mine = s.standby()?;
+    let (name, answer) = rivals(s).find(|(_, answer)| ahead(answer, mine))?;
+    let why = format!("{name} is ahead: {} against our {}", answer.position, mine.position());
+    Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE))
+}
+
+/// Equal, but the operator prefers another one. Not if that is the former leader: it was just lost.
+pub(super) fn wait_for_priority(s: &Snapshot) -> Option<Verdict> {
+    let mine = s.standby()?;
+    let former = s.memory.last_led.as_ref().map(|led| &led.leader);
+    let (name, answer) = rivals(s).find(|(name, answer)| {
+        let equal = answer.timeline == mine.timeline && answer.position == mine.position() && answer.position.0 > 0;
+        equal && answer.failover_priority > s.config.tags.failover_priority && Some(*name) != former
+    })?;
+    let why = format!("{name} is as far and has failover_priority {}", answer.failover_priority);
+    Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE))
+}
+
+/// Nothing against it: try the transaction. The first compare wins.
+pub(super) fn run_for_leader(s: &Snapshot) -> Verdict {
+    debug_assert_eq!(s.seat(), Seat::Vacant);
+    match s.standby().and_then(|standby| next_promise(s, standby)) {
+        Some((promise, seen)) => {
+            let why = format!("nobody leads and nobody is ahead of {}: running for leader", promise.position.lsn);
+            Verdict::new(Plan::of(Lease::Take { promise, seen }, Move::Stay), why).again_in(Duration::ZERO)
+        }
+        None => Verdict::new(Plan::stay(), "our own timeline is not known yet").again_in(PATIENCE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::fixture::{primary, secs, standby};
+    use crate::plan::{Lease, Move};
+    use crate::postgres::{FinishedJob, Job, StopMode, Upstream};
+    use crate::rules::decide;
+    use crate::units::{Lsn, Timeline};
+
+    #[test]
+    fn only_an_empty_member_with_a_bootstrap_section_races_to_make_a_cluster() {
+        let new = || standby().vacant().uninitialized().empty().alone();
+        assert_eq!(decide(&new().build()).plan.lease, Lease::StartBootstrap);
+        assert_eq!(decide(&new().nofailover().build()).rule, "wait_empty");
+        assert_eq!(decide(&new().with(|s| s.config.may_bootstrap = false)).rule, "wait_empty");
+        assert_eq!(decide(&standby().vacant().empty().build()).rule, "wait_empty", "the cluster exists");
+        assert_eq!(decide(&new().being_made_by_another().build()).rule, "wait_empty");
+    }
+
+    #[test]
+    fn a_won_bootstrap_goes_on_to_an_identified_cluster_and_then_to_the_key() {
+        let won = standby().vacant().empty().bootstrapping();
+        assert_eq!(decide(&won.build()).plan.postgres, Move::Bootstrap);
+        let running = primary().vacant().bootstrapping().build();
+        assert_eq!((decide(&running).rule, decide(&running).plan.keys.len()), ("identify_new_cluster", 1));
+        let identified = primary().vacant().build();
+        assert!(matches!(decide(&identified).plan.lease, Lease::Take { .. }));
+        let failed = standby().vacant().empty().bootstrapping().with(|s| {
+            s.memory.last_job = Some(FinishedJob { job: Job::Bootstrap, at: s.now, error: Some("no space".into()) });
+        });
+        assert_eq!(decide(&failed).plan.lease, Lease::AbandonBootstrap);
+        assert_eq!(decide(&failed).plan.postgres, Move::SetAside);
+    }
+
+    #[test]
+    fn a_running_primary_takes_the_key_back_unless_its_timeline_was_superseded() {
+        assert_eq!(decide(&primary().vacant().build()).rule, "keep_leading");
+        assert_eq!(decide(&primary().vacant().nofailover().build()).rule, "keep_leading", "R5: tags are not asked");
+        for superseded in [
+            primary().vacant().cluster_on_timeline(2, &[(1, 1_000)]).build(),
+            primary().vacant().promised("b", 2).build(),
+            primary().vacant().promised("b", 1).build(),
+        ] {
+            let d = decide(&superseded);
+            assert_eq!((d.rule, d.plan.postgres), ("demote_stale_primary", Move::Stop(StopMode::Immediate)));
+        }
+        assert_eq!(decide(&primary().vacant().promised("a", 1).build()).rule, "keep_leading");
+    }
+
+    #[test]
+    fn a_primary_without_a_lease_waits_one_turn_and_no_more() {
+        let first = primary().vacant().lease_lost().with(|s| s.memory.holds = Some(crate::units::LeaseId(1)));
+        assert_eq!((decide(&first).rule, decide(&first).plan.postgres), ("keep_leading", Move::Stay));
+        let second = primary().vacant().lease_lost().with(|s| s.memory.holds = None);
+        assert_eq!(decide(&second).rule, "demote_stale_primary");
+    }
+
+    #[test]
+    fn who_waits() {
+        assert_eq!(decide(&standby().vacant().nofailover().build()).rule, "wait_nofailover");
+        assert_eq!(decide(&standby().vacant().lease_lost().build()).rule, "wait_for_lease");
+        assert_eq!(decide(&standby().vacant().starting(secs(1)).build()).rule, "wait_while_starting");
+        let down = standby().vacant().down().build();
+        assert_eq!(decide(&down).plan.postgres, Move::StartStandby(Upstream::Nobody));
+    }
+
+    #[test]
+    fn wait_behind() {
+        let lagging = |lag: u64| standby().vacant().at(Lsn(1_000)).leader_wrote(Lsn(1_000 + lag)).alone();
+        assert_eq!(decide(&lagging(1_048_576).build()).rule, "run_for_leader");
+        assert_eq!(decide(&lagging(1_048_577).build()).rule, "wait_behind");
+    }
+
+    #[test]
+    fn a_branch_that_the_cluster_left_is_no_candidate() {
+        let branch = |lsn| standby().vacant().alone().cluster_on_timeline(2, &[(1, 1_000)]).on_timeline(1).at(Lsn(lsn));
+        assert_eq!(decide(&branch(1_001).build()).rule, "wait_behind");
+        assert_eq!(decide(&branch(1_000).build()).rule, "run_for_leader");
+        assert_eq!(decide(&branch(1_000).check_timeline().build()).rule, "wait_on_old_timeline");
+    }
+
+    #[test]
+    fn the_race() {
+        let race = || standby().vacant().at(Lsn(1_000));
+        assert!(!decide(&race().build()).plan.ask.is_empty(), "asks first");
+        assert_eq!(decide(&race().answers("b", 1_000).answers("c", 999).build()).rule, "run_for_leader");
+        assert_eq!(decide(&race().answers("b", 1_001).build()).rule, "wait_for_member_ahead");
+        assert_eq!(decide(&race().unreachable("b").unreachable("c").build()).rule, "run_for_leader");
+        let nofailover = race().answer("b", |a| {
+            a.position = Lsn(2_000);
+            a.nofailover = true;
+        });
+        assert_eq!(decide(&nofailover.build()).rule, "run_for_leader", "an answer that cannot lead is no veto");
+        let alive = race().answer("b", |a| a.is_primary = true);
+        assert_eq!(decide(&alive.build()).rule, "wait_for_living_primary");
+        let preferred = race().answer("c", |a| {
+            a.position = Lsn(1_000);
+            a.failover_priority = 2;
+        });
+        assert_eq!(decide(&preferred.build()).rule, "wait_for_priority");
+        let former = race().answer("b", |a| {
+            a.position = Lsn(1_000);
+            a.failover_priority = 2;
+        });
+        assert_eq!(decide(&former.build()).rule, "run_for_leader", "b led last: no preference for what was just lost");
+    }
+
+    #[test]
+    fn a_peer_on_a_later_timeline_is_ahead_whatever_its_bytes_and_on_an_earlier_one_is_not() {
+        let race = || standby().vacant().on_timeline(2).at(Lsn(1_000));
+        let later = race().answer("c", |a| {
+            a.timeline = Some(Timeline(3));
+            a.position = Lsn(900);
+        });
+        assert_eq!(decide(&later.build()).rule, "wait_for_member_ahead");
+        let earlier = race().answer("c", |a| {
+            a.timeline = Some(Timeline(1));
+            a.position = Lsn(1_100);
+        });
+        assert_eq!(decide(&earlier.build()).rule, "run_for_leader");
+    }
+
+    #[test]
+    fn the_promise_names_a_timeline_that_nobody_has() {
+        let s = standby().vacant().promised("c", 4).answer("c", |a| a.timeline = Some(Timeline(1))).build();
+        let Lease::Take { promise, seen } = decide(&s).plan.lease else { panic!("{:?}", decide(&s)) };
+        assert_eq!((promise.position.timeline, promise.epoch), (Timeline(5), 2));
+        assert!(seen.is_some(), "the transaction compares the promise that it follows");
+    }
+}

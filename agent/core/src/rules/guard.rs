@@ -1,0 +1,273 @@
+//! Before all else: the fence, the order to stop, and whether this data belongs here at all.
+
+use std::time::Duration;
+
+use crate::cluster::{Initialize, Status};
+use crate::plan::{Exit, KeyWrite, Lease, Move, Plan, Verdict};
+use crate::postgres::{ClusterState, Job, StopMode};
+use crate::snapshot::{Order, Seat, Snapshot};
+use crate::units::Lsn;
+
+/// The stop job in flight, if one is.
+fn stopping(s: &Snapshot) -> Option<StopMode> {
+    match s.job.as_ref()?.job {
+        Job::Stop(mode) => Some(mode),
+        Job::Bootstrap
+        | Job::Clone { .. }
+        | Job::Start { .. }
+        | Job::Promote
+        | Job::Follow
+        | Job::Checkpoint
+        | Job::CreateSlots
+        | Job::RemoveUnfinished
+        | Job::SetAside => None,
+    }
+}
+
+/// Stop accepting writes while the lease is still ours.
+///
+/// etcd gives the lease to another member at `lock_ends`, whether or not we can hear it. We must be down before, so we
+/// start `stop_budget` early: the time an immediate stop may take, plus clock drift. The lease is left to run out: a renewal
+/// that succeeds now would only keep the others waiting for a server that is going down.
+pub(super) fn stop_before_lease_ends(s: &Snapshot) -> Option<Verdict> {
+    let must_stop_at = s.must_stop_at().filter(|_| s.may_write() && !s.config.pause)?;
+    if s.now < must_stop_at || stopping(s) == Some(StopMode::Immediate) {
+        return None;
+    }
+    let left = s.now.until(s.lock_ends()?);
+    Some(Verdict::new(
+        Plan::of(Lease::LetRun, Move::Stop(StopMode::Immediate)),
+        format!("our lease ends in {left:?} and was not renewed; a stop may take {:?}", s.config.stop_budget),
+    ))
+}
+
+/// The right to make the cluster hangs on our lease (DL11). When it has run out, or somebody else has it, what we made is
+/// nobody's.
+pub(super) fn stop_bootstrap_without_key(s: &Snapshot) -> Option<Verdict> {
+    if !s.memory.bootstrapping || matches!(s.job.as_ref().map(|j| &j.job), Some(Job::SetAside)) {
+        return None;
+    }
+    let expired = s.lease.ends.is_none_or(|ends| s.now >= ends.minus(s.config.stop_budget));
+    let taken = s.view().is_some_and(|view| match &view.initialize {
+        Initialize::InProgress { lease, .. } => *lease != s.lease.id,
+        Initialize::Known(id) => s.local_system_id().is_some_and(|own| own != *id),
+        Initialize::Absent | Initialize::Garbage { .. } => true,
+    });
+    (expired || taken).then(|| {
+        let why = if expired { "our lease has run out" } else { "`initialize` is no longer ours" };
+        let plan = Plan::of(Lease::AbandonBootstrap, Move::SetAside).and_exit(Exit::Failed);
+        Verdict::new(plan, format!("the bootstrap is given up: {why}; the data directory is set aside"))
+    })
+}
+
+/// In maintenance mode an agent comes and goes without touching the server or the key.
+pub(super) fn leave_postgres_in_pause(s: &Snapshot) -> Option<Verdict> {
+    (s.order == Order::Stop && s.config.pause).then(|| {
+        Verdict::new(
+            Plan::stay().and_exit(Exit::Done),
+            "ordered to stop while the cluster is paused: PostgreSQL and the leader key stay as they are",
+        )
+    })
+}
+
+/// An ordered stop: fast, while the lease is kept. A server that cannot be stopped keeps its lock (D9).
+pub(super) fn stop_postgres_when_ordered(s: &Snapshot) -> Option<Verdict> {
+    if s.order != Order::Stop || !s.postgres.is_up() || stopping(s).is_some() {
+        return None;
+    }
+    Some(Verdict::new(Plan::of(Lease::Keep, Move::Stop(StopMode::Fast)), "ordered to stop: stopping PostgreSQL first"))
+}
+
+/// The last position of a server that wrote its shutdown checkpoint (D4: what `status` says at a release).
+fn shutdown_position(s: &Snapshot) -> Option<Lsn> {
+    let control = s.postgres.control()?;
+    (control.state == ClusterState::ShutDown).then_some(control.checkpoint)
+}
+
+fn final_status(s: &Snapshot) -> Vec<KeyWrite> {
+    let Some(view) = s.view() else { return Vec::new() };
+    let Some(optime) = shutdown_position(s) else { return Vec::new() };
+    vec![KeyWrite::Status(Status { optime: Some(optime), ..view.status.clone() })]
+}
+
+/// The server has shut down but for its archiver: as soon as a standby has the shutdown checkpoint, it may lead.
+pub(super) fn hand_over_early(s: &Snapshot) -> Option<Verdict> {
+    let shut_down_at = shutdown_position(s).filter(|_| s.postgres.is_up() && stopping(s) == Some(StopMode::Fast))?;
+    if s.seat() != Seat::Mine || s.key_to_adopt().is_some() {
+        return None;
+    }
+    let Some(peers) = s.fresh_peers() else {
+        let whom = s.peers_to_ask();
+        return (!whom.is_empty()).then(|| {
+            Verdict::new(Plan::ask(whom), "shut down, the archiver still works: who has the shutdown checkpoint?")
+        });
+    };
+    let (name, answer) = peers.answers().find(|(_, a)| super::election::could_lead(a) && a.position > shut_down_at)?;
+    Some(Verdict::new(
+        Plan::of(Lease::Release, Move::Stay).and_write(final_status(s)),
+        format!(
+            "shut down at {shut_down_at}; {name} has it ({}): handing over before the archiver ends",
+            answer.position
+        ),
+    ))
+}
+
+/// Ordered to stop, and down: the key goes back, so that nobody waits for the TTL.
+pub(super) fn release_when_stopped(s: &Snapshot) -> Option<Verdict> {
+    let down = s.order == Order::Stop && !s.postgres.is_up() && stopping(s).is_none();
+    (down && s.seat() == Seat::Mine && s.key_to_adopt().is_none()).then(|| {
+        Verdict::new(
+            Plan::of(Lease::Release, Move::Stay).and_write(final_status(s)),
+            "ordered to stop and PostgreSQL is down: giving the leader key back",
+        )
+        .again_in(Duration::ZERO)
+    })
+}
+
+/// Ordered to stop, down, and nothing left to give back.
+pub(super) fn exit_when_stopped(s: &Snapshot) -> Option<Verdict> {
+    (s.order == Order::Stop && !s.postgres.is_up() && stopping(s).is_none())
+        .then(|| Verdict::new(Plan::stay().and_exit(Exit::Done), "ordered to stop, and PostgreSQL is down"))
+}
+
+/// This data directory belongs to another cluster than the key says.
+pub(super) fn leave_foreign_cluster(s: &Snapshot) -> Option<Verdict> {
+    let cluster = s.view()?.initialize.system_id()?;
+    let own = s.local_system_id().filter(|own| *own != cluster)?;
+    if s.busy().is_some() || s.memory.bootstrapping {
+        return None;
+    }
+    let lease = if s.seat() == Seat::Mine && !s.postgres.is_up() { Lease::Release } else { Lease::LetRun };
+    if s.config.pause {
+        return Some(Verdict::new(
+            Plan::of(lease, Move::Stay),
+            format!("system identifier {own} is not the cluster's ({cluster}); leaving at resume"),
+        ));
+    }
+    Some(Verdict::new(
+        Plan::of(lease, Move::Stay).and_exit(Exit::Failed),
+        format!(
+            "the data directory has system identifier {own}, the cluster {cluster}: this is another cluster's data. \
+             Nothing was changed. Give this member an empty data_dir, or another scope"
+        ),
+    ))
+}
+
+/// No identity in etcd, and a replica runs here: its primary must be taken over first.
+pub(super) fn leave_when_primary_unknown(s: &Snapshot) -> Option<Verdict> {
+    let view = s.view().filter(|view| view.initialize.system_id().is_none() && view.leader.is_none())?;
+    let first = !s.memory.met && !s.config.pause && s.standby().is_some();
+    let in_progress = matches!(view.initialize, Initialize::InProgress { .. });
+    (first && !in_progress).then(|| {
+        Verdict::new(
+            Plan::of(Lease::LetRun, Move::Stay).and_exit(Exit::Failed),
+            "a standby runs here and etcd knows no cluster of this name: start Regent beside its primary first. \
+             PostgreSQL was left running",
+        )
+    })
+}
+
+/// No identity in etcd, and data is here that is a primary's, or stopped: this is the cluster.
+pub(super) fn adopt_existing_cluster(s: &Snapshot) -> Option<Verdict> {
+    let view = s.view().filter(|view| view.leader.is_none())?;
+    if view.initialize != Initialize::Absent || s.memory.bootstrapping || s.config.pause || s.busy().is_some() {
+        return None;
+    }
+    let id = s.local_system_id()?;
+    if s.memory.met && s.standby().is_some() {
+        return None; // A replica never restores `initialize` later.
+    }
+    let ours = !s.postgres.is_up() && !s.memory.met || s.is_primary();
+    ours.then(|| {
+        Verdict::new(
+            Plan::stay().and_write(vec![KeyWrite::Identify { id, seen: None }]),
+            format!("etcd knows no cluster of this name; adopting the one found here ({id})"),
+        )
+        .again_in(Duration::ZERO)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::fixture::{cut_off, primary, secs, standby};
+    use crate::plan::{Lease, Move};
+    use crate::postgres::{Job, StopMode};
+    use crate::rules::decide;
+
+    #[test]
+    fn stop_before_lease_ends() {
+        for (left, rule) in [(20, "hold"), (6, "hold"), (5, "stop_before_lease_ends"), (0, "stop_before_lease_ends")] {
+            let s = primary().stop_budget(secs(5)).lease_ends_in(secs(left)).with(cut_off);
+            assert_eq!(decide(&s).rule, rule, "lease ends in {left} s");
+        }
+        let reachable = primary().stop_budget(secs(5)).lease_ends_in(secs(5)).build();
+        assert_eq!(decide(&reachable).rule, "stop_before_lease_ends", "also when reads work and only renewals fail");
+        let promoting = standby().holding_the_key().lease_ends_in(secs(1)).job(Job::Promote).build();
+        assert_eq!(decide(&promoting).plan.postgres, Move::Stop(StopMode::Immediate), "a promotion is a write to come");
+        assert_eq!(decide(&promoting).plan.lease, Lease::LetRun, "nobody renews a lease while going down by force");
+    }
+
+    #[test]
+    fn stop_before_lease_ends_escalates_a_fast_stop_only_once() {
+        let fast = primary().lease_ends_in(secs(1)).job(Job::Stop(StopMode::Fast)).build();
+        assert_eq!(decide(&fast).plan.postgres, Move::Stop(StopMode::Immediate));
+        let immediate = primary().lease_ends_in(secs(1)).job(Job::Stop(StopMode::Immediate)).build();
+        assert_eq!(decide(&immediate).rule, "wait_for_job");
+    }
+
+    #[test]
+    fn an_ordered_stop_goes_server_first_key_second_exit_last() {
+        let running = primary().ordered_to_stop();
+        assert_eq!(decide(&running.build()).rule, "stop_postgres_when_ordered");
+        assert_eq!(decide(&running.build()).plan.lease, Lease::Keep, "no release while the server runs (D9)");
+        let down = primary().ordered_to_stop().shut_down();
+        assert_eq!(decide(&down.build()).plan.lease, Lease::Release);
+        let released = down.vacant();
+        assert_eq!(decide(&released.build()).rule, "exit_when_stopped");
+        let paused = primary().ordered_to_stop().paused().build();
+        assert_eq!((decide(&paused).rule, decide(&paused).plan.postgres), ("leave_postgres_in_pause", Move::Stay));
+    }
+
+    #[test]
+    fn hand_over_early() {
+        let archiving = || primary().ordered_to_stop().shut_down().still_up().job(Job::Stop(StopMode::Fast));
+        assert!(!decide(&archiving().build()).plan.ask.is_empty(), "it asks who has the checkpoint");
+        let behind = archiving().answers("b", 0).build();
+        assert_eq!(decide(&behind).rule, "wait_for_job");
+        let there = archiving().answers("b", 1_000_000).build();
+        assert_eq!((decide(&there).rule, &decide(&there).plan.lease), ("hand_over_early", &Lease::Release));
+    }
+
+    #[test]
+    fn leave_foreign_cluster() {
+        let foreign = standby().system_id(9_999_999_999).build();
+        let d = decide(&foreign);
+        assert_eq!((d.rule, d.plan.postgres), ("leave_foreign_cluster", Move::Stay));
+        assert!(d.plan.exit.is_some());
+    }
+
+    #[test]
+    fn leave_when_primary_unknown_and_adopt_existing_cluster() {
+        let replica = standby().vacant().uninitialized().first_contact().build();
+        assert_eq!(decide(&replica).rule, "leave_when_primary_unknown");
+        let stopped = standby().vacant().uninitialized().first_contact().down().build();
+        assert_eq!(decide(&stopped).rule, "adopt_existing_cluster");
+        let primary = primary().vacant().uninitialized().first_contact().build();
+        assert_eq!(decide(&primary).rule, "adopt_existing_cluster");
+        let met_before = standby().vacant().uninitialized().build();
+        assert_ne!(decide(&met_before).rule, "adopt_existing_cluster", "a replica never restores `initialize`");
+    }
+
+    #[test]
+    fn stop_bootstrap_without_key() {
+        let ours = primary().vacant().bootstrapping().build();
+        assert_ne!(decide(&ours).rule, "stop_bootstrap_without_key");
+        let expired = primary().vacant().bootstrapping().lease_ends_in(secs(0)).build();
+        assert_eq!(
+            (decide(&expired).rule, decide(&expired).plan.postgres),
+            ("stop_bootstrap_without_key", Move::SetAside)
+        );
+        let lost = primary().vacant().bootstrapping().uninitialized().build();
+        assert_eq!(decide(&lost).rule, "stop_bootstrap_without_key");
+    }
+}

@@ -1,0 +1,449 @@
+//! I hold the leader key: keep it only while it means something, promote under it, keep the cluster's books.
+
+use std::time::Duration;
+
+use super::election::{could_lead, next_promise};
+use crate::cluster::{ConfigKey, HistoryLine, Initialize, Status};
+use crate::memory::Role;
+use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
+use crate::postgres::{ClusterState, DataDir, Process, SqlFacts, StopMode, Upstream};
+use crate::snapshot::{Seat, Snapshot};
+use crate::units::Timeline;
+
+/// How soon to look again at something that changes without an event.
+const SOON: Duration = Duration::from_millis(200);
+
+/// The key is mine, and I have no lease yet to move it to: just started.
+pub(super) fn wait_for_own_lease(s: &Snapshot) -> Option<Verdict> {
+    (s.key_to_adopt().is_some() && s.lease.id.is_none()).then(|| {
+        Verdict::new(Plan::stay(), "the leader key is ours, on an old lease; waiting for a new one").again_in(SOON)
+    })
+}
+
+/// My key hangs on another lease: I was restarted, or `ttl` changed.
+pub(super) fn adopt_leader_key(s: &Snapshot) -> Option<Verdict> {
+    let key = s.key_to_adopt()?;
+    Some(
+        Verdict::new(
+            Plan::of(Lease::Adopt { seen: key.modified }, Move::Stay),
+            "the leader key is ours, on another lease: moving it to the present one",
+        )
+        .again_in(Duration::ZERO),
+    )
+}
+
+/// Lost storage. What still runs is stopped before the key goes.
+pub(super) fn give_up_lost_data(s: &Snapshot) -> Option<Verdict> {
+    let lost = match &s.postgres.data_dir {
+        DataDir::Empty => "the data directory is empty".to_owned(),
+        DataDir::Unfinished => "the data directory is unfinished".to_owned(),
+        DataDir::Unusable(why) => format!("the data directory is unusable: {why}"),
+        DataDir::Unreadable(why) if s.sql().is_none() => format!("the data directory cannot be read: {why}"),
+        DataDir::Unreadable(_) | DataDir::Present(_) => return None,
+    };
+    Some(if s.postgres.is_up() {
+        Verdict::new(Plan::of(Lease::LetRun, Move::Stop(StopMode::Immediate)), lost)
+    } else {
+        Verdict::new(Plan::of(Lease::Release, Move::Stay), lost).again_in(Duration::ZERO)
+    })
+}
+
+/// One attempt to come back was made, and the server is down again: somebody else, please.
+pub(super) fn give_up_after_failed_start(s: &Snapshot) -> Option<Verdict> {
+    (!s.postgres.is_up() && s.memory.recovering).then(|| {
+        let cause = s.memory.last_job.as_ref().and_then(|job| job.error.clone()).unwrap_or_default();
+        Verdict::new(
+            Plan::of(Lease::Release, Move::Stay),
+            format!("PostgreSQL did not come up; giving the leader key back. {cause}"),
+        )
+    })
+}
+
+/// Could another member be promoted now? `Err`: the others must be asked first.
+fn failover_possible(s: &Snapshot) -> Result<bool, Plan> {
+    let whom = s.peers_to_ask();
+    if whom.is_empty() {
+        return Ok(false);
+    }
+    let Some(peers) = s.fresh_peers() else { return Err(Plan::ask(whom)) };
+    let mine = s.memory.last_position.unwrap_or_default().max(s.cluster_position());
+    let cluster_timeline = s.view().and_then(crate::cluster::ClusterView::timeline);
+    Ok(peers.answers().any(|(_, answer)| {
+        let near = mine.bytes_ahead_of(answer.position) <= s.config.maximum_lag_on_failover;
+        let same_line = !s.config.check_timeline || answer.timeline >= cluster_timeline;
+        could_lead(answer) && !answer.is_primary && near && same_line
+    }))
+}
+
+/// `primary_start_timeout: 0`: the operator prefers failover to crash recovery, if there is somebody to fail over to.
+pub(super) fn prefer_failover_to_start(s: &Snapshot) -> Option<Verdict> {
+    let asked_for = s.config.primary_start_timeout.is_zero() && !s.postgres.is_up() && s.memory.role == Role::Primary;
+    if !asked_for {
+        return None;
+    }
+    match failover_possible(s) {
+        Err(ask) => Some(Verdict::new(ask, "PostgreSQL is down and primary_start_timeout is 0: who could take over?")),
+        Ok(true) => Some(Verdict::new(
+            Plan::of(Lease::Release, Move::Stay),
+            "PostgreSQL is down, primary_start_timeout is 0 and a standby is ready: handing over",
+        )),
+        Ok(false) => None,
+    }
+}
+
+/// It crashed while I watched, as a primary, and I still hold the lock: crash recovery in place makes no new timeline and
+/// is the fastest way back.
+pub(super) fn restart_crashed_primary(s: &Snapshot) -> Option<Verdict> {
+    let DataDir::Present(present) = &s.postgres.data_dir else { return None };
+    let control = present.control.as_ref().filter(|control| control.state.was_primary())?;
+    let crashed = !s.postgres.is_up() && s.memory.role == Role::Primary && !present.standby_signal;
+    crashed.then(|| {
+        let cause = match control.state {
+            ClusterState::ShutDown => "was shut down",
+            ClusterState::StartingUp
+            | ClusterState::ShutDownInRecovery
+            | ClusterState::ShuttingDown
+            | ClusterState::InCrashRecovery
+            | ClusterState::InArchiveRecovery
+            | ClusterState::InProduction => "crashed",
+        };
+        Verdict::new(Plan::of(Lease::Keep, Move::StartPrimary), format!("PostgreSQL {cause}: starting it in place"))
+    })
+}
+
+/// Down for a reason I did not see: never start writable from an uncertain state. Promotion follows from the next look.
+pub(super) fn start_uncertain_as_standby(s: &Snapshot) -> Option<Verdict> {
+    (!s.postgres.is_up()).then(|| {
+        Verdict::new(
+            Plan::of(Lease::Keep, Move::StartStandby(Upstream::Nobody)),
+            "PostgreSQL is down and we hold the leader key: starting as a standby first",
+        )
+    })
+}
+
+/// Time spent starting, when the server is starting.
+fn starting_for(s: &Snapshot) -> Option<Duration> {
+    let starting = matches!(s.postgres.process, Process::Up { .. }) && s.sql().is_none();
+    let since = s.memory.starting_since.or(s.is_starting().then_some(s.now))?;
+    starting.then(|| s.now.since(since))
+}
+
+/// Crash recovery takes longer than the operator allows, and another member could lead.
+pub(super) fn give_up_slow_start(s: &Snapshot) -> Option<Verdict> {
+    let took = starting_for(s).filter(|took| *took > s.config.primary_start_timeout)?;
+    match failover_possible(s) {
+        Err(ask) => Some(Verdict::new(ask, format!("starting for {took:?}: who could take over?"))),
+        Ok(true) => Some(Verdict::new(
+            Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
+            format!(
+                "starting for {took:?}, primary_start_timeout is {:?}: handing over",
+                s.config.primary_start_timeout
+            ),
+        )),
+        Ok(false) => None,
+    }
+}
+
+/// Still starting.
+pub(super) fn wait_for_start(s: &Snapshot) -> Option<Verdict> {
+    let took = starting_for(s)?;
+    Some(Verdict::new(Plan::stay(), format!("PostgreSQL has been starting for {took:?}")).again_in(SOON))
+}
+
+/// The key is mine, but a later timeline was promised to somebody else: this server must not go on writing on its own.
+pub(super) fn demote_behind_the_promise(s: &Snapshot) -> Option<Verdict> {
+    let promise = &s.view()?.promise.as_ref()?.promise;
+    let own = s.own_timeline().filter(|_| s.is_primary())?;
+    (promise.holder != s.config.name && promise.position.timeline > own).then(|| {
+        Verdict::new(
+            Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
+            format!("timeline {} was promised to {}, ours is {own}", promise.position.timeline, promise.holder),
+        )
+    })
+}
+
+/// The timeline that a promotion may write, when it has been promised to us.
+fn promised(s: &Snapshot) -> Option<Timeline> {
+    let promise = &s.view()?.promise.as_ref()?.promise;
+    let timeline = promise.position.timeline;
+    (promise.holder == s.config.name && s.own_timeline().is_some_and(|own| timeline > own)).then_some(timeline)
+}
+
+/// A standby that holds the key without the promise of a timeline of its own: one that was started after a crash, or one
+/// whose name an operator wrote into the key.
+pub(super) fn promise_next_timeline(s: &Snapshot) -> Option<Verdict> {
+    let standby = s.standby()?;
+    if promised(s).is_some() {
+        return None;
+    }
+    let (promise, seen) = next_promise(s, standby)?;
+    let why = format!("promising timeline {} before the promotion", promise.position.timeline);
+    Some(Verdict::new(Plan::of(Lease::Promise { promise, seen }, Move::Stay), why).again_in(Duration::ZERO))
+}
+
+/// The lock is mine, freshly read; the server is a standby: make it the primary.
+pub(super) fn promote(s: &Snapshot) -> Option<Verdict> {
+    let timeline = s.standby().and_then(|_| promised(s))?;
+    let must_stop_at = s.must_stop_at()?;
+    if s.now >= must_stop_at {
+        return Some(Verdict::new(Plan::stay(), "the lease ends too soon to promote under it").again_in(SOON));
+    }
+    Some(Verdict::new(
+        Plan::of(Lease::Keep, Move::Promote(timeline)),
+        format!("we hold the leader key: promoting to timeline {timeline}"),
+    ))
+}
+
+/// `initialize` is missing or garbage; the holder knows better.
+pub(super) fn repair_identity(s: &Snapshot) -> Option<Verdict> {
+    let seen = match &s.view()?.initialize {
+        Initialize::Known(_) => return None,
+        Initialize::Absent => None,
+        Initialize::InProgress { modified, .. } | Initialize::Garbage { modified, .. } => Some(*modified),
+    };
+    let id = s.local_system_id().filter(|_| s.is_primary())?;
+    let plan = Plan::stay().and_write(vec![KeyWrite::Identify { id, seen }]);
+    Some(Verdict::new(plan, format!("writing the cluster's identity {id}")).again_in(Duration::ZERO))
+}
+
+/// `config` is missing or empty; the holder writes its copy. Garbage is left for a human to see; the last valid one holds.
+pub(super) fn restore_config(s: &Snapshot) -> Option<Verdict> {
+    let seen = match s.view()?.config {
+        ConfigKey::Missing => None,
+        ConfigKey::Empty(modified) => Some(modified),
+        ConfigKey::Garbage | ConfigKey::Valid(_) => return None,
+    };
+    let plan = Plan::stay().and_write(vec![KeyWrite::Config { seen }]);
+    Some(Verdict::new(plan, "writing the cluster's configuration").again_in(Duration::ZERO))
+}
+
+/// Slots that other members stream through and that do not exist here yet.
+pub(super) fn missing_slots(s: &Snapshot, sql: &SqlFacts) -> Vec<String> {
+    if !s.config.use_slots {
+        return Vec::new();
+    }
+    let Some(view) = s.view() else { return Vec::new() };
+    let others = view.members.iter().filter(|(name, member)| **name != s.config.name && !member.tags.nostream);
+    let mut wanted: Vec<String> = others.map(|(name, _)| name.slot_name()).collect();
+    wanted.sort();
+    wanted.dedup();
+    wanted.retain(|slot| !sql.slots.contains(slot));
+    wanted
+}
+
+/// A member's slot keeps its log while it is away; without one it cannot even stream.
+pub(super) fn create_member_slots(s: &Snapshot) -> Option<Verdict> {
+    let sql = s.sql().filter(|sql| !sql.in_recovery && s.job.is_none())?;
+    let missing = missing_slots(s, sql);
+    (!missing.is_empty()).then(|| {
+        let why = format!("creating replication slots: {}", missing.join(", "));
+        Verdict::new(Plan::of(Lease::Keep, Move::CreateSlots(missing)).and_write(records(s)), why)
+    })
+}
+
+/// pg_rewind reads the control file of its source: it is right only after a checkpoint on the new timeline.
+pub(super) fn checkpoint_after_promotion(s: &Snapshot) -> Option<Verdict> {
+    let sql = s.sql().filter(|sql| !sql.in_recovery && s.job.is_none())?;
+    let done = s.memory.checkpointed == sql.timeline
+        || s.postgres.control().is_none_or(|control| Some(control.timeline) == sql.timeline);
+    (!done).then(|| {
+        Verdict::new(
+            Plan::of(Lease::Keep, Move::Checkpoint).and_write(records(s)),
+            "promoted: checkpoint on the new timeline",
+        )
+    })
+}
+
+/// `status` and `history`, as far as they are not true yet.
+pub(super) fn records(s: &Snapshot) -> Vec<KeyWrite> {
+    let Some((view, sql)) = s.view().zip(s.sql()).filter(|(_, sql)| !sql.in_recovery && s.seat() == Seat::Mine) else {
+        return Vec::new();
+    };
+    let mut keys = Vec::new();
+    let mut status = Status { optime: Some(sql.flush_lsn), ..view.status.clone() };
+    status.slots.insert(s.config.name.slot_name(), sql.flush_lsn);
+    if status != view.status {
+        keys.push(KeyWrite::Status(status));
+    }
+    if let Some(lines) = history(s, sql).filter(|lines| Some(lines) != view.history.as_ref()) {
+        keys.push(KeyWrite::History(lines));
+    }
+    keys
+}
+
+/// The cluster's history as this primary's own log tells it; what is stored of the same switch (when, who) is kept.
+fn history(s: &Snapshot, sql: &SqlFacts) -> Option<Vec<HistoryLine>> {
+    let stored = s.view()?.history.as_deref().unwrap_or_default();
+    if sql.timeline? == Timeline(1) {
+        return (!stored.is_empty()).then(Vec::new);
+    }
+    let newest = s.postgres.local_history.len().checked_sub(1)?;
+    let lines = s.postgres.local_history.iter().enumerate().map(|(i, local)| {
+        let known = stored.iter().find(|old| old.parent == local.parent && old.switched_at == local.switched_at);
+        let promoted_me = (i == newest).then(|| s.config.name.clone());
+        HistoryLine {
+            at: known.and_then(|old| old.at.clone()).or_else(|| local.at.clone()),
+            promoted: known.and_then(|old| old.promoted.clone()).or(promoted_me),
+            ..local.clone()
+        }
+    });
+    Some(lines.collect())
+}
+
+/// All is well: renew, and keep the books.
+pub(super) fn lead(s: &Snapshot) -> Verdict {
+    Verdict::new(Plan::stay().and_write(records(s)), "we lead")
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cluster::HistoryLine;
+    use crate::fixture::{primary, secs, standby};
+    use crate::memory::Role;
+    use crate::plan::{KeyWrite, Lease, Move};
+    use crate::postgres::{DataDir, Job, StopMode, Upstream};
+    use crate::rules::decide;
+    use crate::units::{Lsn, Timeline};
+
+    #[test]
+    fn a_restarted_agent_adopts_its_key() {
+        let no_lease = primary().key_on_lease(77).lease_lost().build();
+        assert_eq!(decide(&no_lease).rule, "wait_for_own_lease");
+        let adopting = primary().key_on_lease(77).build();
+        assert!(matches!(decide(&adopting).plan.lease, Lease::Adopt { .. }));
+        assert_eq!(decide(&primary().build()).rule, "lead");
+    }
+
+    #[test]
+    fn give_up_lost_data() {
+        assert_eq!(decide(&primary().empty().build()).plan.lease, Lease::Release);
+        let running = primary().with(|s| s.postgres.data_dir = DataDir::Empty);
+        assert_eq!(decide(&running).plan.postgres, Move::Stop(StopMode::Immediate), "stopped before the key goes");
+        let slow_disk = primary().with(|s| s.postgres.data_dir = DataDir::Unreadable("no answer in 1 s".into()));
+        assert_eq!(decide(&slow_disk).rule, "lead", "a slow disk under a server that answers is no loss");
+    }
+
+    #[test]
+    fn a_crashed_primary_is_restarted_once_in_place() {
+        let crashed = primary().down();
+        assert_eq!(decide(&crashed.clone().build()).plan.postgres, Move::StartPrimary);
+        let failed = crashed.with(|s| s.memory.recovering = true);
+        assert_eq!((decide(&failed).rule, decide(&failed).plan.lease), ("give_up_after_failed_start", Lease::Release));
+    }
+
+    #[test]
+    fn start_uncertain_as_standby() {
+        let restarted_agent = primary().down().with(|s| s.memory.role = Role::Demoted);
+        assert_eq!(decide(&restarted_agent).plan.postgres, Move::StartStandby(Upstream::Nobody));
+        let was_standby = standby().holding_the_key().down().build();
+        assert_eq!(decide(&was_standby).plan.postgres, Move::StartStandby(Upstream::Nobody));
+    }
+
+    #[test]
+    fn prefer_failover_to_start() {
+        let crashed = || primary().down().start_timeout(secs(0));
+        assert!(!decide(&crashed().build()).plan.ask.is_empty());
+        assert_eq!(decide(&crashed().answers("b", 1_000).build()).plan.lease, Lease::Release);
+        let too_far = crashed().at(Lsn(9_000_000)).answers("b", 1_000).build();
+        assert_eq!(decide(&too_far).rule, "restart_crashed_primary", "the standby lacks more than is allowed");
+        assert_eq!(decide(&crashed().unreachable("b").build()).rule, "restart_crashed_primary");
+    }
+
+    #[test]
+    fn give_up_slow_start() {
+        let starting = |took: u64| primary().starting(secs(took)).start_timeout(secs(300));
+        assert_eq!(decide(&starting(300).build()).rule, "wait_for_start");
+        assert!(!decide(&starting(301).build()).plan.ask.is_empty());
+        let somebody = starting(301).answers("b", 1_000).build();
+        assert_eq!(decide(&somebody).plan.postgres, Move::Stop(StopMode::Immediate));
+        assert_eq!(decide(&starting(301).unreachable("b").build()).rule, "wait_for_start");
+    }
+
+    #[test]
+    fn promotion_takes_the_promised_timeline_and_no_other() {
+        let promised = standby().holding_the_key().promised("a", 2);
+        assert_eq!(decide(&promised.build()).plan.postgres, Move::Promote(Timeline(2)));
+        let skipped = standby().holding_the_key().promised("a", 5);
+        assert_eq!(decide(&skipped.build()).plan.postgres, Move::Promote(Timeline(5)));
+        for (holder, timeline) in [("b", 2), ("a", 1)] {
+            let s = standby().holding_the_key().promised(holder, timeline).build();
+            let Lease::Promise { promise, .. } = decide(&s).plan.lease else { panic!("{:?}", decide(&s)) };
+            assert!(promise.position.timeline > Timeline(timeline));
+            assert_eq!(promise.holder, s.config.name);
+        }
+    }
+
+    #[test]
+    fn nothing_is_promoted_under_a_lease_that_is_about_to_end() {
+        let s = standby().holding_the_key().promised("a", 2).stop_budget(secs(3)).lease_ends_in(secs(3)).build();
+        assert_eq!((decide(&s).rule, decide(&s).plan.postgres), ("promote", Move::Stay));
+    }
+
+    #[test]
+    fn demote_behind_the_promise() {
+        assert_eq!(decide(&primary().promised("b", 2).build()).rule, "demote_behind_the_promise");
+        assert_eq!(decide(&primary().promised("b", 1).build()).rule, "lead");
+    }
+
+    #[test]
+    fn the_holder_repairs_what_an_operator_removed() {
+        let identity = decide(&primary().uninitialized().build()).plan.keys;
+        assert!(matches!(identity[..], [KeyWrite::Identify { seen: None, .. }]));
+        let config = decide(&primary().without_config().build()).plan.keys;
+        assert!(matches!(config[..], [KeyWrite::Config { seen: None }]));
+    }
+
+    #[test]
+    fn create_member_slots_then_checkpoint_then_lead() {
+        let fresh = primary().without_slots();
+        assert_eq!(decide(&fresh.build()).plan.postgres, Move::CreateSlots(vec!["b".into(), "c".into()]));
+        let promoted = primary().on_timeline(2).with(|s| {
+            if let DataDir::Present(p) = &mut s.postgres.data_dir {
+                p.control.as_mut().expect("has one").timeline = Timeline(1);
+            }
+        });
+        assert_eq!(decide(&promoted).plan.postgres, Move::Checkpoint);
+        let mut busy = promoted.clone();
+        busy.job = Some(crate::postgres::RunningJob { job: Job::Checkpoint, since: busy.now });
+        assert_eq!(decide(&busy).rule, "lead", "a checkpoint does not keep the leader from leading");
+        let mut done = promoted;
+        done.memory.checkpointed = Some(Timeline(2));
+        assert_eq!(decide(&done).rule, "lead");
+    }
+
+    #[test]
+    fn history_is_told_by_the_own_log_and_keeps_what_is_known() {
+        let line = |parent, lsn| HistoryLine {
+            parent: Timeline(parent),
+            switched_at: Lsn(lsn),
+            reason: "no recovery target specified".into(),
+            at: Some(format!("file {parent}")),
+            promoted: None,
+        };
+        let s = primary().on_timeline(3).with(|s| {
+            s.postgres.local_history = vec![line(1, 100), line(2, 200)];
+            let old = HistoryLine { at: Some("stored".into()), promoted: Some("c".into()), ..line(1, 100) };
+            s.dcs.as_mut().expect("reachable").history = Some(vec![old]);
+        });
+        let keys = decide(&s).plan.keys;
+        let Some(KeyWrite::History(lines)) = keys.last() else { panic!("{keys:?}") };
+        assert_eq!(lines[0].promoted, Some("c".into()));
+        assert_eq!(lines[0].at.as_deref(), Some("stored"));
+        assert_eq!((lines[1].promoted.clone(), lines[1].at.as_deref()), (Some("a".into()), Some("file 2")));
+        let mut written = s;
+        written.dcs.as_mut().expect("reachable").history = Some(lines.clone());
+        assert!(!decide(&written).plan.keys.iter().any(|key| matches!(key, KeyWrite::History(_))), "written once");
+    }
+
+    #[test]
+    fn status_is_written_when_the_log_moved() {
+        let moved = primary().at(Lsn(5_000)).build();
+        assert!(matches!(decide(&moved).plan.keys[..], [KeyWrite::Status(_)]));
+        let still = primary().at(Lsn(5_000)).with(|s| {
+            let view = s.dcs.as_mut().expect("reachable");
+            view.status.optime = Some(Lsn(5_000));
+            view.status.slots.insert("a".into(), Lsn(5_000));
+        });
+        assert!(decide(&still).plan.keys.is_empty());
+    }
+}

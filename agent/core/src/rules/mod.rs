@@ -1,0 +1,231 @@
+//! THE TABLES. The whole behaviour of an agent, in order; everyone opens this page first.
+//!
+//! Order is meaning: the first row that answers, decides; the last always answers, by its type. First the guards, whoever
+//! leads. Then one table by who holds the leader key. Ids in brackets are the contract's (`ha-rules.md`, `dcs.md`).
+
+mod busy;
+mod election;
+mod follower;
+mod guard;
+mod isolated;
+mod leader;
+mod pause;
+
+use crate::plan::{Decision, Verdict};
+use crate::snapshot::{Seat, Snapshot};
+
+/// One row: a plain function that answers or passes, and the failure it prevents.
+#[derive(Clone, Copy)]
+pub struct Rule {
+    /// A verb phrase: what, and when.
+    pub name: &'static str,
+    /// Ids of the contract's rules that it carries.
+    pub contract: &'static str,
+    /// Answers, or passes.
+    pub judge: fn(&Snapshot) -> Option<Verdict>,
+    /// What would happen without it.
+    pub prevents: &'static str,
+}
+
+/// The row that always answers.
+#[derive(Clone, Copy)]
+pub struct Otherwise {
+    /// As in [`Rule`].
+    pub name: &'static str,
+    /// As in [`Rule`].
+    pub contract: &'static str,
+    /// Answers.
+    pub judge: fn(&Snapshot) -> Verdict,
+    /// As in [`Rule`].
+    pub prevents: &'static str,
+}
+
+/// Rows in order, and what holds when none answers.
+#[derive(Clone, Copy)]
+pub struct Table {
+    /// When this table is read, in one sentence.
+    pub title: &'static str,
+    /// The rows.
+    pub rows: &'static [Rule],
+    /// The last row.
+    pub otherwise: Otherwise,
+}
+
+macro_rules! rules {
+    ($($module:ident::$name:ident [$contract:literal] $prevents:literal;)*) => {
+        &[$(Rule { name: stringify!($name), contract: $contract, judge: $module::$name, prevents: $prevents }),*]
+    };
+}
+
+macro_rules! otherwise {
+    ($module:ident::$name:ident [$contract:literal] $prevents:literal) => {
+        Otherwise { name: stringify!($name), contract: $contract, judge: $module::$name, prevents: $prevents }
+    };
+}
+
+/// Read before every table, whoever leads.
+pub const GUARDS: &[Rule] = rules! {
+    guard::stop_before_lease_ends      ["F2 L5 22.2"] "two primaries: we accept writes after our lease has passed to another member";
+    guard::stop_bootstrap_without_key  ["B5"]         "two clusters under one name: our right to make it has run out";
+    guard::leave_postgres_in_pause     ["M12 D8"]     "maintenance that ends when the agent is upgraded";
+    guard::stop_postgres_when_ordered  ["D8 D9"]      "a running primary without a keeper of its lock";
+    guard::hand_over_early             ["D3 D4"]      "a slow archive_command that delays the next primary";
+    guard::release_when_stopped        ["D8 D9"]      "a hand-over that waits for the TTL";
+    guard::exit_when_stopped           ["D8"]         "an agent that does not end";
+    guard::leave_foreign_cluster       ["B9"]         "joining another cluster and overwriting its data";
+    guard::leave_when_primary_unknown  ["B10"]        "a stale replica that founds a new cluster";
+    guard::adopt_existing_cluster      ["B11"]        "a migrated instance that nobody leads";
+};
+
+/// Read while a long action runs.
+pub const BUSY: Table = Table {
+    title: "A long action runs (ha-rules section 8, table A)",
+    rows: rules! {
+        busy::stop_writer_beside_leader     ["W1 A2 A3"] "split brain, hidden behind a job";
+        busy::cancel_promotion_without_lock ["A2 CY1"] "promotion after losing the lock";
+        busy::cancel_start_without_lock     ["A3 C6"]  "a former primary that comes up writable beside the new one";
+        busy::cancel_clone_without_source   ["B13"]    "a clone that can never end, from a member that is gone";
+    },
+    otherwise: otherwise!(busy::wait_for_job ["A1 A4"] "two actions on one data directory"),
+};
+
+/// Read in maintenance mode, whoever leads.
+pub const PAUSED: Table = Table {
+    title: "The cluster is paused (ha-rules section 13)",
+    rows: rules! {
+        pause::adopt_leader_key_in_pause   ["M2 4.3"] "a leader key that runs out although its holder is back";
+        pause::release_key_without_primary ["M3 L1"]  "a key that points to a server which the operator stopped";
+        pause::take_key_as_primary         ["M4 R4"]  "clients without a primary although one runs";
+        pause::keep_records_in_pause       ["M2 L2"]  "a failover key, status or identity that nobody keeps";
+    },
+    otherwise: otherwise!(pause::hands_off ["M1 M5 M6 M7 M8 M9"] "an agent that works against its operator"),
+};
+
+/// Read when I hold the leader key.
+pub const LEADER: Table = Table {
+    title: "I hold the leader key (ha-rules section 6)",
+    rows: rules! {
+        leader::wait_for_own_lease         ["DL7"]       "acting on a key that hangs on a lease which nobody renews";
+        leader::adopt_leader_key           ["4.3 DL5"]   "a failover because the agent was restarted";
+        leader::give_up_lost_data          ["C10"]       "a lock held by a member without data";
+        leader::give_up_after_failed_start ["C9 T3"]     "a primary that cannot start and keeps the lock";
+        leader::prefer_failover_to_start   ["C1"]        "an outage as long as crash recovery, although a standby is ready";
+        leader::restart_crashed_primary    ["C2"]        "a failover where a restart in place is faster and loses nothing";
+        leader::start_uncertain_as_standby ["C4"]        "a writable start from an uncertain state";
+        leader::give_up_slow_start         ["C7"]        "an unbounded outage in crash recovery";
+        leader::wait_for_start             ["C7 C8"]     "a second start while the first one runs";
+        leader::demote_behind_the_promise  ["S2 S8"]     "two histories under one timeline number";
+        leader::promise_next_timeline      ["S2 S8"]     "two histories under one timeline number";
+        leader::promote                    ["L13 CY1"]   "a cluster without a primary";
+        leader::repair_identity            ["cycle row 5"] "a cluster that forgets who it is";
+        leader::restore_config             ["CF2 cycle row 6"] "a cluster that forgets its configuration";
+        leader::create_member_slots        ["P4"]        "a standby that cannot stream, or whose log is removed before it comes back";
+        leader::checkpoint_after_promotion ["L7"]        "a rewind from a primary whose control file is stale";
+    },
+    otherwise: otherwise!(leader::lead ["L2 L11"] "a lease that ends while its holder is well"),
+};
+
+/// Read when another member holds the leader key.
+pub const FOLLOWER: Table = Table {
+    title: "Another member holds the leader key (ha-rules section 7)",
+    rows: rules! {
+        follower::demote_when_another_leads ["W1 L3"]   "split brain";
+        follower::stop_server_without_data  ["C10"]     "a server that serves what nobody can restart";
+        follower::clear_unfinished_copy     ["B13"]     "a member that stays out because its clone was interrupted";
+        follower::clone                     ["B2 B13"]  "an empty member that never joins";
+        follower::report_unusable_data      ["B8 C11"]  "an unknown data directory overwritten";
+        follower::stay_down_diverged        ["X3 X8"]   "a server started on a log that the cluster does not have";
+        follower::wait_after_failed_start   ["C5"]      "a start tried a hundred times a second";
+        follower::start_as_standby          ["C5 B14"]  "a member that stays down";
+        follower::wait_while_starting       ["W6"]      "a verdict on a server that does not know its own position yet";
+        follower::stop_diverged             ["X3 W6"]   "a standby that silently stopped to follow";
+        follower::follow_leader             ["W5 B15"]  "a standby that streams from a former leader";
+        follower::prepare_slots             ["P4"]      "seconds without replication after a failover";
+    },
+    otherwise: otherwise!(follower::stay_standby ["W"] "needless action"),
+};
+
+/// Read when nobody holds the leader key.
+pub const ELECTION: Table = Table {
+    title: "Nobody holds the leader key (ha-rules section 5)",
+    rows: rules! {
+        election::stop_server_without_data  ["C10"]      "a server that serves what nobody can restart";
+        election::abandon_failed_bootstrap  ["B5"]       "a node that keeps the others from making the cluster";
+        election::make_the_cluster          ["B1 B4"]    "a won race without a cluster";
+        election::identify_new_cluster      ["B7"]       "a cluster visible before it is usable";
+        election::wait_to_promote_bootstrap ["B6"]       "a lost recovery target";
+        election::clear_unfinished_copy     ["B13"]      "a member that stays out because its clone was interrupted";
+        election::race_to_bootstrap         ["B1"]       "two clusters under one name";
+        election::wait_empty                ["B3"]       "a copy of nothing";
+        election::report_unusable_data      ["B8 C11"]   "an unknown data directory overwritten";
+        election::wait_after_failed_start   ["C5"]       "a start tried a hundred times a second";
+        election::start_without_upstream    ["C5 R3"]    "a member that cannot stand because it is down";
+        election::wait_while_starting       ["R3"]       "a leader whose position is unknown";
+        election::demote_stale_primary      ["R5 R20 S2"] "a primary that slept through another promotion and steals the lock back";
+        election::keep_leading              ["R5"]       "a promotion where nothing was lost but the key";
+        election::wait_nofailover           ["R7"]       "a leader that the operator ruled out";
+        election::wait_for_lease            ["DL8"]      "a key without a lease";
+        election::wait_behind               ["R13 S8"]   "more loss than the configured bound";
+        election::wait_on_old_timeline      ["R14"]      "a forked standby as primary";
+        election::ask_the_others            ["R15"]      "a race on one's own word";
+        election::wait_for_living_primary   ["R16"]      "two primaries: the old one lost the key and is not fenced yet";
+        election::wait_for_member_ahead     ["R17"]      "needless loss: another member has more of the log";
+        election::wait_for_priority         ["R18"]      "the operator's preference ignored";
+    },
+    otherwise: otherwise!(election::run_for_leader ["R15 4.2"] "an outage that lasts until a human comes"),
+};
+
+/// Read when etcd did not answer.
+pub const ISOLATED: Table = Table {
+    title: "etcd did not answer (ha-rules section 9)",
+    rows: rules! {
+        isolated::stop_without_lease     ["F2"]    "two primaries: we write, and know of no lease that allows it";
+        isolated::restart_read_only      ["F2 D"]  "readers without a server while etcd is away";
+    },
+    otherwise: otherwise!(isolated::hold ["F1 F6 O1"] "an outage made out of a DCS hiccup"),
+};
+
+/// Every table with the guards first, for documents and tests.
+pub const TABLES: &[&Table] = &[&BUSY, &PAUSED, &LEADER, &FOLLOWER, &ELECTION, &ISOLATED];
+
+/// The judgement: what to do, by which rule, why, and when to look again at the latest.
+#[must_use]
+pub fn decide(s: &Snapshot) -> Decision {
+    for rule in GUARDS {
+        if let Some(verdict) = (rule.judge)(s) {
+            return decided(s, rule.name, verdict);
+        }
+    }
+    let table = table(s);
+    for rule in table.rows {
+        if let Some(verdict) = (rule.judge)(s) {
+            return decided(s, rule.name, verdict);
+        }
+    }
+    decided(s, table.otherwise.name, (table.otherwise.judge)(s))
+}
+
+/// The table for a snapshot that no guard answered. Exhaustive: a new seat does not compile without a table.
+#[must_use]
+pub fn table(s: &Snapshot) -> &'static Table {
+    if s.busy().is_some() {
+        return &BUSY;
+    }
+    if s.config.pause && !s.memory.bootstrapping {
+        return &PAUSED;
+    }
+    match s.seat() {
+        Seat::Mine => &LEADER,
+        Seat::Theirs => &FOLLOWER,
+        Seat::Vacant => &ELECTION,
+        Seat::Unknown => &ISOLATED,
+    }
+}
+
+fn decided(s: &Snapshot, rule: &'static str, verdict: Verdict) -> Decision {
+    // Whoever accepts writes wakes in time to stop, whatever the rule thought.
+    let before_stop = s.must_stop_at().filter(|_| s.may_write()).map(|at| s.now.until(at));
+    let wanted = verdict.look_again.unwrap_or(s.config.loop_wait).min(s.config.loop_wait);
+    let look_again = before_stop.map_or(wanted, |left| wanted.min(left));
+    Decision { rule, plan: verdict.plan, why: verdict.why, look_again }
+}
