@@ -30,8 +30,10 @@ fn health_checks_in_every_form_of_the_field_are_answered() {
         "GET /leader HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc",   // a body is ignored
         "GET /liveness HTTP/1.0\r\n\r\n",
     ] {
+        let asked = Instant::now();
         let answer = node.raw(request);
         assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{request:?}: {answer}");
+        assert!(asked.elapsed() < secs(3), "closed by a timeout, not right after the answer: {request:?}");
     }
     for request in [
         "GET /leader HTTP/1.1\r\nConnection: close\r\n\r\n", // 1.1 without Host
