@@ -1,0 +1,126 @@
+//! The Status as it is true at this instant: what time has ended is no more.
+
+use std::time::Duration;
+
+use regent_core::cluster::ClusterView;
+use regent_core::postgres::SqlFacts;
+use regent_core::units::{Instant, Lsn};
+
+use crate::status::{Role, State, Status};
+
+/// One Status seen at one instant. Every answer is made of exactly one, so its parts agree.
+pub(super) struct Moment<'a> {
+    pub(super) status: &'a Status,
+    pub(super) now: Instant,
+    /// The loop is not known to be stuck. What a stuck loop last saw of PostgreSQL says nothing of PostgreSQL now.
+    fresh: bool,
+}
+
+impl<'a> Moment<'a> {
+    pub(super) fn new(status: &'a Status, now: Instant) -> Moment<'a> {
+        let fresh = now < status.next_turn_due + status.ttl;
+        Moment { status, now, fresh }
+    }
+
+    /// PostgreSQL's answers, if "postgres answers" (rest-api.md section 4).
+    pub(super) fn sql(&self) -> Option<&'a SqlFacts> {
+        let may_answer = match self.status.state {
+            State::Running | State::Restarting | State::Starting => self.fresh,
+            State::InitializingNewCluster
+            | State::InitdbFailed
+            | State::CreatingReplica
+            | State::StartFailed
+            | State::Stopping
+            | State::Stopped
+            | State::StopFailed
+            | State::Crashed => false,
+        };
+        self.status.sql.as_ref().filter(|_| may_answer)
+    }
+
+    /// The state's word and its number: `unknown` when a server that should run does not answer.
+    pub(super) fn state(&self) -> (&'static str, i32) {
+        if self.status.state == State::Running && self.sql().is_none() {
+            return ("unknown", -1);
+        }
+        self.status.state.word()
+    }
+
+    /// The server runs and answers.
+    pub(super) fn is_running(&self) -> bool {
+        self.status.state == State::Running && self.sql().is_some()
+    }
+
+    /// The role's word: by the server's answer, else by what the agent has in mind (rest-api.md 4.2).
+    pub(super) fn role(&self) -> &'static str {
+        let by_sql = self.sql().map(|sql| if sql.in_recovery { Role::Replica } else { Role::Primary });
+        by_sql.unwrap_or(self.status.role).word()
+    }
+
+    /// The view, unless the last read failed or the loop has not read for too long.
+    pub(super) fn view(&self) -> Option<&'a ClusterView> {
+        self.status.view.as_ref().filter(|_| self.fresh)
+    }
+
+    /// There is no view, or nobody holds the leader key in it.
+    pub(super) fn is_unlocked(&self) -> bool {
+        self.view().is_none_or(|view| view.leader.is_none())
+    }
+
+    /// The leader key is ours, by our own clock.
+    pub(super) fn holds_lock(&self) -> bool {
+        self.status.lock_until.is_some_and(|until| self.now < until)
+    }
+
+    /// Time until the leader key is ours no longer.
+    pub(super) fn lease_left(&self) -> Duration {
+        self.status.lock_until.map_or(Duration::ZERO, |until| self.now.until(until))
+    }
+
+    /// Time since the Status was made.
+    pub(super) fn age(&self) -> Duration {
+        self.now.since(self.status.at)
+    }
+
+    /// This member takes writes, and may: the answer of `/primary`.
+    ///
+    /// The key alone is not enough, as it is for the peer (rest-api.md W2): the server must run, be out of recovery, and
+    /// not be on its way down. Without etcd in a paused cluster the server's own role decides (rest-api.md 5.1).
+    pub(super) fn is_primary(&self) -> bool {
+        let may_lead = self.holds_lock() || (self.view().is_none() && self.status.pause);
+        let takes_writes = self.is_running() && self.sql().is_some_and(|sql| !sql.in_recovery);
+        may_lead && takes_writes && !self.status.demoting
+    }
+
+    /// How the log arrives: `streaming`, `in archive recovery`, or nothing of both.
+    pub(super) fn replication_state(&self) -> Option<&'static str> {
+        let sql = self.sql().filter(|sql| sql.in_recovery)?;
+        match (sql.streaming, sql.restores_from_archive) {
+            (true, _) => Some("streaming"),
+            (false, true) => Some("in archive recovery"),
+            (false, false) => None,
+        }
+    }
+
+    /// Received and replayed position of a standby (rest-api.md 4.4).
+    pub(super) fn standby_positions(&self) -> Option<(Lsn, Lsn)> {
+        let sql = self.sql().filter(|sql| sql.in_recovery)?;
+        let replayed = sql.replay_lsn.unwrap_or_default();
+        Some((sql.receive_lsn.unwrap_or(replayed), replayed))
+    }
+
+    /// The newest position of the leader that we know of: from etcd, or from our WAL receiver (`optime`, rest-api.md 5.1).
+    pub(super) fn leader_position(&self) -> Lsn {
+        let stored = self.status.last_view.as_ref().and_then(|view| view.status.optime);
+        let received = self.sql().and_then(|sql| sql.latest_end_lsn);
+        stored.max(received).unwrap_or_default()
+    }
+
+    /// The loop runs: its next turn came, or is not overdue by more than the contract allows (rest-api.md section 6).
+    pub(super) fn is_alive(&self) -> bool {
+        let primary = self.status.state == State::Running
+            && self.status.sql.as_ref().map_or(self.status.role == Role::Primary, |sql| !sql.in_recovery);
+        let threshold = if primary { self.status.ttl } else { self.status.ttl.saturating_mul(2) };
+        self.status.pause || self.now < self.status.next_turn_due + threshold
+    }
+}

@@ -1,0 +1,17 @@
+//! The REST API from outside: raw bytes over TCP, as load balancers, monitoring and other members speak to it.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+#[path = "rest/support.rs"]
+mod support;
+
+#[path = "rest/calls.rs"]
+mod calls;
+#[path = "rest/documents.rs"]
+mod documents;
+#[path = "rest/health.rs"]
+mod health;
+#[path = "rest/peers.rs"]
+mod peers;
+#[path = "rest/wire.rs"]
+mod wire;
