@@ -1,1 +1,158 @@
-//! Keys.
+//! The key layout and the JSON in each key (contract `dcs.md` sections 1 and 3): parsing, and encoding of what we write.
+//!
+//! Parsing never fails and never panics. What cannot be understood is named in [`ClusterView::garbage`] and hides
+//! nothing else: an agent that one bad key can blind is an agent that one typo can kill.
+//!
+//! [`ClusterView::garbage`]: regent_core::cluster::ClusterView::garbage
+
+use regent_core::cluster::{HistoryLine, Promise, Status};
+use regent_core::units::{LeaseId, MemberName, Revision};
+use serde_json::{Map, Value, json};
+
+mod lenient;
+mod member;
+mod parse;
+
+pub use parse::parse;
+
+/// Cluster identity.
+pub const INITIALIZE: &str = "initialize";
+/// The leader lock.
+pub const LEADER: &str = "leader";
+/// Dynamic configuration.
+pub const CONFIG: &str = "config";
+/// Timeline history.
+pub const HISTORY: &str = "history";
+/// What the leader says of its log.
+pub const STATUS: &str = "status";
+/// Legacy twin of `status.optime`, read when `status` is missing.
+pub const OPTIME: &str = "optime/leader";
+/// Regent's own key: who was allowed to write where. The peer ignores unknown keys (dcs.md 1).
+pub const PROMISE: &str = "regent/promise";
+/// What the key of every member begins with.
+pub const MEMBERS: &str = "members/";
+
+/// The key of a member, relative to the base path.
+#[must_use]
+pub fn member(name: &MemberName) -> String {
+    format!("{MEMBERS}{name}")
+}
+
+/// Where the keys of one cluster live: `/` + namespace + `/` + scope, every run of slashes made one (dcs.md 1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BasePath(String);
+
+impl BasePath {
+    /// Joins namespace (default of the field: `service`) and scope.
+    #[must_use]
+    pub fn new(namespace: &str, scope: &str) -> BasePath {
+        let parts = namespace.split('/').chain(scope.split('/')).filter(|part| !part.is_empty());
+        BasePath(parts.flat_map(|part| ["/", part]).collect())
+    }
+
+    /// The whole key for a name relative to the base path.
+    #[must_use]
+    pub fn key(&self, name: &str) -> String {
+        format!("{}/{name}", self.0)
+    }
+
+    /// What every key of the cluster begins with; never a prefix of another cluster's keys, as it ends in a slash.
+    #[must_use]
+    pub fn prefix(&self) -> String {
+        self.key("")
+    }
+
+    /// The part of `key` below the base path; `None` if it is not below it.
+    #[must_use]
+    pub fn relative<'a>(&self, key: &'a [u8]) -> Option<&'a [u8]> {
+        key.strip_prefix(self.0.as_bytes())?.strip_prefix(b"/")
+    }
+}
+
+/// One key as the store gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawKey<'a> {
+    /// Its name, relative to the base path.
+    pub name: &'a [u8],
+    /// Its value.
+    pub value: &'a [u8],
+    /// The lease it hangs on.
+    pub lease: Option<LeaseId>,
+    /// Revision of its last change.
+    pub modified: Revision,
+}
+
+/// The value of `status`: compact, in the peer's order of fields, unknown parts left out (dcs.md 3.8).
+#[must_use]
+pub fn encode_status(status: &Status) -> String {
+    let mut object = Map::new();
+    if let Some(optime) = status.optime {
+        object.insert("optime".to_owned(), json!(optime.0));
+    }
+    if !status.slots.is_empty() {
+        let slots: Map<String, Value> = status.slots.iter().map(|(slot, lsn)| (slot.clone(), json!(lsn.0))).collect();
+        object.insert("slots".to_owned(), Value::Object(slots));
+    }
+    if !status.retain_slots.is_empty() {
+        object.insert("retain_slots".to_owned(), json!(status.retain_slots));
+    }
+    Value::Object(object).to_string()
+}
+
+/// The value of `history`: one array per line, its unknown tail left out (dcs.md 3.7).
+#[must_use]
+pub fn encode_history(lines: &[HistoryLine]) -> String {
+    let line = |line: &HistoryLine| {
+        let mut fields = vec![json!(line.parent.0), json!(line.switched_at.0), json!(line.reason)];
+        match (&line.at, &line.promoted) {
+            (None, None) => {}
+            (Some(at), None) => fields.push(json!(at)),
+            (at, Some(promoted)) => fields.extend([json!(at), json!(promoted.as_str())]),
+        }
+        Value::Array(fields)
+    };
+    Value::Array(lines.iter().map(line).collect()).to_string()
+}
+
+/// The value of `regent/promise`.
+#[must_use]
+pub fn encode_promise(promise: &Promise) -> String {
+    let Promise { epoch, position, holder } = promise;
+    json!({ "epoch": epoch, "timeline": position.timeline.0, "lsn": position.lsn.0, "holder": holder.as_str() })
+        .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_base_path_has_single_slashes() {
+        for (namespace, scope, base) in [
+            ("service", "demo", "/service/demo"),
+            ("/service/", "demo", "/service/demo"),
+            ("//service", "demo", "/service/demo"),
+            ("/", "demo", "/demo"),
+            ("/a//b/", "/demo/", "/a/b/demo"),
+        ] {
+            let path = BasePath::new(namespace, scope);
+            assert_eq!(path, BasePath(base.to_owned()), "{namespace:?}");
+            assert_eq!(path.prefix(), format!("{base}/"));
+            assert_eq!(path.key(LEADER), format!("{base}/leader"));
+        }
+    }
+
+    #[test]
+    fn only_keys_below_the_base_path_are_ours() {
+        let path = BasePath::new("service", "demo");
+        for (key, relative) in [
+            ("/service/demo/leader", Some("leader")),
+            ("/service/demo/members/n1", Some("members/n1")),
+            ("/service/demo", None),
+            ("/service/demo2/leader", None),
+            ("/service", None),
+        ] {
+            assert_eq!(path.relative(key.as_bytes()), relative.map(str::as_bytes), "{key}");
+        }
+    }
+}

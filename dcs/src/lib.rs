@@ -5,6 +5,7 @@
 
 #![expect(async_fn_in_trait, reason = "one generic agent, one thread per agent: no Send bounds wanted")]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use regent_core::cluster::{ClusterView, HistoryLine, Promise, Status};
@@ -13,6 +14,7 @@ use regent_core::units::{LeaseId, MemberName, Revision, SystemId};
 pub mod etcd;
 pub mod keys;
 pub mod memory;
+mod txn;
 
 /// The distributed configuration store, as one agent sees it.
 ///
@@ -51,7 +53,10 @@ pub struct Read {
     /// The `history` key as it stands, when it is a JSON array.
     pub history: Option<serde_json::Value>,
     /// Every readable member key as it stands, by name; key order kept.
-    pub members: std::collections::BTreeMap<MemberName, serde_json::Value>,
+    pub members: BTreeMap<MemberName, serde_json::Value>,
+    /// Revision of the last change of every key, by its name below the scope (`initialize`, `members/n1`, ...): what the
+    /// compares of [`Write::Identify`] and [`Write::PutConfig`] name. A key that is not here was not there.
+    pub modified: BTreeMap<String, Revision>,
 }
 
 /// A granted lease.
