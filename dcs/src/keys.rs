@@ -29,6 +29,8 @@ pub const STATUS: &str = "status";
 pub const OPTIME: &str = "optime/leader";
 /// Regent's own key: who was allowed to write where. The peer ignores unknown keys (dcs.md 1).
 pub const PROMISE: &str = "regent/promise";
+/// Failsafe topology.
+pub const FAILSAFE: &str = "failsafe";
 /// What the key of every member begins with.
 pub const MEMBERS: &str = "members/";
 
@@ -36,6 +38,18 @@ pub const MEMBERS: &str = "members/";
 #[must_use]
 pub fn member(name: &MemberName) -> String {
     format!("{MEMBERS}{name}")
+}
+
+/// Does a change of this key wake an agent? Leadership, identity, configuration and requests do, and so does a member that
+/// comes or goes. Not what members and the leader say of themselves every turn (dcs.md 5): agents that wake each other with
+/// their own reports never sleep.
+#[must_use]
+pub fn wakes(name: &str, came_or_went: bool) -> bool {
+    match name {
+        STATUS | HISTORY | OPTIME | PROMISE | FAILSAFE => false,
+        _ if name.starts_with(MEMBERS) => came_or_went,
+        _ => true,
+    }
 }
 
 /// Where the keys of one cluster live: `/` + namespace + `/` + scope, every run of slashes made one (dcs.md 1).

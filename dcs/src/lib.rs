@@ -38,8 +38,9 @@ pub trait Dcs: Clone + 'static {
     /// Carries out one write of the contract's list. See [`Written`] for the three possible outcomes of a compare.
     async fn write(&self, write: Write, within: Duration) -> Result<Written, DcsError>;
 
-    /// Waits until something under the scope changed after `since`, or until it cannot know (a watch that broke or fell
-    /// silent counts as a change). Returns at once if the change has already happened. Only a wake-up: read again.
+    /// Waits until a key that [`keys::wakes`] an agent changed after `since`, or until it cannot know (a watch that broke or
+    /// fell silent counts as a change). Returns at once if that has already happened. Only a wake-up: read again. May be
+    /// dropped and called again at any time.
     async fn changed(&self, since: Revision);
 }
 
@@ -54,9 +55,6 @@ pub struct Read {
     pub history: Option<serde_json::Value>,
     /// Every readable member key as it stands, by name; key order kept.
     pub members: BTreeMap<MemberName, serde_json::Value>,
-    /// Revision of the last change of every key, by its name below the scope (`initialize`, `members/n1`, ...): what the
-    /// compares of [`Write::Identify`] and [`Write::PutConfig`] name. A key that is not here was not there.
-    pub modified: BTreeMap<String, Revision>,
 }
 
 /// A granted lease.
@@ -83,12 +81,28 @@ pub enum Write {
         /// Revision of the key that the decision saw; `None`: it saw no key.
         seen: Option<Revision>,
     },
-    /// 4.1c: VALUE(`initialize`) = "" → delete `initialize`. (Compared, unlike the peer: never forget an identity.)
-    AbandonBootstrap,
+    /// 4.1c: VALUE(`initialize`) = "" and LEASE(`initialize`) = lease → delete `initialize`. (Compared, unlike the peer:
+    /// never forget an identity, nor another member's bootstrap.)
+    AbandonBootstrap {
+        /// The bootstrapper's lease.
+        lease: LeaseId,
+    },
     /// 4.2: CREATE(`leader`) = 0 and `promise` unchanged since `promise_seen` (CREATE = 0 when `None`)
     /// → `leader` = name on `lease`, `regent/promise` = promise.
     TakeLeader {
         /// The candidate.
+        name: MemberName,
+        /// Its lease.
+        lease: LeaseId,
+        /// What it promises.
+        promise: Promise,
+        /// Revision of the promise that the decision saw.
+        promise_seen: Option<Revision>,
+    },
+    /// VALUE(`leader`) = name, LEASE(`leader`) = lease and `promise` unchanged since `promise_seen` → `regent/promise`: the holder
+    /// promises a new timeline before it promotes.
+    Promise {
+        /// The holder.
         name: MemberName,
         /// Its lease.
         lease: LeaseId,

@@ -326,13 +326,12 @@ impl Dcs for MemoryDcs {
         loop {
             let cut = self.0.cut.notified();
             let moved = self.0.store.0.moved.notified();
-            let (revision, next, outage) =
-                self.0.store.look(|state| (state.revision, state.next_event(), state.outage));
+            let (woke, next, outage) = self.0.store.look(|state| (state.woke, state.next_event(), state.outage));
             if self.is_cut() || outage {
                 // Like a watch that fell silent: it may have missed anything.
                 return sleep(WATCHDOG).await;
             }
-            if revision > since {
+            if woke > since {
                 let delay = self.0.link.borrow().watch_delay;
                 return sleep(delay).await;
             }

@@ -66,12 +66,21 @@ impl From<&Write> for Txn {
             Write::Identify { id, seen } => {
                 Txn::new([Compare::unchanged(INITIALIZE, *seen)], [put(INITIALIZE, id.to_string())])
             }
-            Write::AbandonBootstrap => {
-                Txn::new([Compare::Value(INITIALIZE, String::new())], [Change::Delete(INITIALIZE)])
-            }
+            Write::AbandonBootstrap { lease } => Txn::new(
+                [Compare::Value(INITIALIZE, String::new()), Compare::Lease(INITIALIZE, *lease)],
+                [Change::Delete(INITIALIZE)],
+            ),
             Write::TakeLeader { name, lease, promise, promise_seen } => Txn::new(
                 [Compare::Absent(LEADER), Compare::unchanged(PROMISE, *promise_seen)],
                 [put_leased(LEADER, name.as_str(), *lease), put(PROMISE, keys::encode_promise(promise))],
+            ),
+            Write::Promise { name, lease, promise, promise_seen } => Txn::new(
+                [
+                    Compare::Value(LEADER, name.to_string()),
+                    Compare::Lease(LEADER, *lease),
+                    Compare::unchanged(PROMISE, *promise_seen),
+                ],
+                [put(PROMISE, keys::encode_promise(promise))],
             ),
             Write::AdoptLeader { name, lease, seen } => Txn::new(
                 [Compare::Value(LEADER, name.to_string()), Compare::Modified(LEADER, *seen)],

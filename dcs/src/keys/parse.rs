@@ -19,7 +19,6 @@ pub fn parse<'a>(revision: Revision, keys: impl IntoIterator<Item = RawKey<'a>>)
             config: None,
             history: None,
             members: BTreeMap::new(),
-            modified: BTreeMap::new(),
         },
         status: None,
         optime: None,
@@ -44,10 +43,9 @@ impl Parser {
             self.read.view.garbage.insert(name, "its name is not UTF-8".to_owned());
             return;
         };
-        self.read.modified.insert(name.to_owned(), key.modified);
         let view = &mut self.read.view;
         let parsed = match name {
-            INITIALIZE => initialize(key.value, &mut view.initialize),
+            INITIALIZE => initialize(key, &mut view.initialize),
             LEADER => {
                 // Whatever it says, there is a key: nobody may think the seat vacant.
                 let name = MemberName(String::from_utf8_lossy(key.value).into_owned());
@@ -80,6 +78,7 @@ impl Parser {
 
     fn config(&mut self, key: &RawKey<'_>) -> Result<(), String> {
         if key.value.is_empty() {
+            self.read.view.config = ConfigKey::Empty(key.modified);
             return Ok(());
         }
         self.read.view.config = ConfigKey::Garbage;
@@ -141,10 +140,10 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn initialize(value: &[u8], into: &mut Initialize) -> Result<(), String> {
-    let text = String::from_utf8_lossy(value);
+fn initialize(key: &RawKey<'_>, into: &mut Initialize) -> Result<(), String> {
+    let text = String::from_utf8_lossy(key.value);
     if text.is_empty() {
-        *into = Initialize::InProgress;
+        *into = Initialize::InProgress { modified: key.modified, lease: key.lease };
         return Ok(());
     }
     match text.parse() {
@@ -153,7 +152,7 @@ fn initialize(value: &[u8], into: &mut Initialize) -> Result<(), String> {
             Ok(())
         }
         Err(error) => {
-            *into = Initialize::Garbage(text.into_owned());
+            *into = Initialize::Garbage { text: text.chars().take(64).collect(), modified: key.modified };
             Err(error.to_string())
         }
     }

@@ -68,6 +68,8 @@ pub(super) struct State {
     pub(super) revision: Revision,
     pub(super) keys: BTreeMap<String, Entry>,
     pub(super) leases: BTreeMap<LeaseId, LeaseState>,
+    /// The last revision that changed a key which wakes agents.
+    pub(super) woke: Revision,
     pub(super) log: Vec<Event>,
     pub(super) expiry_delay: Duration,
     pub(super) outage: bool,
@@ -100,6 +102,7 @@ impl State {
             revision: Revision(1),
             keys: BTreeMap::new(),
             leases: BTreeMap::new(),
+            woke: Revision(1),
             log: Vec::new(),
             expiry_delay: Duration::ZERO,
             outage: false,
@@ -268,9 +271,15 @@ impl State {
             match put {
                 Some((value, lease)) => {
                     self.log.push(Event { revision, at, key: key.clone(), value: Some(value.clone()), lease });
-                    self.keys.insert(key, Entry { value, modified: revision, lease });
+                    let came = self.keys.insert(key.clone(), Entry { value, modified: revision, lease }).is_none();
+                    if keys::wakes(&key, came) {
+                        self.woke = revision;
+                    }
                 }
                 None if self.keys.remove(&key).is_some() => {
+                    if keys::wakes(&key, true) {
+                        self.woke = revision;
+                    }
                     self.log.push(Event { revision, at, key, value: None, lease: None });
                 }
                 None => continue,

@@ -19,16 +19,15 @@ fn read(keys: &[(&str, &str)]) -> Read {
 fn initialize_has_four_states() {
     assert_eq!(read(&[]).view.initialize, Initialize::Absent);
     for (value, expected) in [
-        ("", Initialize::InProgress),
+        ("", Initialize::InProgress { modified: Revision(5), lease: None }),
         ("7710414511323698082", Initialize::Known(SystemId(7_710_414_511_323_698_082))),
-        ("123456789", Initialize::Garbage("123456789".to_owned())),
-        ("xyz", Initialize::Garbage("xyz".to_owned())),
+        ("123456789", Initialize::Garbage { text: "123456789".to_owned(), modified: Revision(5) }),
+        ("xyz", Initialize::Garbage { text: "xyz".to_owned(), modified: Revision(5) }),
     ] {
         let read = read(&[(INITIALIZE, value)]);
-        let garbage = matches!(expected, Initialize::Garbage(_));
+        let garbage = matches!(expected, Initialize::Garbage { .. });
         assert_eq!(read.view.garbage.contains_key(INITIALIZE), garbage, "{value:?}");
         assert_eq!(read.view.initialize, expected);
-        assert_eq!(read.modified.get(INITIALIZE), Some(&Revision(5)));
     }
 }
 
@@ -45,7 +44,7 @@ fn the_leader_key_is_a_bare_name_and_counts_whatever_it_says() {
 fn config_is_missing_valid_or_garbage() {
     let captured = r#"{"ttl":20,"loop_wait":5,"retry_timeout":5,"maximum_lag_on_failover":1048576,"postgresql":{"use_pg_rewind":true,"use_slots":true,"parameters":{"wal_keep_size":"64MB"}}}"#;
     for (value, expected) in [
-        ("", ConfigKey::Missing),
+        ("", ConfigKey::Empty(Revision(5))),
         (captured, ConfigKey::Valid(Revision(5))),
         ("{}", ConfigKey::Valid(Revision(5))),
         ("[1]", ConfigKey::Garbage),
