@@ -70,7 +70,9 @@ impl Jobs {
             None => match running.outcome.try_recv() {
                 Ok(outcome) => Ok(outcome),
                 Err(oneshot::error::TryRecvError::Empty) => return None,
-                Err(oneshot::error::TryRecvError::Closed) => return self.finish(now, Some("it broke off: a bug".into())),
+                Err(oneshot::error::TryRecvError::Closed) => {
+                    return self.finish(now, Some("it broke off: a bug".into()));
+                }
             },
         };
         let error = match ended {

@@ -1,5 +1,14 @@
 //! The shell around the judgement of `regent-core`: the loop, the executor, REST, configuration, `regentctl`.
 
+#![expect(async_fn_in_trait, reason = "one generic agent, one thread per agent: no Send bounds wanted")]
+
+mod act;
+pub mod agent;
 pub mod api;
+pub mod clock;
+pub mod job;
+pub mod layers;
+pub mod lease;
 pub mod peers;
+pub mod report;
 pub mod status;

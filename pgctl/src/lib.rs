@@ -66,6 +66,10 @@ pub trait Postgres: Clone + 'static {
     /// Removes what an interrupted clone or initdb *of ours* left ([`regent_core::postgres::DataDir::Unfinished`]), nothing else.
     async fn remove_unfinished(&self) -> Result<(), PgError>;
 
+    /// Stops at once whatever runs on the directory of a failed bootstrap and renames it to `<data_dir>.failed` (B5): the
+    /// evidence is kept, the place is free.
+    async fn set_aside(&self) -> Result<(), PgError>;
+
     /// Takes new settings. Files are rewritten and the server reloaded at once if it runs.
     async fn configure(&self, settings: Settings) -> Result<(), PgError>;
 }

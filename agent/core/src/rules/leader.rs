@@ -59,20 +59,28 @@ pub(super) fn give_up_after_failed_start(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
-/// Could another member be promoted now? `Err`: the others must be asked first.
-fn failover_possible(s: &Snapshot) -> Result<bool, Plan> {
+/// Could another member be promoted now?
+enum Successor {
+    /// The others must be asked first.
+    Ask(Plan),
+    Ready,
+    Nobody,
+}
+
+fn successor(s: &Snapshot) -> Successor {
     let whom = s.peers_to_ask();
     if whom.is_empty() {
-        return Ok(false);
+        return Successor::Nobody;
     }
-    let Some(peers) = s.fresh_peers() else { return Err(Plan::ask(whom)) };
+    let Some(peers) = s.fresh_peers() else { return Successor::Ask(Plan::ask(whom)) };
     let mine = s.memory.last_position.unwrap_or_default().max(s.cluster_position());
     let cluster_timeline = s.view().and_then(crate::cluster::ClusterView::timeline);
-    Ok(peers.answers().any(|(_, answer)| {
+    let ready = peers.answers().any(|(_, answer)| {
         let near = mine.bytes_ahead_of(answer.position) <= s.config.maximum_lag_on_failover;
         let same_line = !s.config.check_timeline || answer.timeline >= cluster_timeline;
         could_lead(answer) && !answer.is_primary && near && same_line
-    }))
+    });
+    if ready { Successor::Ready } else { Successor::Nobody }
 }
 
 /// `primary_start_timeout: 0`: the operator prefers failover to crash recovery, if there is somebody to fail over to.
@@ -81,13 +89,15 @@ pub(super) fn prefer_failover_to_start(s: &Snapshot) -> Option<Verdict> {
     if !asked_for {
         return None;
     }
-    match failover_possible(s) {
-        Err(ask) => Some(Verdict::new(ask, "PostgreSQL is down and primary_start_timeout is 0: who could take over?")),
-        Ok(true) => Some(Verdict::new(
+    match successor(s) {
+        Successor::Ask(ask) => {
+            Some(Verdict::new(ask, "PostgreSQL is down and primary_start_timeout is 0: who could take over?"))
+        }
+        Successor::Ready => Some(Verdict::new(
             Plan::of(Lease::Release, Move::Stay),
             "PostgreSQL is down, primary_start_timeout is 0 and a standby is ready: handing over",
         )),
-        Ok(false) => None,
+        Successor::Nobody => None,
     }
 }
 
@@ -131,16 +141,16 @@ fn starting_for(s: &Snapshot) -> Option<Duration> {
 /// Crash recovery takes longer than the operator allows, and another member could lead.
 pub(super) fn give_up_slow_start(s: &Snapshot) -> Option<Verdict> {
     let took = starting_for(s).filter(|took| *took > s.config.primary_start_timeout)?;
-    match failover_possible(s) {
-        Err(ask) => Some(Verdict::new(ask, format!("starting for {took:?}: who could take over?"))),
-        Ok(true) => Some(Verdict::new(
+    match successor(s) {
+        Successor::Ask(ask) => Some(Verdict::new(ask, format!("starting for {took:?}: who could take over?"))),
+        Successor::Ready => Some(Verdict::new(
             Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
             format!(
                 "starting for {took:?}, primary_start_timeout is {:?}: handing over",
                 s.config.primary_start_timeout
             ),
         )),
-        Ok(false) => None,
+        Successor::Nobody => None,
     }
 }
 

@@ -1,0 +1,153 @@
+//! Carries a plan out, in one fixed order: the lease, the keys, PostgreSQL, the release. No decisions, no retries: what
+//! depends on an outcome is decided from what is seen next.
+
+use std::time::Duration;
+
+use regent_core::memory::LeaseOutcome;
+use regent_core::plan::{KeyWrite, Lease, Move, Plan};
+use regent_core::postgres::{Job, StopMode};
+use regent_core::snapshot::Snapshot;
+use regent_core::units::{Instant, LeaseId, MemberName, Revision};
+use regent_dcs::{Dcs, DcsError, Write, Written};
+use regent_pgctl::Postgres;
+
+use crate::job::Jobs;
+use crate::layers::Layers;
+
+/// What a plan is carried out with.
+pub(crate) struct Hands<'a, D, P> {
+    pub(crate) dcs: &'a D,
+    pub(crate) postgres: &'a P,
+    pub(crate) jobs: &'a mut Jobs,
+    pub(crate) layers: &'a dyn Layers,
+    /// The longest that one write may take.
+    pub(crate) patience: Duration,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Done {
+    /// The newest revision that we made ourselves: no reason to wake up.
+    pub(crate) revision: Revision,
+}
+
+impl<D: Dcs, P: Postgres> Hands<'_, D, P> {
+    /// The lease half, unless it is a release.
+    pub(crate) async fn lease(&self, seen: &Snapshot, plan: &Plan, done: &mut Done) -> LeaseOutcome {
+        let name = seen.config.name.clone();
+        let Some(lease) = seen.lease.id else { return LeaseOutcome::NotTried };
+        let write = match &plan.lease {
+            Lease::Keep | Lease::LetRun | Lease::Release => return LeaseOutcome::NotTried,
+            Lease::Take { promise, seen } => {
+                Write::TakeLeader { name, lease, promise: promise.clone(), promise_seen: *seen }
+            }
+            Lease::Promise { promise, seen } => {
+                Write::Promise { name, lease, promise: promise.clone(), promise_seen: *seen }
+            }
+            Lease::Adopt { seen } => Write::AdoptLeader { name, lease, seen: *seen },
+            Lease::StartBootstrap => Write::StartBootstrap { lease },
+            Lease::AbandonBootstrap => Write::AbandonBootstrap { lease },
+        };
+        self.write(lease, write, done).await
+    }
+
+    /// Gives the leader key back, after everything else.
+    pub(crate) async fn release(&self, seen: &Snapshot, done: &mut Done) -> LeaseOutcome {
+        let key = seen.view().and_then(|view| view.leader.as_ref()).and_then(|key| key.lease);
+        let Some(lease) = key.or(seen.lease.id) else { return LeaseOutcome::NotTried };
+        self.write(lease, Write::ReleaseLeader { name: seen.config.name.clone(), lease }, done).await
+    }
+
+    async fn write(&self, lease: LeaseId, write: Write, done: &mut Done) -> LeaseOutcome {
+        let what = format!("{write:?}");
+        match self.dcs.write(write, self.patience).await {
+            Ok(Written::Done(revision)) => {
+                done.revision = done.revision.max(revision);
+                LeaseOutcome::Done(lease)
+            }
+            Ok(Written::Refused) => {
+                tracing::info!("refused, somebody was faster: {what}");
+                LeaseOutcome::Refused
+            }
+            Err(DcsError::LeaseGone) => {
+                tracing::warn!("our lease is gone: {what}");
+                LeaseOutcome::Refused
+            }
+            Err(DcsError::Rejected(cause)) => {
+                tracing::error!("etcd refused ({cause}): {what}");
+                LeaseOutcome::Refused
+            }
+            Err(error @ (DcsError::Unreachable(_) | DcsError::Authentication(_))) => {
+                tracing::warn!("{error}: {what}");
+                LeaseOutcome::Unknown
+            }
+        }
+    }
+
+    /// The keys. A failure is logged and changes nothing else (dcs.md 6, "errors on status, member, sync ... writes").
+    pub(crate) async fn keys(&self, seen: &Snapshot, keys: &[KeyWrite], done: &mut Done) {
+        for key in keys {
+            let Some(lease) = seen.lease.id else { return };
+            let write = match key.clone() {
+                KeyWrite::Identify { id, seen } => Write::Identify { id, seen },
+                KeyWrite::Config { seen } => Write::PutConfig { config: self.layers.restorable(), seen },
+                KeyWrite::Status(status) => Write::PutStatus { status, lease },
+                KeyWrite::History(lines) => Write::PutHistory { lines, lease },
+            };
+            self.write(lease, write, done).await;
+        }
+    }
+
+    /// The own member key; tells whether it stands.
+    pub(crate) async fn member(&self, name: MemberName, json: String, lease: LeaseId, done: &mut Done) -> bool {
+        let outcome = self.write(lease, Write::PutMember { name, json, lease }, done).await;
+        matches!(outcome, LeaseOutcome::Done(_))
+    }
+
+    /// The PostgreSQL half: starts the job, does not wait for it.
+    pub(crate) async fn postgres(&mut self, seen: &Snapshot, wanted: &Move, now: Instant) {
+        let postgres = self.postgres.clone();
+        let stop_budget = seen.config.stop_budget;
+        match wanted.clone() {
+            Move::Stay => {}
+            Move::Bootstrap => self.jobs.start(Job::Bootstrap, now, async move { postgres.bootstrap().await }).await,
+            Move::Clone { from, conn_url } => {
+                let job = Job::Clone { from: from.clone() };
+                self.jobs.start(job, now, async move { postgres.clone_from(&from, &conn_url).await }).await;
+            }
+            Move::StartPrimary => {
+                let job = Job::Start { as_primary: true };
+                self.jobs.start(job, now, async move { postgres.start_primary().await }).await;
+            }
+            Move::StartStandby(upstream) => {
+                let job = Job::Start { as_primary: false };
+                self.jobs.start(job, now, async move { postgres.start_standby(&upstream).await }).await;
+            }
+            Move::Stop(mode) => {
+                // A clean stop takes as long as it takes: the lease, not taste, ends it.
+                let within = match mode {
+                    StopMode::Immediate => stop_budget,
+                    StopMode::Fast => UNBOUNDED,
+                };
+                self.jobs.start(Job::Stop(mode), now, async move { postgres.stop(mode, within).await }).await;
+            }
+            Move::Promote(timeline) => {
+                self.jobs.start(Job::Promote, now, async move { postgres.promote(timeline).await }).await;
+            }
+            Move::Follow(upstream) => {
+                self.jobs.start(Job::Follow, now, async move { postgres.follow(&upstream).await }).await;
+            }
+            Move::Checkpoint => self.jobs.start(Job::Checkpoint, now, async move { postgres.checkpoint().await }).await,
+            Move::CreateSlots(names) => {
+                self.jobs.start(Job::CreateSlots, now, async move { postgres.create_slots(&names).await }).await;
+            }
+            Move::RemoveUnfinished => {
+                self.jobs.start(Job::RemoveUnfinished, now, async move { postgres.remove_unfinished().await }).await;
+            }
+            Move::SetAside => self.jobs.start(Job::SetAside, now, async move { postgres.set_aside().await }).await,
+        }
+    }
+}
+
+/// A deadline for what only an operator, or the lease, may cut short.
+const UNBOUNDED: Duration = Duration::from_secs(7 * 24 * 3600);

@@ -1,0 +1,452 @@
+//! The loop: observe, decide, act, sleep until something happens. The only owner of the agent's state.
+//!
+//! `loop_wait` is the longest it sleeps, never the time it needs to notice: it wakes when a key changes, the postmaster
+//! exits, a job ends, a command comes, the lease is lost, or a moment comes that the last decision named.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use regent_core::inspector::{Objection, inspect};
+use regent_core::memory::{LeaseOutcome, Memory, Role};
+use regent_core::peers::PeerReply;
+use regent_core::plan::{Decision, Exit, Lease, Plan};
+use regent_core::postgres::Job;
+use regent_core::rules::decide;
+use regent_core::snapshot::{LeaseView, Order, Peers, Snapshot};
+use regent_core::units::{Instant, LeaseId, MemberName, Revision};
+use regent_dcs::{Dcs, DcsError, Read};
+use regent_pgctl::Postgres;
+use tokio::sync::{mpsc, watch};
+
+use crate::act::{Done, Hands};
+use crate::clock::Clock;
+use crate::job::Jobs;
+use crate::layers::{Effective, Layers};
+use crate::lease::Claim;
+use crate::report;
+use crate::status::Status;
+
+/// How other members are asked; HTTP for a real agent, a published status in the simulation.
+pub trait Network: Clone + 'static {
+    /// Asks each of `whom` (by `api_url`) for its status document, in parallel, within one deadline.
+    async fn ask(&self, whom: BTreeMap<MemberName, String>, within: Duration) -> BTreeMap<MemberName, PeerReply>;
+}
+
+/// What others tell the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Stop PostgreSQL, hand over, exit (SIGTERM, SIGINT).
+    Stop,
+    /// Read the configuration again (SIGHUP, `POST /reload`).
+    Reload,
+}
+
+/// The judgement and the second opinion on it. A real agent has [`Judge::default`]; the simulation also runs agents with
+/// known-wrong ones, which it must find out.
+#[derive(Clone, Copy)]
+pub struct Judge {
+    /// Decides.
+    pub decide: fn(&Snapshot) -> Decision,
+    /// Reads every plan before it is carried out.
+    pub inspect: fn(&Snapshot, &Plan) -> Result<(), Objection>,
+}
+
+impl Default for Judge {
+    fn default() -> Self {
+        Judge { decide, inspect }
+    }
+}
+
+/// The seams of an agent.
+#[derive(Clone, Debug)]
+pub struct Seams<D, P, C, N> {
+    /// etcd.
+    pub dcs: D,
+    /// PostgreSQL.
+    pub postgres: P,
+    /// The clocks.
+    pub clock: C,
+    /// The other members.
+    pub network: N,
+}
+
+/// The channels of an agent.
+#[derive(Debug)]
+pub struct Channels {
+    /// Commands to the loop.
+    pub commands: mpsc::Receiver<Command>,
+    /// The loop's claim on the lease.
+    pub claims: watch::Sender<Option<Claim>>,
+    /// The lease, as its task knows it.
+    pub lease: watch::Receiver<LeaseView>,
+    /// What the loop publishes.
+    pub status: watch::Sender<Arc<Status>>,
+}
+
+/// The longest that one look at etcd may take; a longer silence is an observation.
+const READ_PATIENCE: Duration = Duration::from_secs(2);
+/// The shortest time worth waiting for an answer.
+const HURRY: Duration = Duration::from_millis(50);
+/// The longest that one look at PostgreSQL may take (ha-rules section 2: statement timeout 2 s).
+const LOOK_PATIENCE: Duration = Duration::from_secs(2);
+/// Peers are asked this long at the most (ha-rules section 5).
+const ASK_PATIENCE: Duration = Duration::from_secs(2);
+/// How old a published observation of PostgreSQL may grow (rest-api.md W3: "well under a second" of an answer's age).
+const PULSE: Duration = Duration::from_millis(900);
+/// The pause after a turn that asked to be repeated at once without having changed anything.
+const BREATH: Duration = Duration::from_millis(20);
+
+/// One agent.
+pub struct Agent<D, P, C, N> {
+    seams: Seams<D, P, C, N>,
+    channels: Channels,
+    layers: Box<dyn Layers>,
+    judge: Judge,
+    effective: Effective,
+    /// The `config` key that `effective` was made of.
+    dynamic: Option<serde_json::Value>,
+    /// Settings that the controller does not have yet.
+    unapplied: bool,
+    memory: Memory,
+    jobs: Jobs,
+    peers: Option<Peers>,
+    order: Order,
+    read: Option<Read>,
+    /// The member key as it stands in etcd, and the lease that it hangs on.
+    published: Option<(String, LeaseId)>,
+    /// Rule and plan of the last decision, for the log.
+    last: Option<(&'static str, Plan)>,
+    /// The newest revision seen or made.
+    revision: Revision,
+}
+
+impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
+    /// An agent that has seen nothing yet.
+    ///
+    /// # Errors
+    /// A configuration that cannot be used, for people.
+    pub fn new(
+        seams: Seams<D, P, C, N>,
+        channels: Channels,
+        layers: Box<dyn Layers>,
+        judge: Judge,
+    ) -> Result<Self, String> {
+        let effective = layers.effective(None)?;
+        Ok(Agent {
+            seams,
+            channels,
+            layers,
+            judge,
+            effective,
+            dynamic: None,
+            unapplied: false,
+            memory: Memory::default(),
+            jobs: Jobs::default(),
+            peers: None,
+            order: Order::Run,
+            read: None,
+            published: None,
+            last: None,
+            revision: Revision::default(),
+        })
+    }
+
+    /// Runs until a decision ends the process.
+    pub async fn run(mut self) -> Exit {
+        self.claim(self.seams.clock.now());
+        loop {
+            let seen = self.observe().await;
+            let decision = self.judge(&seen);
+            let (outcome, done) = self.act(&seen, &decision).await;
+            if let Some(exit) = decision.plan.exit {
+                self.finish(&seen).await;
+                return exit;
+            }
+            self.revision = self.revision.max(done.revision);
+            let changed = matches!(outcome, LeaseOutcome::Done(_)) || !decision.plan.ask.is_empty();
+            let pause = if changed { decision.look_again } else { decision.look_again.max(BREATH) };
+            self.sleep(pause, &seen).await;
+        }
+    }
+
+    // --- observe ---
+
+    async fn observe(&mut self) -> Snapshot {
+        let patience = self.read_patience(self.seams.clock.now());
+        let read = async {
+            match patience {
+                // Who must stop now asks nobody first: an agent that slept past its deadline fences before all else.
+                None => Err(DcsError::Unreachable("not asked: the lease is about to end".to_owned())),
+                Some(patience) => self.seams.dcs.read(patience).await,
+            }
+        };
+        let look = self.seams.postgres.observe(patience.unwrap_or(HURRY).min(LOOK_PATIENCE));
+        let (read, postgres) = tokio::join!(read, look);
+        let dcs = match read {
+            Ok(read) => {
+                self.revision = self.revision.max(read.view.revision);
+                self.take_config(&read).await;
+                let view = read.view.clone();
+                self.read = Some(read);
+                Ok(view)
+            }
+            Err(error) => {
+                self.read = None;
+                Err(error.to_string())
+            }
+        };
+        let now = self.seams.clock.now();
+        if let Some(ended) = self.jobs.take(now) {
+            let timeline = postgres.sql.as_ref().and_then(|sql| sql.timeline);
+            self.memory.job_ended(ended, timeline);
+        }
+        Snapshot {
+            now,
+            dice: self.seams.clock.dice(),
+            config: self.effective.core.clone(),
+            dcs,
+            lease: *self.channels.lease.borrow_and_update(),
+            postgres,
+            job: self.jobs.running().cloned(),
+            peers: self.peers.clone(),
+            order: self.order,
+            memory: self.memory.clone(),
+        }
+    }
+
+    /// Never past the moment at which a writer must stop: that decision waits for nobody. `None`: it has come.
+    fn read_patience(&self, now: Instant) -> Option<Duration> {
+        let lease = *self.channels.lease.borrow();
+        let writes = matches!(self.memory.role, Role::Primary | Role::Promoted);
+        let stop_at = lease.ends.filter(|_| writes).map(|ends| ends.minus(self.effective.core.stop_budget));
+        let left = stop_at.map_or(READ_PATIENCE, |at| now.until(at));
+        (!left.is_zero()).then(|| READ_PATIENCE.min(self.effective.core.retry_timeout).min(left).max(HURRY))
+    }
+
+    /// A changed `config` key, once it is valid, is in force from this turn on.
+    async fn take_config(&mut self, read: &Read) {
+        if let Some(dynamic) = &read.config
+            && self.dynamic.as_ref() != Some(dynamic)
+        {
+            match self.layers.effective(Some(dynamic)) {
+                Ok(effective) => {
+                    self.layers.remember(dynamic);
+                    self.put_in_force(effective);
+                }
+                Err(problem) => tracing::error!("the cluster's configuration is kept as it was: {problem}"),
+            }
+            self.dynamic = Some(dynamic.clone());
+        }
+        if self.unapplied && self.jobs.running().is_none() {
+            let configure = self.seams.postgres.configure(self.effective.postgres.clone());
+            match tokio::time::timeout(LOOK_PATIENCE, configure).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!("PostgreSQL's configuration: {error}"),
+                Err(_) => tracing::error!("PostgreSQL's configuration was not taken within {LOOK_PATIENCE:?}"),
+            }
+            self.unapplied = false;
+        }
+    }
+
+    fn put_in_force(&mut self, effective: Effective) {
+        self.unapplied |= effective.postgres != self.effective.postgres;
+        self.effective = effective;
+    }
+
+    // --- decide ---
+
+    fn judge(&mut self, seen: &Snapshot) -> Decision {
+        let mut decision = (self.judge.decide)(seen);
+        if let Err(objection) = (self.judge.inspect)(seen, &decision.plan) {
+            // A bug in a rule. The plan is dropped and the lease left to run: the safe side of every doubt.
+            tracing::error!(rule = decision.rule, "this plan must never be: {objection}");
+            decision.plan = Plan { lease: Lease::LetRun, ..Plan::stay() };
+        }
+        let repeats = self.last.as_ref().is_some_and(|(rule, plan)| {
+            *rule == decision.rule && plan.lease == decision.plan.lease && plan.postgres == decision.plan.postgres
+        });
+        report::decision(seen, &decision, repeats);
+        self.last = Some((decision.rule, decision.plan.clone()));
+        decision
+    }
+
+    // --- act ---
+
+    async fn act(&mut self, seen: &Snapshot, decision: &Decision) -> (LeaseOutcome, Done) {
+        let plan = &decision.plan;
+        if plan.lease != Lease::LetRun {
+            self.claim(seen.now);
+        } else {
+            self.channels.claims.send_replace(None);
+        }
+        let mut done = Done::default();
+        let patience = self.effective.core.retry_timeout.min(Duration::from_secs(3));
+        let mut hands = Hands {
+            dcs: &self.seams.dcs,
+            postgres: &self.seams.postgres,
+            jobs: &mut self.jobs,
+            layers: self.layers.as_ref(),
+            patience,
+        };
+        let mut outcome = hands.lease(seen, plan, &mut done).await;
+        let lock_until = match outcome {
+            LeaseOutcome::Done(_) if matches!(plan.lease, Lease::Take { .. } | Lease::Adopt { .. }) => {
+                self.channels.lease.borrow().ends
+            }
+            LeaseOutcome::Done(_) | LeaseOutcome::NotTried | LeaseOutcome::Refused | LeaseOutcome::Unknown => {
+                seen.lock_ends()
+            }
+        };
+        let preview = self.memory.after(seen, decision, outcome);
+        let status = report::status(
+            seen,
+            decision,
+            &report::Context {
+                effective: &self.effective,
+                memory: &preview,
+                last: &self.channels.status.borrow().clone(),
+                lock_until: lock_until.filter(|_| plan.lease != Lease::Release),
+                read: self.read.as_ref(),
+                wall: self.seams.clock.wall(),
+            },
+        );
+        // Published before the server is touched: `/primary` turns 503 before it stops taking writes, not after.
+        self.channels.status.send_replace(Arc::new(status.clone()));
+        hands.postgres(seen, &plan.postgres, seen.now).await;
+        if seen.dcs.is_ok() {
+            hands.keys(seen, &plan.keys, &mut done).await;
+        }
+        if plan.lease == Lease::Release {
+            outcome = hands.release(seen, &mut done).await;
+        }
+        if let Some(lease) = seen.lease.id.filter(|_| seen.dcs.is_ok()) {
+            let checkpointed = preview.checkpointed.is_some()
+                || seen.postgres.control().is_some_and(|control| Some(control.timeline) == seen.own_timeline());
+            let json = report::member(seen, &status, &self.effective, checkpointed);
+            let stands = self.published.as_ref().is_some_and(|(old, on)| *old == json && *on == lease);
+            if !stands || self.read.as_ref().is_some_and(|read| !read.members.contains_key(&seen.config.name)) {
+                let name = seen.config.name.clone();
+                let written = hands.member(name, json.clone(), lease, &mut done).await;
+                self.published = written.then_some((json, lease));
+            }
+        }
+        self.memory = self.memory.after(seen, decision, outcome);
+        self.peers = None;
+        if !plan.ask.is_empty() {
+            let replies = self.seams.network.ask(plan.ask.clone(), ASK_PATIENCE).await;
+            self.peers = Some(Peers { at: self.seams.clock.now(), replies });
+        }
+        (outcome, done)
+    }
+
+    /// "As of now the lease should live on." How long that word is good follows from the contract's own rule
+    /// `loop_wait + 2 * retry_timeout <= ttl`: an agent busy with one slow answer does not lose its lease.
+    fn claim(&self, as_of: Instant) {
+        let core = &self.effective.core;
+        self.channels.claims.send_replace(Some(Claim {
+            as_of,
+            good_for: core.loop_wait + core.retry_timeout,
+            ttl: core.ttl,
+            patience: (core.ttl / 3).min(core.retry_timeout).max(Duration::from_millis(200)),
+        }));
+    }
+
+    /// Before the end: what is under way ends, and the member key tells the last state.
+    async fn finish(&mut self, seen: &Snapshot) {
+        if self.jobs.running().is_some() {
+            let limit = self.effective.core.stop_budget + Duration::from_secs(30);
+            if tokio::time::timeout(limit, self.jobs.ended()).await.is_err() {
+                tracing::error!("gave up waiting for the last action after {limit:?}");
+            }
+        }
+        let last = self.channels.status.borrow().clone();
+        let mut status = Status { lock_until: None, view: None, ..(*last).clone() };
+        if let Some(lease) = seen.lease.id.filter(|_| seen.dcs.is_ok()) {
+            if self.jobs.take(self.seams.clock.now()).is_some() || !seen.postgres.is_up() {
+                status.sql = None;
+            }
+            let json = report::member(seen, &status, &self.effective, true);
+            let mut done = Done::default();
+            let hands = Hands {
+                dcs: &self.seams.dcs,
+                postgres: &self.seams.postgres,
+                jobs: &mut self.jobs,
+                layers: self.layers.as_ref(),
+                patience: Duration::from_secs(1),
+            };
+            hands.member(seen.config.name.clone(), json, lease, &mut done).await;
+        }
+        self.channels.status.send_replace(Arc::new(status));
+    }
+
+    // --- sleep ---
+
+    async fn sleep(&mut self, pause: Duration, seen: &Snapshot) {
+        let until = tokio::time::Instant::now() + pause;
+        let mut lease = self.channels.lease.clone();
+        let mut watches_exit = true;
+        loop {
+            let wake = tokio::select! {
+                biased;
+                command = self.channels.commands.recv() => match command {
+                    Some(Command::Stop) => { self.order = Order::Stop; true }
+                    Some(Command::Reload) => { self.reload(); true }
+                    None => { self.order = Order::Stop; true }
+                },
+                () = self.jobs.ended() => true,
+                () = self.seams.postgres.exited(), if watches_exit => {
+                    watches_exit = false;
+                    self.exit_is_news()
+                }
+                // The sender lives as long as the process; if it is gone, so is the lease.
+                _ = lease.wait_for(|lease| lease.id != seen.lease.id) => true,
+                () = self.seams.dcs.changed(self.revision) => true,
+                () = tokio::time::sleep_until(until) => true,
+                () = tokio::time::sleep(PULSE) => self.pulse(seen).await,
+            };
+            if wake {
+                return;
+            }
+        }
+    }
+
+    /// An exit is news unless a job of ours is about to report it.
+    fn exit_is_news(&self) -> bool {
+        !matches!(self.jobs.running().map(|running| &running.job), Some(Job::Stop(_) | Job::SetAside))
+    }
+
+    /// Keeps the published observation of the server young, and wakes the loop when it changed in kind.
+    async fn pulse(&mut self, seen: &Snapshot) -> bool {
+        let Some(patience) = self.read_patience(self.seams.clock.now()) else { return true };
+        let postgres = self.seams.postgres.observe(LOOK_PATIENCE.min(patience)).await;
+        let kind = |s: &regent_core::postgres::PgState| {
+            let sql = s.sql.as_ref();
+            (s.process, s.probe, sql.map(|sql| (sql.in_recovery, sql.streaming, sql.timeline)))
+        };
+        let news = kind(&postgres) != kind(&seen.postgres);
+        let lock = *self.channels.lease.borrow();
+        let mut now = seen.clone();
+        now.postgres = postgres;
+        now.lease = lock;
+        let last = self.channels.status.borrow().clone();
+        self.channels.status.send_replace(Arc::new(Status {
+            at: self.seams.clock.now(),
+            sql: now.sql().cloned(),
+            lock_until: last.lock_until.and(now.lock_ends()),
+            ..(*last).clone()
+        }));
+        news
+    }
+
+    fn reload(&mut self) {
+        match self.layers.reload().and_then(|()| self.layers.effective(self.dynamic.as_ref())) {
+            Ok(effective) => {
+                tracing::info!("configuration reloaded");
+                self.put_in_force(effective);
+                self.unapplied = true; // SIGHUP always rewrites the files and reloads (config.md 10).
+            }
+            Err(problem) => tracing::error!("the old configuration stays in force: {problem}"),
+        }
+    }
+}

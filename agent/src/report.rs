@@ -1,0 +1,215 @@
+//! What the agent says of itself: the one log line per decision, the published status, the member key.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use regent_core::memory::{Memory, Role};
+use regent_core::plan::{Decision, Move};
+use regent_core::postgres::{DataDir, Job, Probe};
+use regent_core::snapshot::{Seat, Snapshot};
+use regent_core::units::Instant;
+use serde_json::{Map, Value, json};
+
+use crate::layers::Effective;
+use crate::status::{self, State, Status};
+
+/// The contract level that this agent speaks (dcs.md 7.1, rest-api.md 1): at least 4.1.0, three integers.
+pub const CONTRACT_VERSION: &str = "4.1.5";
+
+/// One line per decision: `info` when the rule or the plan changed, `debug` when it repeats.
+pub fn decision(seen: &Snapshot, decision: &Decision, repeats: bool) {
+    let (rule, why) = (decision.rule, &decision.why);
+    let (lease, postgres) = (format!("{:?}", decision.plan.lease), format!("{:?}", decision.plan.postgres));
+    let seat = seen.seat();
+    if repeats {
+        tracing::debug!(rule, ?seat, lease, postgres, "{why}");
+    } else {
+        tracing::info!(rule, ?seat, lease, postgres, "{why}");
+    }
+}
+
+/// The rest of what a status needs, besides the snapshot and the decision.
+pub struct Context<'a> {
+    /// Configuration in force.
+    pub effective: &'a Effective,
+    /// Memory after the decision.
+    pub memory: &'a Memory,
+    /// The last published status.
+    pub last: &'a Status,
+    /// Until when the lock is ours, as known after the lease half of the plan.
+    pub lock_until: Option<Instant>,
+    /// The last read of etcd, if this turn's succeeded: members, config and history as stored.
+    pub read: Option<&'a regent_dcs::Read>,
+    /// Wall-clock time of this turn.
+    pub wall: SystemTime,
+}
+
+/// The status to publish after `decision` on `seen`.
+#[must_use]
+pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> Status {
+    let Context { effective, memory, last, lock_until, read, wall } = context;
+    let stopping = matches!(decision.plan.postgres, Move::Stop(_) | Move::SetAside)
+        || matches!(seen.job.as_ref().map(|running| &running.job), Some(Job::Stop(_) | Job::SetAside));
+    let fresh = read.is_some();
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Status {
+        at: seen.now,
+        scope: effective.scope.clone(),
+        name: effective.core.name.to_string(),
+        state: state(seen, &decision.plan.postgres, memory),
+        role: role(memory),
+        sql: seen.sql().cloned(),
+        lock_until: *lock_until,
+        demoting: stopping,
+        view: seen.view().cloned(),
+        last_view: seen.view().cloned().or_else(|| last.last_view.clone()),
+        members: read.map_or_else(|| last.members.clone(), |read| by_text(&read.members)),
+        config: if fresh { read.and_then(|read| read.config.clone()) } else { last.config.clone() },
+        history: if fresh { read.and_then(|read| read.history.clone()) } else { last.history.clone() },
+        dcs_last_seen: if fresh { seconds(*wall) } else { last.dcs_last_seen },
+        pause: effective.core.pause,
+        tags: effective.tags.clone(),
+        noloadbalance: effective.noloadbalance,
+        failover_priority: if effective.core.tags.nofailover { 0 } else { effective.core.tags.failover_priority },
+        system_id: seen.local_system_id().or_else(|| seen.view().and_then(|view| view.initialize.system_id())),
+        maximum_lag_on_failover: effective.core.maximum_lag_on_failover,
+        ttl: effective.core.ttl,
+        next_turn_due: seen.now + effective.core.loop_wait,
+        rule: decision.rule,
+        why: decision.why.clone(),
+    }
+}
+
+/// Nothing is known yet: what is published before the first turn.
+#[must_use]
+pub fn first_status(effective: &Effective, now: Instant) -> Status {
+    Status {
+        at: now,
+        scope: effective.scope.clone(),
+        name: effective.core.name.to_string(),
+        state: State::Stopped,
+        role: status::Role::Uninitialized,
+        sql: None,
+        lock_until: None,
+        demoting: false,
+        view: None,
+        last_view: None,
+        members: std::collections::BTreeMap::new(),
+        config: None,
+        history: None,
+        dcs_last_seen: 0,
+        pause: effective.core.pause,
+        tags: effective.tags.clone(),
+        noloadbalance: effective.noloadbalance,
+        failover_priority: if effective.core.tags.nofailover { 0 } else { effective.core.tags.failover_priority },
+        system_id: None,
+        maximum_lag_on_failover: effective.core.maximum_lag_on_failover,
+        ttl: effective.core.ttl,
+        next_turn_due: now + effective.core.loop_wait + Duration::from_secs(5),
+        rule: "start",
+        why: "just started".to_owned(),
+    }
+}
+
+fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
+    let job = seen.job.as_ref().map(|running| &running.job);
+    match (next, job) {
+        (Move::Bootstrap, _) | (Move::Stay, Some(Job::Bootstrap)) => return State::InitializingNewCluster,
+        (Move::Clone { .. }, _) | (Move::Stay, Some(Job::Clone { .. })) => return State::CreatingReplica,
+        (Move::Stop(_) | Move::SetAside, _) | (Move::Stay, Some(Job::Stop(_) | Job::SetAside)) => {
+            return State::Stopping;
+        }
+        (Move::StartPrimary | Move::StartStandby(_), _) | (Move::Stay, Some(Job::Start { .. })) => {
+            return State::Starting;
+        }
+        (
+            Move::Stay
+            | Move::Promote(_)
+            | Move::Follow(_)
+            | Move::Checkpoint
+            | Move::CreateSlots(_)
+            | Move::RemoveUnfinished,
+            _,
+        ) => {}
+    }
+    if seen.postgres.is_up() {
+        return match seen.postgres.probe {
+            Probe::Rejecting => State::Starting,
+            Probe::Accepting | Probe::Silent | Probe::NotAsked => State::Running,
+        };
+    }
+    let failed = memory.last_job.as_ref().filter(|last| last.error.is_some()).map(|last| &last.job);
+    match (failed, memory.role) {
+        (Some(Job::Start { .. }), _) => State::StartFailed,
+        (Some(Job::Bootstrap), _) => State::InitdbFailed,
+        (_, Role::Primary | Role::Promoted) if matches!(seen.postgres.data_dir, DataDir::Present(_)) => State::Crashed,
+        (_, Role::Uninitialized | Role::Primary | Role::Promoted | Role::Replica | Role::Demoted) => State::Stopped,
+    }
+}
+
+fn role(memory: &Memory) -> status::Role {
+    match memory.role {
+        Role::Uninitialized => status::Role::Uninitialized,
+        Role::Primary => status::Role::Primary,
+        Role::Promoted => status::Role::Promoted,
+        Role::Replica => status::Role::Replica,
+        Role::Demoted => status::Role::Demoted,
+    }
+}
+
+/// The member key (dcs.md 3.3), compact.
+#[must_use]
+pub fn member(seen: &Snapshot, status: &Status, effective: &Effective, checkpointed: bool) -> String {
+    let mut key = Map::new();
+    let mut put = |name: &str, value: Value| drop(key.insert(name.to_owned(), value));
+    put("conn_url", json!(effective.conn_url));
+    put("api_url", json!(effective.api_url));
+    put("state", json!(status.state.word().0));
+    put("role", json!(status.role.word()));
+    put("version", json!(CONTRACT_VERSION));
+    if let Some(url) = &effective.proxy_url {
+        put("proxy_url", json!(url));
+    }
+    let writes = matches!(status.role, status::Role::Primary | status::Role::Promoted);
+    if writes && !checkpointed && seen.seat() == Seat::Mine {
+        put("checkpoint_after_promote", json!(false));
+    }
+    if !effective.tags.is_empty() {
+        put("tags", Value::Object(effective.tags.clone()));
+    }
+    let sql = status.sql.as_ref();
+    if let Some(pending) = sql.map(|sql| &sql.pending_restart).filter(|pending| !pending.is_empty()) {
+        let reasons =
+            pending.iter().map(|(name, old, new)| (name.clone(), json!({"old_value": old, "new_value": new})));
+        put("pending_restart", json!(true));
+        put("pending_restart_reason", Value::Object(reasons.collect()));
+    }
+    if let Some(sql) = sql {
+        put("xlog_location", json!(sql.position().0));
+        if sql.in_recovery {
+            for (name, lsn) in [("replay_lsn", sql.replay_lsn), ("receive_lsn", sql.receive_lsn)] {
+                if let Some(lsn) = lsn.filter(|lsn| lsn.0 > 0) {
+                    put(name, json!(lsn.0));
+                }
+            }
+            if sql.streaming {
+                put("replication_state", json!("streaming"));
+            } else if sql.restores_from_archive {
+                put("replication_state", json!("in archive recovery"));
+            }
+        }
+        if let Some(timeline) = sql.timeline {
+            put("timeline", json!(timeline.0));
+        }
+    }
+    if status.pause {
+        put("pause", json!(true));
+    }
+    put("regent", json!(env!("CARGO_PKG_VERSION")));
+    Value::Object(key).to_string()
+}
+
+fn by_text(
+    members: &std::collections::BTreeMap<regent_core::units::MemberName, Value>,
+) -> std::collections::BTreeMap<String, Value> {
+    members.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
+}
