@@ -289,9 +289,9 @@ mod tests {
 
     #[test]
     fn clone_prefers_a_tagged_member_and_waits_for_one_that_runs() {
-        let from = |s| match decide(&s).plan.postgres {
-            Move::Clone { from, .. } => from.0,
-            other => format!("{other:?}"),
+        let from = |s| {
+            let plan = decide(&s).plan.postgres;
+            if let Move::Clone { from, .. } = plan { from.0 } else { format!("{plan:?}") }
         };
         assert_eq!(from(standby().empty().build()), "b");
         assert_eq!(from(standby().empty().member("c", |m| m.tags.clonefrom = true).build()), "c");
