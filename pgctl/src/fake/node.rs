@@ -1,0 +1,420 @@
+//! The hand on one twin: the [`Postgres`] of an agent, what a client does, and what goes wrong.
+
+use std::time::Duration;
+
+use regent_core::postgres::{PgState, StopMode, Upstream};
+use regent_core::units::{Lsn, MemberName, Timeline};
+
+use super::look::look;
+use super::wal::{CHECKPOINT_BYTES, Kind, WRITE_BYTES};
+use super::world::{Build, Data, Node, Phase, World};
+use super::{FakeNetwork, Timings, Transition};
+use crate::settings::Settings;
+use crate::{PgError, Postgres};
+
+/// How long a start waits for the server to accept connections, as the real one.
+const START_GRACE: Duration = Duration::from_secs(1);
+/// The longest wait for a promotion.
+const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
+/// What every clone copies, for its progress.
+const CLONE_BYTES: u64 = 1_000_000_000;
+
+/// One machine's PostgreSQL.
+#[derive(Clone)]
+pub struct FakePostgres {
+    network: FakeNetwork,
+    index: usize,
+}
+
+/// Why a client's write was not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// Nothing listens.
+    #[error("connection refused")]
+    Refused,
+    /// It starts or stops.
+    #[error("the database system is not accepting connections")]
+    NotAccepting,
+    /// A standby.
+    #[error("cannot execute INSERT in a read-only transaction")]
+    ReadOnly,
+    /// No answer came; the write did not happen either.
+    #[error("no answer")]
+    NoAnswer,
+}
+
+impl FakePostgres {
+    pub(super) fn new(network: FakeNetwork, index: usize) -> Self {
+        FakePostgres { network, index }
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut World, usize) -> T) -> T {
+        self.network.with(|world| change(world, self.index))
+    }
+
+    fn node<T>(&self, change: impl FnOnce(&mut Node) -> T) -> T {
+        self.with(|world, index| change(&mut world.nodes[index]))
+    }
+
+    /// Changes how long things take from now on.
+    pub fn tune(&self, change: impl FnOnce(&mut Timings)) {
+        self.with(|world, index| {
+            change(&mut world.nodes[index].timings);
+            world.changed = true;
+        });
+    }
+
+    // ---- a client
+
+    /// Writes; an acknowledged write is in this node's log, and nowhere else yet.
+    pub fn insert(&self, id: u64) -> Result<Lsn, Rejected> {
+        self.insert_bytes(id, WRITE_BYTES)
+    }
+
+    /// Writes a record of `bytes`.
+    pub fn insert_bytes(&self, id: u64, bytes: u64) -> Result<Lsn, Rejected> {
+        self.with(|world, index| {
+            let node = &world.nodes[index];
+            let (Some(server), Data::Present(cluster)) = (&node.server, &node.data) else {
+                return Err(Rejected::Refused);
+            };
+            let timeline = cluster.log.timeline();
+            match server.phase {
+                _ if node.stalled() => Err(Rejected::NoAnswer),
+                Phase::Starting | Phase::Stopping { .. } | Phase::Quitting => Err(Rejected::NotAccepting),
+                Phase::Accepting if server.in_recovery => Err(Rejected::ReadOnly),
+                Phase::Accepting => Ok(world.write(index, Kind::Write(id), bytes, timeline)),
+            }
+        })
+    }
+
+    /// A write sent now would be acknowledged now.
+    #[must_use]
+    pub fn can_write(&self) -> bool {
+        self.node(|node| node.can_write())
+    }
+
+    /// Ids of the writes in this node's log, oldest first, running or not.
+    #[must_use]
+    pub fn records(&self) -> Vec<u64> {
+        self.node(|node| match &node.data {
+            Data::Present(cluster) => cluster.log.writes(),
+            Data::Empty | Data::Unfinished => Vec::new(),
+        })
+    }
+
+    /// Timeline and end of this node's log, running or not.
+    #[must_use]
+    pub fn end(&self) -> Option<(Timeline, Lsn)> {
+        self.node(|node| match &node.data {
+            Data::Present(cluster) => Some((cluster.log.timeline(), cluster.log.end())),
+            Data::Empty | Data::Unfinished => None,
+        })
+    }
+
+    /// The settings that [`Postgres::configure`] gave last.
+    #[must_use]
+    pub fn settings(&self) -> Option<Settings> {
+        self.node(|node| node.settings.clone())
+    }
+
+    // ---- what goes wrong
+
+    /// SIGKILL of the postmaster and its children.
+    pub fn kill(&self) {
+        self.with(|world, index| world.end(index, Transition::Crashed));
+    }
+
+    /// SIGSTOP of the postmaster and its children: no answer, no progress, no write.
+    pub fn freeze(&self) {
+        self.set_frozen(true);
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.set_frozen(false);
+    }
+
+    fn set_frozen(&self, frozen: bool) {
+        self.with(|world, index| {
+            let Some(server) = world.nodes[index].server.as_mut().filter(|server| server.frozen != frozen) else {
+                return;
+            };
+            server.frozen = frozen;
+            world.report(index, if frozen { Transition::Frozen } else { Transition::Thawed });
+            world.resume(index);
+        });
+    }
+
+    /// The data directory's disk answers no more, or again. A server on it hangs.
+    pub fn hang_disk(&self, hung: bool) {
+        self.with(|world, index| {
+            world.nodes[index].disk_hung = hung;
+            world.resume(index);
+        });
+    }
+
+    /// The next `count` starts fail.
+    pub fn fail_starts(&self, count: u32) {
+        self.node(|node| node.failing_starts = count);
+    }
+
+    /// The next `count` clones fail, at their end.
+    pub fn fail_clones(&self, count: u32) {
+        self.node(|node| node.failing_clones = count);
+    }
+
+    // ---- parts of the trait
+
+    async fn pause(&self, time: Duration) {
+        let until = self.network.now().saturating_add(time);
+        let nothing: Option<()> = self.network.wait(Some(until), |_| None).await;
+        debug_assert!(nothing.is_none());
+    }
+
+    async fn start(&self, in_recovery: bool, upstream: Upstream) -> Result<(), PgError> {
+        let (pid, until) = self.with(|world, index| {
+            let node = &mut world.nodes[index];
+            if node.server.is_some() {
+                return Err(PgError::Refused("PostgreSQL runs already; stop it first".to_owned()));
+            }
+            let Data::Present(cluster) = &mut node.data else {
+                return Err(PgError::Refused("the data directory is not usable; clone it first".to_owned()));
+            };
+            if let Some(left) = node.failing_starts.checked_sub(1) {
+                node.failing_starts = left;
+                return Err(ended("could not start: planned fault"));
+            }
+            cluster.upstream = upstream;
+            world.begin_start(index, in_recovery);
+            Ok((world.pid(index), world.now.saturating_add(START_GRACE)))
+        })?;
+        let index = self.index;
+        let outcome = self.network.wait(Some(until), |world| match &world.nodes[index].server {
+            Some(server) if Some(server.pid) == pid => (server.phase == Phase::Accepting).then_some(Ok(())),
+            Some(_) | None => Some(Err(ended("ended before it accepted connections"))),
+        });
+        outcome.await.unwrap_or(Ok(()))
+    }
+
+    /// Runs a clone or initdb; the directory stays unfinished if this future is dropped.
+    async fn build(&self, source: Option<usize>) -> Result<(), PgError> {
+        let until = self.with(|world, index| {
+            let Node { data, server, build, timings, .. } = &world.nodes[index];
+            if !matches!(data, Data::Empty) || server.is_some() || build.is_some() {
+                return Err(PgError::Refused("the data directory is not empty; nothing was changed".to_owned()));
+            }
+            let time = if source.is_some() { timings.clone } else { timings.bootstrap };
+            let until = world.now.saturating_add(time);
+            let source = source.and_then(|source| Some((source, world.pid(source)?)));
+            world.nodes[index].build = Some(Build { since: world.now, until, source, failed: None });
+            world.nodes[index].data = Data::Unfinished;
+            Ok(until)
+        })?;
+        let _guard = BuildGuard(self);
+        let index = self.index;
+        let failed = self.network.wait(Some(until), |world| {
+            let build = world.nodes[index].build.as_ref();
+            build.and_then(|build| build.failed.clone())
+        });
+        let failed = failed.await;
+        self.with(|world, index| {
+            let node = &mut world.nodes[index];
+            let fault = source.is_some() && node.failing_clones > 0;
+            let cause = match (failed, source) {
+                (Some(cause), _) => Some(cause),
+                (None, Some(_)) if fault => Some("planned fault".to_owned()),
+                (None, Some(_) | None) => node.disk_hung.then(|| "input/output error".to_owned()),
+            };
+            node.data = Data::Empty;
+            if fault {
+                node.failing_clones -= 1;
+            }
+            if let Some(output) = cause {
+                let program = if source.is_some() { "pg_basebackup" } else { "initdb" }.to_owned();
+                return Err(PgError::Program { program, status: "exit status: 1".to_owned(), output });
+            }
+            match source {
+                Some(source) => world.copy(source, index),
+                None => world.initialise(index),
+            }
+            Ok(())
+        })
+    }
+
+    fn accepting<T>(&self, what: &str, change: impl FnOnce(&mut World, usize) -> T) -> Result<T, PgError> {
+        self.with(|world, index| {
+            let cause = match &world.nodes[index].server {
+                None => "connection refused",
+                Some(_) if world.nodes[index].stalled() => "no answer",
+                Some(server) if server.phase != Phase::Accepting => "the database system is not accepting connections",
+                Some(_) => return Ok(change(world, index)),
+            };
+            Err(PgError::Sql { what: what.to_owned(), cause: cause.to_owned() })
+        })
+    }
+}
+
+/// Ends a build that was not waited for.
+struct BuildGuard<'a>(&'a FakePostgres);
+
+impl Drop for BuildGuard<'_> {
+    fn drop(&mut self) {
+        // Not through the network: nothing follows from this, and the clock may be gone already.
+        if let Ok(mut world) = self.0.network.world.try_borrow_mut() {
+            world.nodes[self.0.index].build = None;
+        }
+    }
+}
+
+fn ended(output: &str) -> PgError {
+    let (program, status) = ("postgres".to_owned(), "exit status: 1".to_owned());
+    PgError::Program { program, status, output: output.to_owned() }
+}
+
+impl Postgres for FakePostgres {
+    async fn observe(&self, within: Duration) -> PgState {
+        let (silent, time) = self.node(|node| (node.stalled() || node.disk_hung, node.timings.observe));
+        self.pause(if silent { within } else { time.min(within) }).await;
+        self.with(|world, index| look(world, index, within, time <= within))
+    }
+
+    async fn exited(&self) {
+        let index = self.index;
+        let Some(watched) = self.node(|node| node.watched) else { return std::future::pending().await };
+        let gone = |world: &mut World| (world.pid(index) != Some(watched)).then_some(());
+        self.network.wait(None, gone).await;
+    }
+
+    async fn bootstrap(&self) -> Result<(), PgError> {
+        self.build(None).await
+    }
+
+    async fn clone_from(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
+        let found = self.with(|world, index| {
+            let found = world.find(conn_url).filter(|found| *found != index);
+            let cause = match found {
+                None => Some(format!("{source} at {conn_url}: connection refused")),
+                Some(found) => world.unusable_source(index, found, None),
+            };
+            cause.map_or(Ok(found), |output| {
+                let (program, status) = ("pg_basebackup".to_owned(), "exit status: 1".to_owned());
+                Err(PgError::Program { program, status, output })
+            })
+        })?;
+        self.build(found).await
+    }
+
+    fn clone_progress(&self) -> Option<(u64, Option<u64>)> {
+        self.with(|world, index| {
+            let build = world.nodes[index].build.as_ref().filter(|build| build.source.is_some())?;
+            let (passed, whole) = (world.now.saturating_sub(build.since), build.until.saturating_sub(build.since));
+            let permille = passed.as_millis().saturating_mul(1000).checked_div(whole.as_millis()).unwrap_or(1000);
+            let permille = u64::try_from(permille).unwrap_or(1000).min(1000);
+            Some((CLONE_BYTES / 1000 * permille, Some(CLONE_BYTES)))
+        })
+    }
+
+    async fn start_primary(&self) -> Result<(), PgError> {
+        self.start(false, Upstream::Nobody).await
+    }
+
+    async fn start_standby(&self, upstream: &Upstream) -> Result<(), PgError> {
+        self.start(true, upstream.clone()).await
+    }
+
+    async fn follow(&self, upstream: &Upstream) -> Result<(), PgError> {
+        self.with(|world, index| match &mut world.nodes[index] {
+            Node { server: Some(server), data: Data::Present(cluster), .. } if server.in_recovery => {
+                cluster.upstream = upstream.clone();
+                world.changed = true;
+                Ok(())
+            }
+            Node { .. } => Err(PgError::Refused("no standby runs here; start one instead".to_owned())),
+        })
+    }
+
+    async fn stop(&self, mode: StopMode, within: Duration) -> Result<(), PgError> {
+        let index = self.index;
+        let (pid, until) = self.with(|world, index| {
+            world.begin_stop(index, mode == StopMode::Fast);
+            (world.pid(index), world.now.saturating_add(within))
+        });
+        let gone = |world: &mut World| (world.pid(index).is_none() || world.pid(index) != pid).then_some(());
+        match (self.network.wait(Some(until), gone).await, mode) {
+            (Some(()), _) => Ok(()),
+            (None, StopMode::Fast) => Err(PgError::Timeout { what: "fast stop".to_owned(), limit: within }),
+            (None, StopMode::Immediate) => {
+                self.with(|world, index| world.end(index, Transition::Stopped));
+                Ok(())
+            }
+        }
+    }
+
+    async fn promote(&self, timeline: Timeline) -> Result<(), PgError> {
+        let (pid, until) = self.accepting("promote", |world, index| {
+            let (Some(server), Data::Present(cluster)) = (&world.nodes[index].server, &world.nodes[index].data) else {
+                return Err(PgError::Refused("no server runs here".to_owned()));
+            };
+            let own = cluster.log.timeline();
+            if !server.in_recovery || server.promoting.is_some() {
+                return Err(PgError::Refused("only a standby can be promoted, and only once".to_owned()));
+            }
+            if timeline <= own {
+                return Err(PgError::Refused(format!("timeline {timeline} is not above the server's own, {own}")));
+            }
+            let pid = server.pid;
+            world.begin_promotion(index, timeline);
+            Ok((pid, world.now.saturating_add(PROMOTE_LIMIT)))
+        })??;
+        let index = self.index;
+        let outcome = self.network.wait(Some(until), |world| match &world.nodes[index].server {
+            Some(server) if server.pid == pid && server.phase == Phase::Accepting => {
+                (!server.in_recovery).then_some(Ok(()))
+            }
+            Some(_) | None => Some(Err(ended("stopped before it was promoted"))),
+        });
+        let what = || "promotion".to_owned();
+        outcome.await.unwrap_or_else(|| Err(PgError::Timeout { what: what(), limit: PROMOTE_LIMIT }))
+    }
+
+    async fn checkpoint(&self) -> Result<(), PgError> {
+        let time = self.accepting("CHECKPOINT", |world, index| world.nodes[index].timings.checkpoint)?;
+        self.pause(time).await;
+        self.accepting("CHECKPOINT", |world, index| {
+            let node = &mut world.nodes[index];
+            let (Some(server), Data::Present(cluster)) = (&node.server, &mut node.data) else { return };
+            if server.in_recovery {
+                cluster.restart_point();
+            } else {
+                let timeline = cluster.log.timeline();
+                world.write(index, Kind::Checkpoint, CHECKPOINT_BYTES, timeline);
+            }
+        })
+    }
+
+    async fn create_slots(&self, names: &[String]) -> Result<(), PgError> {
+        self.accepting("pg_create_physical_replication_slot", |world, index| {
+            if let Data::Present(cluster) = &mut world.nodes[index].data {
+                cluster.slots.extend(names.iter().cloned());
+            }
+        })
+    }
+
+    async fn remove_unfinished(&self) -> Result<(), PgError> {
+        self.node(|node| match node.data {
+            Data::Unfinished if node.build.is_none() => {
+                node.data = Data::Empty;
+                Ok(())
+            }
+            Data::Empty => Ok(()),
+            Data::Unfinished => Err(PgError::Refused("a clone or initdb still runs; end it first".to_owned())),
+            Data::Present(_) => Err(PgError::Refused("the data directory is not ours to remove".to_owned())),
+        })
+    }
+
+    async fn configure(&self, settings: Settings) -> Result<(), PgError> {
+        self.node(|node| node.settings = Some(settings));
+        Ok(())
+    }
+}
