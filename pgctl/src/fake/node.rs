@@ -413,6 +413,12 @@ impl Postgres for FakePostgres {
         })
     }
 
+    async fn set_aside(&self) -> Result<(), PgError> {
+        self.stop(StopMode::Immediate, Duration::ZERO).await?;
+        self.node(|node| node.data = Data::Empty);
+        Ok(())
+    }
+
     async fn configure(&self, settings: Settings) -> Result<(), PgError> {
         self.node(|node| node.settings = Some(settings));
         Ok(())
