@@ -1,0 +1,200 @@
+//! What happens to a world: drawn from a seed, or told by a script.
+
+use std::time::Duration;
+
+use regent_dcs::memory::Trip;
+
+use crate::rng::Rng;
+use crate::world::{Shape, World};
+
+/// One thing that goes wrong, at one moment, for some time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// When it begins.
+    pub at: Duration,
+    /// How long it lasts.
+    pub lasts: Duration,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// The menu.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each names what it does; the fields are members")]
+pub enum Kind {
+    /// SIGKILL of an agent; it is started again at the end.
+    KillAgent(String),
+    /// SIGKILL of a postmaster.
+    KillServer(String),
+    /// SIGKILL of both; the agent is started again at the end.
+    KillNode(String),
+    /// SIGTERM to an agent; it is started again at the end.
+    StopAgent(String),
+    /// SIGSTOP of an agent.
+    FreezeAgent(String),
+    /// SIGSTOP of agent and server, as when a virtual machine is paused.
+    FreezeNode(String),
+    /// One member cannot reach etcd.
+    CutEtcd(String),
+    /// etcd answers nobody.
+    EtcdOutage,
+    /// etcd elects a leader: every lease starts anew.
+    EtcdElection,
+    /// One member's requests to etcd and their answers take this long.
+    SlowEtcd(String, Duration),
+    /// etcd's answers to one member get lost, its requests do not.
+    LoseAnswers(String),
+    /// One member learns late of changes.
+    SlowWatch(String, Duration),
+    /// Replication between two members is cut.
+    CutReplication(String, String),
+    /// A member's standby is this far behind.
+    SlowReplication(String, Duration),
+    /// A member's server takes this long to start and to recover.
+    SlowStart(String, Duration),
+    /// The next start of a member's server fails.
+    FailStart(String),
+}
+
+impl Kind {
+    /// Members that it touches.
+    #[must_use]
+    pub fn members(&self) -> Vec<&String> {
+        match self {
+            Kind::KillAgent(a)
+            | Kind::KillServer(a)
+            | Kind::KillNode(a)
+            | Kind::StopAgent(a)
+            | Kind::FreezeAgent(a)
+            | Kind::FreezeNode(a)
+            | Kind::CutEtcd(a)
+            | Kind::SlowEtcd(a, _)
+            | Kind::LoseAnswers(a)
+            | Kind::SlowWatch(a, _)
+            | Kind::SlowReplication(a, _)
+            | Kind::SlowStart(a, _)
+            | Kind::FailStart(a) => vec![a],
+            Kind::CutReplication(a, b) => vec![a, b],
+            Kind::EtcdOutage | Kind::EtcdElection => Vec::new(),
+        }
+    }
+}
+
+/// The longest that an agent alone may be dead or frozen without its lease ending under it: what the last renewal left,
+/// less the budget of a stop. Beyond that only the guardian (a later issue) keeps its server from writing.
+#[must_use]
+pub fn grace(shape: &Shape) -> Duration {
+    (shape.ttl * 2 / 3).saturating_sub(shape.stop_budget + shape.ttl / 20 + Duration::from_millis(500))
+}
+
+/// A harmless fault may not cause a failover (L3).
+#[must_use]
+pub fn harmless(fault: &Fault, shape: &Shape, leader: &str) -> bool {
+    let on_leader = fault.kind.members().iter().any(|name| *name == leader);
+    match &fault.kind {
+        Kind::KillAgent(_) | Kind::FreezeAgent(_) => !on_leader || fault.lasts <= grace(shape),
+        Kind::EtcdOutage => fault.lasts <= grace(shape),
+        Kind::CutEtcd(_) | Kind::LoseAnswers(_) => !on_leader || fault.lasts <= grace(shape),
+        Kind::SlowEtcd(_, by) => !on_leader || *by <= Duration::from_millis(200),
+        Kind::EtcdElection | Kind::SlowWatch(..) | Kind::CutReplication(..) | Kind::SlowReplication(..) => true,
+        Kind::KillServer(_) | Kind::KillNode(_) | Kind::StopAgent(_) | Kind::FreezeNode(_) => !on_leader,
+        Kind::SlowStart(..) | Kind::FailStart(_) => true,
+    }
+}
+
+/// One to five faults within `span`, of every kind on the menu.
+#[must_use]
+pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span: Duration) -> Vec<Fault> {
+    let mut faults: Vec<Fault> = (0..=rng.below(5)).map(|_| one(rng, shape, names, from, span)).collect();
+    faults.sort_by_key(|fault| fault.at);
+    faults
+}
+
+fn one(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span: Duration) -> Fault {
+    let at = rng.between(from, from + span);
+    let name = rng.pick(names).clone();
+    let other = rng.pick(names).clone();
+    let secs = Duration::from_secs;
+    let long = rng.between(Duration::from_millis(100), shape.ttl * 3);
+    let short = rng.between(Duration::from_millis(10), grace(shape));
+    let delay = rng.between(Duration::from_millis(5), secs(2));
+    let (kind, lasts) = match rng.below(18) {
+        0 => (Kind::KillAgent(name), short),
+        1 | 2 => (Kind::KillServer(name), Duration::ZERO),
+        3 | 4 | 5 => (Kind::KillNode(name), long),
+        6 => (Kind::StopAgent(name), long),
+        7 => (Kind::FreezeAgent(name), short),
+        8 => (Kind::FreezeNode(name), long),
+        9 | 10 => (Kind::CutEtcd(name), long),
+        11 => (Kind::EtcdOutage, long),
+        12 => (Kind::EtcdElection, Duration::ZERO),
+        13 => (Kind::SlowEtcd(name, delay), long),
+        14 => (Kind::LoseAnswers(name), short),
+        15 if name != other => (Kind::CutReplication(name, other), long),
+        15 => (Kind::SlowWatch(name, delay), long),
+        16 => (Kind::SlowReplication(name, delay), long),
+        _ if rng.one_in(3) => (Kind::FailStart(name), Duration::ZERO),
+        _ => (Kind::SlowStart(name, rng.between(secs(1), secs(20))), long),
+    };
+    Fault { at, lasts, kind }
+}
+
+impl World {
+    /// Begins a fault.
+    pub fn begin(&mut self, kind: &Kind) {
+        match kind {
+            Kind::KillAgent(name) => self.kill_agent(name),
+            Kind::KillServer(name) => self.nodes[name].postgres.kill(),
+            Kind::KillNode(name) => {
+                self.kill_agent(name);
+                self.nodes[name].postgres.kill();
+            }
+            Kind::StopAgent(name) => self.terminate(name),
+            Kind::FreezeAgent(name) => self.freeze_agent(name, true),
+            Kind::FreezeNode(name) => {
+                self.freeze_agent(name, true);
+                self.nodes[name].postgres.freeze();
+            }
+            Kind::CutEtcd(name) => self.nodes[name].dcs.set_cut(true),
+            Kind::EtcdOutage => self.store.set_outage(true),
+            Kind::EtcdElection => self.store.change_leader(),
+            Kind::SlowEtcd(name, by) => self.nodes[name].dcs.set_trip(Trip { request: *by / 2, answer: Some(*by / 2) }),
+            Kind::LoseAnswers(name) => {
+                self.nodes[name].dcs.set_trip(Trip { request: Duration::from_millis(1), answer: None });
+            }
+            Kind::SlowWatch(name, by) => self.nodes[name].dcs.set_watch_delay(*by),
+            Kind::CutReplication(a, b) => self.network.cut(a, b),
+            Kind::SlowReplication(name, by) => self.nodes[name].postgres.tune(|t| t.replication_delay = *by),
+            Kind::SlowStart(name, by) => self.nodes[name].postgres.tune(|t| (t.start, t.recovery) = (*by, *by)),
+            Kind::FailStart(name) => self.nodes[name].postgres.fail_starts(1),
+        }
+    }
+
+    /// Ends a fault.
+    pub fn end(&mut self, kind: &Kind) {
+        let usual = regent_pgctl::fake::Timings::default();
+        match kind {
+            Kind::KillAgent(name) | Kind::KillNode(name) | Kind::StopAgent(name) => self.start(name),
+            Kind::FreezeAgent(name) => self.freeze_agent(name, false),
+            Kind::FreezeNode(name) => {
+                self.freeze_agent(name, false);
+                self.nodes[name].postgres.thaw();
+            }
+            Kind::CutEtcd(name) => self.nodes[name].dcs.set_cut(false),
+            Kind::EtcdOutage => self.store.set_outage(false),
+            Kind::SlowEtcd(name, _) | Kind::LoseAnswers(name) => self.nodes[name].dcs.set_trip(QUICK),
+            Kind::SlowWatch(name, _) => self.nodes[name].dcs.set_watch_delay(Duration::from_millis(2)),
+            Kind::CutReplication(a, b) => self.network.heal(a, b),
+            Kind::SlowReplication(name, _) => {
+                self.nodes[name].postgres.tune(|t| t.replication_delay = usual.replication_delay);
+            }
+            Kind::SlowStart(name, _) => {
+                self.nodes[name].postgres.tune(|t| (t.start, t.recovery) = (usual.start, usual.recovery));
+            }
+            Kind::KillServer(_) | Kind::EtcdElection | Kind::FailStart(_) => {}
+        }
+    }
+}
+
+/// The usual way to etcd and back.
+pub const QUICK: Trip = Trip { request: Duration::from_millis(1), answer: Some(Duration::from_millis(1)) };

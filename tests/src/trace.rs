@@ -1,0 +1,100 @@
+//! What the agents of a world decided, in order: recorded beside the judgement, per thread.
+
+use std::cell::RefCell;
+
+use regent_core::plan::{Decision, Lease, Move};
+use regent_core::snapshot::Snapshot;
+
+/// One decision that differed from the member's last one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Virtual time since the world began.
+    pub at: std::time::Duration,
+    /// Who decided.
+    pub member: String,
+    /// By which rule.
+    pub rule: &'static str,
+    /// The lease half of the plan.
+    pub lease: String,
+    /// The PostgreSQL half.
+    pub postgres: String,
+    /// Why, for people.
+    pub why: String,
+}
+
+#[derive(Default)]
+struct Recorder {
+    epoch: Option<tokio::time::Instant>,
+    lines: Vec<Line>,
+    last: std::collections::BTreeMap<String, (&'static str, String, String)>,
+}
+
+thread_local! {
+    static RECORDER: RefCell<Recorder> = RefCell::default();
+}
+
+/// Forgets everything; time counts from now.
+pub fn begin() {
+    RECORDER.with_borrow_mut(|recorder| {
+        *recorder = Recorder { epoch: Some(tokio::time::Instant::now()), ..Recorder::default() };
+    });
+}
+
+/// What was recorded since [`begin`].
+#[must_use]
+pub fn lines() -> Vec<Line> {
+    RECORDER.with_borrow(|recorder| recorder.lines.clone())
+}
+
+/// Records a decision and hands it on.
+#[must_use]
+pub fn record(seen: &Snapshot, decision: Decision) -> Decision {
+    RECORDER.with_borrow_mut(|recorder| {
+        let Some(epoch) = recorder.epoch else { return };
+        let member = seen.config.name.to_string();
+        let (lease, postgres) = (lease(&decision.plan.lease), postgres(&decision.plan.postgres));
+        let key = (decision.rule, lease.clone(), postgres.clone());
+        if recorder.last.get(&member) == Some(&key) {
+            return;
+        }
+        recorder.last.insert(member.clone(), key);
+        let why = decision.why.clone();
+        recorder.lines.push(Line { at: epoch.elapsed(), member, rule: decision.rule, lease, postgres, why });
+    });
+    decision
+}
+
+fn lease(lease: &Lease) -> String {
+    match lease {
+        Lease::Keep => "keep".into(),
+        Lease::LetRun => "let_run".into(),
+        Lease::Take { promise, .. } => format!("take(timeline {})", promise.position.timeline),
+        Lease::Promise { promise, .. } => format!("promise(timeline {})", promise.position.timeline),
+        Lease::Adopt { .. } => "adopt".into(),
+        Lease::Release => "release".into(),
+        Lease::StartBootstrap => "start_bootstrap".into(),
+        Lease::AbandonBootstrap => "abandon_bootstrap".into(),
+    }
+}
+
+fn postgres(postgres: &Move) -> String {
+    use regent_core::postgres::Upstream;
+    let of = |upstream: &Upstream| match upstream {
+        Upstream::Nobody => "nobody".to_owned(),
+        Upstream::Member { name, .. } => name.to_string(),
+    };
+    match postgres {
+        Move::Stay => "stay".into(),
+        Move::Bootstrap => "bootstrap".into(),
+        Move::Clone { from, .. } => format!("clone({from})"),
+        Move::StartPrimary => "start_primary".into(),
+        Move::StartStandby(upstream) => format!("start_standby({})", of(upstream)),
+        Move::Stop(mode) => format!("stop({mode:?})").to_lowercase(),
+        Move::Promote(timeline) => format!("promote({timeline})"),
+        Move::Follow(upstream) => format!("follow({})", of(upstream)),
+        Move::Checkpoint => "checkpoint".into(),
+        Move::CreateSlots(_) => "create_slots".into(),
+        Move::RemoveUnfinished => "remove_unfinished".into(),
+        Move::SetAside => "set_aside".into(),
+    }
+}

@@ -1,0 +1,411 @@
+//! A cluster in one thread: real agents and lease tasks, twins of etcd and PostgreSQL, virtual time, chance from one seed.
+//!
+//! An agent's process is everything that its `LocalSet` holds. Killing it drops that set, freezing it stops polling it; its
+//! server lives on beside it, as a real one would.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+use regent::agent::{Agent, Channels, Command, Judge, Network, Seams};
+use regent::clock::Clock;
+use regent::layers::{Effective, Layers};
+use regent::status::Status;
+use regent_core::config::Config;
+use regent_core::peers::PeerReply;
+use regent_core::plan::Exit;
+use regent_core::snapshot::LeaseView;
+use regent_core::units::{Instant, MemberName};
+use regent_dcs::memory::{MemoryDcs, MemoryStore};
+use regent_pgctl::fake::{FakeNetwork, FakePostgres};
+use regent_pgctl::settings::{Credentials, Settings};
+use serde_json::{Map, Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+
+use crate::rng::Rng;
+
+/// What kind of cluster it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// How many members.
+    pub members: u8,
+    /// `ttl`
+    pub ttl: Duration,
+    /// `loop_wait`
+    pub loop_wait: Duration,
+    /// `retry_timeout`
+    pub retry_timeout: Duration,
+    /// Time for a forced stop.
+    pub stop_budget: Duration,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        let secs = Duration::from_secs;
+        Shape { members: 3, ttl: secs(10), loop_wait: secs(3), retry_timeout: secs(3), stop_budget: secs(2) }
+    }
+}
+
+/// The cluster.
+pub struct World {
+    /// Its shape.
+    pub shape: Shape,
+    /// etcd.
+    pub store: MemoryStore,
+    /// The servers, and the links between them.
+    pub network: FakeNetwork,
+    /// By name.
+    pub nodes: BTreeMap<String, Node>,
+    judge: Judge,
+    directory: Directory,
+    epoch: tokio::time::Instant,
+}
+
+/// One machine.
+pub struct Node {
+    /// Its server.
+    pub postgres: FakePostgres,
+    /// Its way to etcd.
+    pub dcs: MemoryDcs,
+    clock: SimClock,
+    config: Config,
+    process: Option<Process>,
+}
+
+/// A running agent.
+struct Process {
+    life: Rc<Life>,
+    commands: mpsc::Sender<Command>,
+    exit: Rc<Cell<Option<Exit>>>,
+}
+
+#[derive(Default)]
+struct Life {
+    frozen: Cell<bool>,
+    killed: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Life {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// A process that can be stopped and killed from outside.
+struct Mortal {
+    life: Rc<Life>,
+    body: Option<LocalSet>,
+}
+
+impl Future for Mortal {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        *self.life.waker.borrow_mut() = Some(context.waker().clone());
+        if self.life.killed.get() {
+            self.body = None;
+            return Poll::Ready(());
+        }
+        if self.life.frozen.get() {
+            return Poll::Pending;
+        }
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll(context),
+            None => Poll::Ready(()),
+        }
+    }
+}
+
+/// One machine's clock: it began at its own time and runs at its own rate.
+#[derive(Clone)]
+pub struct SimClock {
+    epoch: tokio::time::Instant,
+    uptime: Duration,
+    /// Parts per million that this clock is fast (or slow).
+    drift_ppm: i32,
+    dice: Rc<RefCell<Rng>>,
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Instant {
+        let elapsed = self.epoch.elapsed();
+        let error = elapsed / 1_000_000 * self.drift_ppm.unsigned_abs();
+        let local = if self.drift_ppm < 0 { elapsed.saturating_sub(error) } else { elapsed + error };
+        Instant(self.uptime + local)
+    }
+
+    fn wall(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.epoch.elapsed()
+    }
+
+    fn dice(&self) -> u64 {
+        self.dice.borrow_mut().next()
+    }
+}
+
+type Directory = Rc<RefCell<BTreeMap<String, Door>>>;
+
+/// Where others find an agent's REST API.
+struct Door {
+    status: watch::Receiver<Arc<Status>>,
+    life: Rc<Life>,
+    clock: SimClock,
+}
+
+/// The network between the agents' REST APIs.
+#[derive(Clone)]
+pub struct SimNetwork {
+    directory: Directory,
+}
+
+impl Network for SimNetwork {
+    async fn ask(&self, whom: BTreeMap<MemberName, String>, within: Duration) -> BTreeMap<MemberName, PeerReply> {
+        let mut silent = false;
+        let replies: BTreeMap<_, _> = whom
+            .into_keys()
+            .map(|name| {
+                let reply = self.answer(&name, &mut silent);
+                (name, reply)
+            })
+            .collect();
+        // A process that is stopped keeps its connections and answers nothing.
+        tokio::time::sleep(if silent { within } else { Duration::from_millis(2) }).await;
+        replies
+    }
+}
+
+impl SimNetwork {
+    fn answer(&self, name: &MemberName, silent: &mut bool) -> PeerReply {
+        let directory = self.directory.borrow();
+        let Some(door) = directory.get(name.as_str()).filter(|door| !door.life.killed.get()) else {
+            return PeerReply::Unreachable("connection refused".into());
+        };
+        if door.life.frozen.get() {
+            *silent = true;
+            return PeerReply::Unreachable("no answer".into());
+        }
+        let status = door.status.borrow().clone();
+        let stale = door.clock.now() >= status.next_turn_due + status.ttl;
+        match status.as_peer().filter(|_| !stale) {
+            Some(answer) => PeerReply::Answer(answer),
+            None => PeerReply::Unreachable("its PostgreSQL does not answer".into()),
+        }
+    }
+}
+
+/// A configuration that is what it is.
+struct Constant(Effective);
+
+impl Layers for Constant {
+    fn effective(&self, dynamic: Option<&Value>) -> Result<Effective, String> {
+        let mut effective = self.0.clone();
+        effective.core.pause = dynamic.is_some_and(|dynamic| dynamic["pause"] == json!(true));
+        Ok(effective)
+    }
+
+    fn restorable(&self) -> Value {
+        json!({"ttl": self.0.core.ttl.as_secs(), "loop_wait": self.0.core.loop_wait.as_secs()})
+    }
+
+    fn remember(&self, _dynamic: &Value) {}
+
+    fn reload(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl World {
+    /// Machines with empty disks; no agent runs yet. Call within a `LocalSet` on a paused clock.
+    #[must_use]
+    pub fn new(shape: Shape, rng: &mut Rng, judge: Judge) -> World {
+        let store = MemoryStore::new();
+        let network = FakeNetwork::new();
+        let epoch = tokio::time::Instant::now();
+        let mut nodes = BTreeMap::new();
+        for index in 0..shape.members {
+            let name = char::from(b'a' + index).to_string();
+            let drift = i32::try_from(rng.below(18_000)).unwrap_or(0) - 9_000; // within the 1 % that is allowed for
+            let clock = SimClock {
+                epoch,
+                uptime: rng.between(Duration::from_secs(60), Duration::from_secs(100_000)),
+                drift_ppm: drift,
+                dice: Rc::new(RefCell::new(Rng::new(rng.next()))),
+            };
+            let config = Config {
+                ttl: shape.ttl,
+                loop_wait: shape.loop_wait,
+                retry_timeout: shape.retry_timeout,
+                stop_budget: shape.stop_budget,
+                primary_start_timeout: Duration::from_secs(30),
+                ..Config::of(MemberName::from(name.as_str()))
+            };
+            let node = Node {
+                postgres: network.add(&name, &conn_url(&name)),
+                dcs: store.client(name.as_str()),
+                clock,
+                config,
+                process: None,
+            };
+            nodes.insert(name, node);
+        }
+        World { shape, store, network, nodes, judge, directory: Directory::default(), epoch }
+    }
+
+    /// Virtual time since the world began.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Changes the configuration of a member; it counts from the next start of its agent.
+    pub fn configure(&mut self, name: &str, change: impl FnOnce(&mut Config)) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            change(&mut node.config);
+        }
+    }
+
+    /// Starts the agent of a member, unless it runs.
+    pub fn start(&mut self, name: &str) {
+        let (judge, directory) = (self.judge, self.directory.clone());
+        let Some(node) = self.nodes.get_mut(name).filter(|node| !node.runs()) else { return };
+        let effective = Effective {
+            core: node.config.clone(),
+            postgres: settings(name),
+            scope: "demo".into(),
+            conn_url: conn_url(name),
+            api_url: format!("http://{name}:8008/patroni"),
+            proxy_url: None,
+            tags: Map::new(),
+            noloadbalance: false,
+        };
+        let (commands, inbox) = mpsc::channel(8);
+        let (claims, claimed) = watch::channel(None);
+        let (lease_sender, lease) = watch::channel(LeaseView::default());
+        let first = regent::report::first_status(&effective, node.clock.now());
+        let (status, published) = watch::channel(Arc::new(first));
+        let seams = Seams {
+            dcs: node.dcs.clone(),
+            postgres: node.postgres.clone(),
+            clock: node.clock.clone(),
+            network: SimNetwork { directory: directory.clone() },
+        };
+        let channels = Channels { commands: inbox, claims, lease, status };
+        let life = Rc::new(Life::default());
+        let exit = Rc::new(Cell::new(None));
+        let body = LocalSet::new();
+        body.spawn_local(regent::lease::keep(node.dcs.clone(), node.clock.clone(), claimed, lease_sender));
+        let (ended, own_life) = (exit.clone(), life.clone());
+        let agent = Agent::new(seams, channels, Box::new(Constant(effective)), judge);
+        body.spawn_local(async move {
+            let Ok(agent) = agent else { return };
+            ended.set(Some(agent.run().await));
+            own_life.killed.set(true); // The process ends, and its lease task with it.
+            own_life.wake();
+        });
+        directory
+            .borrow_mut()
+            .insert(name.to_owned(), Door { status: published, life: life.clone(), clock: node.clock.clone() });
+        tokio::task::spawn_local(Mortal { life: life.clone(), body: Some(body) });
+        node.process = Some(Process { life, commands, exit });
+    }
+
+    /// Kills the agent of a member, as SIGKILL does: its server goes on.
+    pub fn kill_agent(&mut self, name: &str) {
+        if let Some(process) = self.nodes.get_mut(name).and_then(|node| node.process.take()) {
+            process.life.killed.set(true);
+            process.life.wake();
+        }
+    }
+
+    /// Freezes the agent of a member, as SIGSTOP does, or lets it go on.
+    pub fn freeze_agent(&self, name: &str, frozen: bool) {
+        if let Some(process) = self.nodes.get(name).and_then(|node| node.process.as_ref()) {
+            process.life.frozen.set(frozen);
+            process.life.wake();
+        }
+    }
+
+    /// Sends SIGTERM to the agent of a member.
+    pub fn terminate(&self, name: &str) {
+        if let Some(process) = self.nodes.get(name).and_then(|node| node.process.as_ref()) {
+            drop(process.commands.try_send(Command::Stop));
+        }
+    }
+
+    /// What a member publishes, if its agent runs.
+    #[must_use]
+    pub fn status(&self, name: &str) -> Option<Arc<Status>> {
+        let directory = self.directory.borrow();
+        let door = directory.get(name).filter(|door| !door.life.killed.get())?;
+        Some(door.status.borrow().clone())
+    }
+
+    /// The holder of the leader key.
+    #[must_use]
+    pub fn leader(&self) -> Option<String> {
+        self.store.leader().map(|(name, _)| name.0)
+    }
+
+    /// Names of all members.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.nodes.keys().cloned().collect()
+    }
+}
+
+impl Node {
+    /// Its agent runs.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| !process.life.killed.get())
+    }
+
+    /// How its agent ended, if it ended by itself.
+    #[must_use]
+    pub fn exit(&self) -> Option<Exit> {
+        self.process.as_ref().and_then(|process| process.exit.get())
+    }
+}
+
+fn conn_url(name: &str) -> String {
+    format!("postgres://{name}:5432/postgres")
+}
+
+fn settings(name: &str) -> Settings {
+    Settings {
+        scope: "demo".into(),
+        name: name.into(),
+        data_dir: "/data".into(),
+        config_dir: "/data".into(),
+        bin_dir: None,
+        pgpass: "/pgpass".into(),
+        listen_addresses: "*".into(),
+        port: 5432,
+        local_host: "localhost".into(),
+        use_unix_socket: false,
+        database: "postgres".into(),
+        superuser: Credentials::default(),
+        replication: Credentials::default(),
+        rewind: None,
+        parameters: BTreeMap::new(),
+        pg_hba: None,
+        pg_ident: None,
+        bootstrap_pg_hba: Vec::new(),
+        initdb_options: Vec::new(),
+        basebackup_options: Vec::new(),
+        post_bootstrap: None,
+        recovery_conf: BTreeMap::new(),
+        use_slots: true,
+        custom_conf: None,
+        pg_ctl_timeout: 60,
+    }
+}
