@@ -27,8 +27,11 @@ use regent_core::units::{Lsn, MemberName, SystemId, Timeline};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+#[cfg(test)]
+mod laziness;
 mod look;
 mod node;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod wal;
