@@ -263,11 +263,13 @@ impl FakeNetwork {
             return change(&mut self.world.borrow_mut());
         }
         let now = self.epoch.elapsed();
-        while !{
+        loop {
             let reached = self.world.borrow_mut().advance(now);
             self.dispatch();
-            reached
-        } {}
+            if reached {
+                break;
+            }
+        }
         let answer = {
             let mut world = self.world.borrow_mut();
             let answer = change(&mut world);

@@ -37,11 +37,13 @@ impl World {
 
     /// Brings everything that follows from a change, or from the passing of time, up to date.
     pub(super) fn settle(&mut self) {
-        while {
+        loop {
             self.deliver();
             // A log that grew may let others stream from it, and they stream since it grew.
-            self.relink() || self.finish_stops()
-        } {}
+            if !self.relink() && !self.finish_stops() {
+                break;
+            }
+        }
         self.settled = self.now;
         self.fail_builds();
         for index in 0..self.nodes.len() {
