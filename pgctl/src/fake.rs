@@ -27,8 +27,11 @@ use regent_core::units::{Lsn, MemberName, SystemId, Timeline};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+#[cfg(test)]
+mod laziness;
 mod look;
 mod node;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod wal;
@@ -260,11 +263,13 @@ impl FakeNetwork {
             return change(&mut self.world.borrow_mut());
         }
         let now = self.epoch.elapsed();
-        while !{
+        loop {
             let reached = self.world.borrow_mut().advance(now);
             self.dispatch();
-            reached
-        } {}
+            if reached {
+                break;
+            }
+        }
         let answer = {
             let mut world = self.world.borrow_mut();
             let answer = change(&mut world);

@@ -38,7 +38,7 @@ pub(super) fn look(world: &mut World, index: usize, within: Duration, patient: b
         Some(Server { phase: Phase::Starting | Phase::Stopping { .. } | Phase::Quitting, .. }) => Probe::Rejecting,
     };
     let sql = match (&node.server, cluster) {
-        (Some(server), Some(cluster)) if probe == Probe::Accepting => Some(facts(world, index, node, server, cluster)),
+        (Some(server), Some(cluster)) if probe == Probe::Accepting => Some(facts(world, index, server, cluster)),
         _ => None,
     };
     let process = node.server.as_ref().map_or(Process::Down, |server| Process::Up { pid: server.pid });
@@ -50,7 +50,7 @@ fn nothing() -> PgState {
     PgState { data_dir, process, probe, sql: None, local_history: Vec::new() }
 }
 
-fn facts(world: &World, index: usize, node: &Node, server: &Server, cluster: &Cluster) -> SqlFacts {
+fn facts(world: &World, index: usize, server: &Server, cluster: &Cluster) -> SqlFacts {
     let standby = server.in_recovery;
     let end = cluster.log.end();
     let replayed_at = cluster.log.last_write().map(|at| timestamp(at, ' ', "+00"));
@@ -70,7 +70,6 @@ fn facts(world: &World, index: usize, node: &Node, server: &Server, cluster: &Cl
         sync_state: "async".to_owned(),
         sync_priority: 0,
     };
-    debug_assert!(node.server.is_some());
     SqlFacts {
         in_recovery: standby,
         timeline: Some(cluster.log.timeline()),

@@ -210,6 +210,22 @@ async fn a_record_arrives_after_the_delay_of_each_link() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_standby_ahead_of_its_upstream_streams_from_the_moment_the_upstream_has_caught_up() {
+    let (_network, nodes) = cluster(&["a", "b", "c"], false).await;
+    nodes[1].tune(|timings| timings.replication_delay = 200 * MS);
+    nodes[2].tune(|timings| timings.replication_delay = 10 * MS);
+    sleep(SECOND).await;
+    nodes[0].insert(1).unwrap();
+    sleep(100 * MS).await;
+    nodes[2].follow(&from("b")).await.unwrap();
+    nodes[0].insert(2).unwrap();
+    assert!(nodes[2].records() == [1] && !facts(&nodes[2]).await.streaming);
+    // Nobody looks while b gets the first write and then the second.
+    sleep(210 * MS).await;
+    assert_eq!((nodes[1].records(), nodes[2].records()), (vec![1, 2], vec![1, 2]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_delivered_before_a_crash_or_a_cut_stays_and_nothing_else_comes() {
     for cut in [false, true] {
         let (network, nodes) = cluster(&["a", "b"], false).await;
