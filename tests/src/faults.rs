@@ -20,7 +20,6 @@ pub struct Fault {
 
 /// The menu.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each names what it does; the fields are members")]
 pub enum Kind {
     /// SIGKILL of an agent; it is started again at the end.
     KillAgent(String),
@@ -121,7 +120,7 @@ fn one(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span: Dur
     let (kind, lasts) = match rng.below(18) {
         0 => (Kind::KillAgent(name), short),
         1 | 2 => (Kind::KillServer(name), Duration::ZERO),
-        3 | 4 | 5 => (Kind::KillNode(name), long),
+        3..=5 => (Kind::KillNode(name), long),
         6 => (Kind::StopAgent(name), long),
         7 => (Kind::FreezeAgent(name), short),
         8 => (Kind::FreezeNode(name), long),
@@ -158,9 +157,9 @@ impl World {
             Kind::CutEtcd(name) => self.nodes[name].dcs.set_cut(true),
             Kind::EtcdOutage => self.store.set_outage(true),
             Kind::EtcdElection => self.store.change_leader(),
-            Kind::SlowEtcd(name, by) => self.nodes[name].dcs.set_trip(Trip { request: *by / 2, answer: Some(*by / 2) }),
+            Kind::SlowEtcd(name, by) => self.nodes[name].dcs.set_trip(slow(*by)),
             Kind::LoseAnswers(name) => {
-                self.nodes[name].dcs.set_trip(Trip { request: Duration::from_millis(1), answer: None });
+                self.nodes[name].dcs.set_trip(Trip { answer_lost: true, ..Trip::default() });
             }
             Kind::SlowWatch(name, by) => self.nodes[name].dcs.set_watch_delay(*by),
             Kind::CutReplication(a, b) => self.network.cut(a, b),
@@ -182,7 +181,7 @@ impl World {
             }
             Kind::CutEtcd(name) => self.nodes[name].dcs.set_cut(false),
             Kind::EtcdOutage => self.store.set_outage(false),
-            Kind::SlowEtcd(name, _) | Kind::LoseAnswers(name) => self.nodes[name].dcs.set_trip(QUICK),
+            Kind::SlowEtcd(name, _) | Kind::LoseAnswers(name) => self.nodes[name].dcs.set_trip(Trip::default()),
             Kind::SlowWatch(name, _) => self.nodes[name].dcs.set_watch_delay(Duration::from_millis(2)),
             Kind::CutReplication(a, b) => self.network.heal(a, b),
             Kind::SlowReplication(name, _) => {
@@ -196,5 +195,6 @@ impl World {
     }
 }
 
-/// The usual way to etcd and back.
-pub const QUICK: Trip = Trip { request: Duration::from_millis(1), answer: Some(Duration::from_millis(1)) };
+fn slow(by: Duration) -> Trip {
+    Trip { request: by / 2, answer: by / 2, ..Trip::default() }
+}

@@ -148,7 +148,7 @@ impl Clock for SimClock {
     }
 
     fn dice(&self) -> u64 {
-        self.dice.borrow_mut().next()
+        self.dice.borrow_mut().draw()
     }
 }
 
@@ -238,7 +238,7 @@ impl World {
                 epoch,
                 uptime: rng.between(Duration::from_secs(60), Duration::from_secs(100_000)),
                 drift_ppm: drift,
-                dice: Rc::new(RefCell::new(Rng::new(rng.next()))),
+                dice: Rc::new(RefCell::new(Rng::new(rng.draw()))),
             };
             let config = Config {
                 ttl: shape.ttl,
@@ -337,7 +337,8 @@ impl World {
     /// Sends SIGTERM to the agent of a member.
     pub fn terminate(&self, name: &str) {
         if let Some(process) = self.nodes.get(name).and_then(|node| node.process.as_ref()) {
-            drop(process.commands.try_send(Command::Stop));
+            // A full queue holds a stop already.
+            let _ = process.commands.try_send(Command::Stop);
         }
     }
 

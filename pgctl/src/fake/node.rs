@@ -103,6 +103,15 @@ impl FakePostgres {
         })
     }
 
+    /// It runs, accepts connections and is in recovery.
+    #[must_use]
+    pub fn is_standby(&self) -> bool {
+        self.node(|node| {
+            let server = node.server.as_ref();
+            server.is_some_and(|server| server.phase == Phase::Accepting && server.in_recovery)
+        })
+    }
+
     /// Timeline and end of this node's log, running or not.
     #[must_use]
     pub fn end(&self) -> Option<(Timeline, Lsn)> {

@@ -51,7 +51,9 @@ pub(super) fn identify_new_cluster(s: &Snapshot) -> Option<Verdict> {
 
 /// A bootstrap that is still in recovery finishes by itself (point-in-time recovery of a custom method).
 pub(super) fn wait_to_promote_bootstrap(s: &Snapshot) -> Option<Verdict> {
-    s.memory.bootstrapping.then(|| Verdict::new(Plan::stay(), "the new cluster is not ready yet").again_in(PATIENCE))
+    let identified = s.view().is_some_and(|view| view.initialize.system_id().is_some());
+    (s.memory.bootstrapping && !identified)
+        .then(|| Verdict::new(Plan::stay(), "the new cluster is not ready yet").again_in(PATIENCE))
 }
 
 /// Empty, and there is no cluster: race for the right to make it.

@@ -1,0 +1,236 @@
+//! What must hold at every instant, and what must hold after healing. Ids are those of DESIGN section 8.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use regent_core::units::Timeline;
+use regent_pgctl::fake::{FakeNetwork, Transition};
+
+use crate::world::World;
+
+/// Something that must not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The invariant.
+    pub id: &'static str,
+    /// When.
+    pub at: Duration,
+    /// What was seen.
+    pub what: String,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at {:.3}s: {}", self.id, self.at.as_secs_f64(), self.what)
+    }
+}
+
+/// A frozen machine that wakes may complete a write before its agent's first instruction (DESIGN section 4, "what a lease
+/// cannot do"); its agent has this long to look at the clock and kill.
+pub const WAKING: Duration = Duration::from_millis(150);
+
+/// Collects findings while a world runs.
+#[derive(Clone, Default)]
+pub struct Watch(Rc<RefCell<Seen>>);
+
+#[derive(Default)]
+struct Seen {
+    findings: Vec<Finding>,
+    /// Machines that were frozen, until when their waking excuses them.
+    waking: BTreeMap<String, Duration>,
+    /// Members that a fault touched, until when nobody may expect them to have voted.
+    disturbed: BTreeMap<String, Duration>,
+    frozen: BTreeSet<String>,
+    demotions: u64,
+    promotions: Vec<(Duration, String)>,
+}
+
+impl Watch {
+    /// Watches every transition of every server, from now on.
+    pub fn over(world: &World) -> Watch {
+        let watch = Watch::default();
+        let (seen, network) = (watch.clone(), world.network.clone());
+        world.network.on_transition(Box::new(move |node, transition| seen.transition(&network, node, transition)));
+        watch
+    }
+
+    /// What was found.
+    #[must_use]
+    pub fn findings(&self) -> Vec<Finding> {
+        self.0.borrow().findings.clone()
+    }
+
+    /// Reports a finding.
+    pub fn found(&self, id: &'static str, at: Duration, what: impl Into<String>) {
+        self.0.borrow_mut().findings.push(Finding { id, at, what: what.into() });
+    }
+
+    /// A fault touches this member until then (and a while after, for its server to come back).
+    pub fn disturb(&self, name: &str, until: Duration) {
+        let mut seen = self.0.borrow_mut();
+        let entry = seen.disturbed.entry(name.to_owned()).or_default();
+        *entry = (*entry).max(until);
+    }
+
+    /// Promotions so far, with their times.
+    #[must_use]
+    pub fn promotions(&self) -> Vec<(Duration, String)> {
+        self.0.borrow().promotions.clone()
+    }
+
+    /// How often a server stopped accepting writes so far.
+    #[must_use]
+    pub fn demotions(&self) -> u64 {
+        self.0.borrow().demotions
+    }
+
+    fn transition(&self, network: &FakeNetwork, node: &str, transition: Transition) {
+        let now = network.now();
+        match transition {
+            Transition::Frozen => drop(self.0.borrow_mut().frozen.insert(node.to_owned())),
+            Transition::Thawed => {
+                let mut seen = self.0.borrow_mut();
+                seen.frozen.remove(node);
+                seen.waking.insert(node.to_owned(), now + WAKING);
+            }
+            Transition::NotWritable => self.0.borrow_mut().demotions += 1,
+            Transition::Promoted => {
+                self.0.borrow_mut().promotions.push((now, node.to_owned()));
+                self.best_candidate_won(network, node, now);
+            }
+            Transition::Writable
+            | Transition::Started
+            | Transition::Stopping
+            | Transition::Stopped
+            | Transition::Crashed => {}
+        }
+        self.one_writer(network, now);
+    }
+
+    /// S1: at most one node completes a write at any instant of true time.
+    pub fn one_writer(&self, network: &FakeNetwork, now: Duration) {
+        let mut seen = self.0.borrow_mut();
+        let writers = network.writable_now();
+        let counted: Vec<_> =
+            writers.iter().filter(|name| seen.waking.get(*name).is_none_or(|until| now >= *until)).collect();
+        if counted.len() > 1 {
+            let what = format!("{counted:?} accept writes at once");
+            seen.findings.push(Finding { id: "S1", at: now, what });
+        }
+    }
+
+    /// Nobody is promoted while a healthy standby that could have been asked had writes that the winner lacks (R17).
+    fn best_candidate_won(&self, network: &FakeNetwork, winner: &str, now: Duration) {
+        let Some(node) = network.node(winner) else { return };
+        let mine: BTreeSet<u64> = node.records().into_iter().collect();
+        let settled: BTreeSet<u64> = network
+            .history()
+            .into_iter()
+            .filter(|written| written.at + Duration::from_secs(5) < now)
+            .filter_map(|written| if let regent_pgctl::fake::Kind::Write(id) = written.kind { Some(id) } else { None })
+            .collect();
+        for other in ["a", "b", "c", "d", "e"] {
+            let disturbed = {
+                let seen = self.0.borrow();
+                seen.frozen.contains(other) || seen.disturbed.get(other).is_some_and(|until| now < *until)
+            };
+            let Some(peer) = network.node(other).filter(|_| other != winner && !disturbed) else { continue };
+            if !peer.is_standby() || peer.end().map(|(timeline, _)| timeline) > node.end().map(|(t, _)| t) {
+                continue;
+            }
+            let lost: Vec<u64> =
+                peer.records().into_iter().filter(|id| settled.contains(id) && !mine.contains(id)).collect();
+            if !lost.is_empty() && !self.is_a_lost_branch(&peer.end(), &node.end()) {
+                self.found("R17", now, format!("{winner} was promoted without {} writes that {other} has", lost.len()));
+            }
+        }
+    }
+
+    /// A standby that stayed on a branch which an earlier failover left is no better candidate.
+    fn is_a_lost_branch(
+        &self,
+        peer: &Option<(Timeline, regent_core::units::Lsn)>,
+        winner: &Option<(Timeline, regent_core::units::Lsn)>,
+    ) -> bool {
+        // The winner has just begun a new timeline; a peer that was level with it is exactly one promotion behind or less
+        // than that with skipped numbers. Anything older had the chance to follow and could not.
+        let age = winner.map_or(0, |(t, _)| t.0).saturating_sub(peer.map_or(0, |(t, _)| t.0));
+        age > 1
+    }
+}
+
+/// What must hold of the whole run, looking back at it.
+pub fn look_back(world: &World, watch: &Watch) {
+    let now = world.now();
+    // S2: a timeline number never names two histories.
+    for (id, timeline) in world.network.split_timelines() {
+        watch.found("S2", now, format!("timeline {timeline} of {id} names two histories"));
+    }
+    for ((id, timeline), writers) in world.network.timeline_writers() {
+        if writers.len() > 1 {
+            watch.found("S2", now, format!("{writers:?} both wrote timeline {timeline} of {id}"));
+        }
+    }
+    let ids: BTreeSet<_> = world.network.history().iter().map(|written| written.system_id).collect();
+    if ids.len() > 1 {
+        watch.found("S2", now, format!("{} clusters were made under one name", ids.len()));
+    }
+    leadership(world, watch);
+}
+
+/// S7: leadership changes only by a transaction on a free key. S8: epoch and promised timeline never fall.
+fn leadership(world: &World, watch: &Watch) {
+    let mut holder: Option<Vec<u8>> = None;
+    let mut promised = (0, 0);
+    for event in world.store.log_since(regent_core::units::Revision(0)) {
+        match event.key.as_str() {
+            "leader" => {
+                if let (Some(old), Some(new)) = (&holder, &event.value)
+                    && old != new
+                {
+                    let name = String::from_utf8_lossy(new).into_owned();
+                    watch.found("S7", event.at, format!("{name} took a key that was held"));
+                }
+                holder = event.value.clone();
+            }
+            "regent/promise" => {
+                let json: serde_json::Value =
+                    event.value.as_deref().and_then(|v| serde_json::from_slice(v).ok()).unwrap_or_default();
+                let number = |field: &str| json[field].as_u64().unwrap_or_default();
+                let now = (number("epoch"), number("timeline"));
+                if now.0 <= promised.0 || now.1 < promised.1 {
+                    watch.found("S8", event.at, format!("the promise fell from {promised:?} to {now:?}"));
+                }
+                promised = now;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// L1 and L2, some time after the last fault ended: writable in one place, and everyone follows or says why not.
+#[must_use]
+pub fn not_converged(world: &World) -> Option<String> {
+    let writers = world.network.writable_now();
+    let leader = world.leader();
+    let [writer] = writers.as_slice() else { return Some(format!("L1: writable: {writers:?}, leader: {leader:?}")) };
+    if leader.as_ref() != Some(writer) {
+        return Some(format!("L1: {writer} is writable, the leader key says {leader:?}"));
+    }
+    for (name, node) in &world.nodes {
+        if name == writer {
+            continue;
+        }
+        let Some(status) = world.status(name) else {
+            return Some(format!("L2: the agent of {name} does not run: {:?}", node.exit()));
+        };
+        let streams = status.sql.as_ref().is_some_and(|sql| sql.in_recovery && sql.streaming);
+        let explained = status.rule == "stay_down_diverged";
+        if !streams && !explained {
+            return Some(format!("L2: {name} does not stream and does not say why: {} ({})", status.rule, status.why));
+        }
+    }
+    None
+}

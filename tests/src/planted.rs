@@ -1,0 +1,164 @@
+//! Known-wrong judgements (DESIGN section 9). The simulation must find each of them, or it proves nothing.
+//!
+//! A planted bug lives in here, not in the product: it is the real judgement without a row, on an altered snapshot, or with
+//! an altered plan; the inspector is switched off, as a bug in a rule may be one that the inspector's author shared.
+
+use std::time::Duration;
+
+use regent::agent::Judge;
+use regent_core::cluster::Initialize;
+use regent_core::plan::{Decision, Lease, Move, Plan, Verdict};
+use regent_core::postgres::StopMode;
+use regent_core::rules::{decide, decide_without};
+use regent_core::snapshot::{Order, Seat, Snapshot};
+
+use crate::trace::record;
+
+/// A bug, and how it is planted.
+pub struct Bug {
+    /// What is wrong, in a few words.
+    pub name: &'static str,
+    /// The judgement with the bug in it.
+    pub decide: fn(&Snapshot) -> Decision,
+}
+
+impl Bug {
+    /// The judge of an agent with this bug.
+    #[must_use]
+    pub fn judge(&self) -> Judge {
+        Judge { decide: self.decide, inspect: |_, _| Ok(()) }
+    }
+}
+
+/// All of them.
+pub const BUGS: &[Bug] = &[
+    Bug { name: "no stop before the lease ends", decide: |s| without(s, &["stop_before_lease_ends"]) },
+    Bug { name: "the deadline counts from the answer, and an answer takes long", decide: deadline_too_late },
+    Bug { name: "time stands still while the machine sleeps", decide: clock_without_suspend },
+    Bug {
+        name: "a primary beside another leader goes on",
+        decide: |s| without(s, &["demote_when_another_leads", "stop_writer_beside_leader", "stop_before_lease_ends"]),
+    },
+    Bug { name: "the key is released before the server is stopped", decide: release_before_stop },
+    Bug { name: "a member ahead is not waited for", decide: |s| without(s, &["wait_for_member_ahead"]) },
+    Bug { name: "nobody is asked before the race", decide: nobody_is_asked },
+    Bug { name: "a promotion takes the next number, promised or not", decide: any_timeline },
+    Bug {
+        name: "a primary takes the key back although its timeline was superseded",
+        decide: superseded_primary_returns,
+    },
+    Bug { name: "a stopped member starts as a primary", decide: start_as_primary },
+    Bug { name: "any error of etcd is a lost lease", decide: error_is_loss },
+    Bug { name: "a restarted agent does not adopt its key", decide: no_adoption },
+    Bug { name: "every empty member makes a cluster", decide: everybody_bootstraps },
+    Bug { name: "an interrupted clone is left lying", decide: |s| without_then_stay(s, &["clear_unfinished_copy"]) },
+    Bug { name: "a standby does not follow the new leader", decide: |s| without(s, &["follow_leader"]) },
+    Bug { name: "nobody runs for leader", decide: nobody_runs },
+    Bug { name: "a diverged standby is left running", decide: |s| without(s, &["stop_diverged"]) },
+];
+
+fn without(s: &Snapshot, rows: &[&str]) -> Decision {
+    record(s, decide_without(s, rows))
+}
+
+fn instead(s: &Snapshot, verdict: Verdict) -> Decision {
+    let decision = Decision { rule: "planted", plan: verdict.plan, why: verdict.why, look_again: s.config.loop_wait };
+    record(s, decision)
+}
+
+fn without_then_stay(s: &Snapshot, rows: &[&str]) -> Decision {
+    let real = decide(s);
+    if rows.contains(&real.rule) { instead(s, Verdict::new(Plan::stay(), "planted")) } else { record(s, real) }
+}
+
+fn deadline_too_late(s: &Snapshot) -> Decision {
+    let mut late = s.clone();
+    late.lease.ends = s.lease.ends.map(|ends| ends + s.config.ttl / 2);
+    record(s, decide(&late))
+}
+
+fn clock_without_suspend(s: &Snapshot) -> Decision {
+    // The same as a deadline that moves along with a machine that sleeps: it is always as far away as it was.
+    let mut asleep = s.clone();
+    asleep.lease.ends = s.lease.ends.map(|ends| ends.max(s.now + s.config.ttl / 2));
+    record(s, decide(&asleep))
+}
+
+fn release_before_stop(s: &Snapshot) -> Decision {
+    if s.order == Order::Stop && s.seat() == Seat::Mine && s.postgres.is_up() && s.key_to_adopt().is_none() {
+        return instead(s, Verdict::new(Plan::of(Lease::Release, Move::Stay), "planted").again_in(Duration::ZERO));
+    }
+    record(s, decide(s))
+}
+
+fn nobody_is_asked(s: &Snapshot) -> Decision {
+    without(
+        s,
+        &["ask_the_others", "wait_for_member_ahead", "wait_for_living_primary", "wait_for_priority", "wait_behind"],
+    )
+}
+
+fn any_timeline(s: &Snapshot) -> Decision {
+    let mut decision = decide(s);
+    if let (Move::Promote(timeline), Some(own)) = (&mut decision.plan.postgres, s.own_timeline()) {
+        *timeline = own.next();
+    }
+    record(s, decision)
+}
+
+fn superseded_primary_returns(s: &Snapshot) -> Decision {
+    let mut forgetful = s.clone();
+    if let Ok(view) = &mut forgetful.dcs
+        && s.seat() == Seat::Vacant
+        && s.is_primary()
+    {
+        view.promise = None;
+        view.history = None;
+    }
+    let mut decision = decide_without(&forgetful, &["demote_stale_primary"]);
+    if let (Lease::Take { promise, seen }, Ok(view)) = (&mut decision.plan.lease, &s.dcs) {
+        *seen = view.promise.as_ref().map(|key| key.modified);
+        promise.epoch = view.promise.as_ref().map_or(1, |key| key.promise.epoch + 1);
+    }
+    record(s, decision)
+}
+
+fn start_as_primary(s: &Snapshot) -> Decision {
+    let mut decision = decide(s);
+    if decision.rule == "start_as_standby" {
+        decision.plan.postgres = Move::StartPrimary;
+    }
+    record(s, decision)
+}
+
+fn error_is_loss(s: &Snapshot) -> Decision {
+    if s.seat() == Seat::Unknown && s.is_primary() && s.job.is_none() {
+        let plan = Plan::of(Lease::LetRun, Move::Stop(StopMode::Immediate));
+        return instead(s, Verdict::new(plan, "planted"));
+    }
+    record(s, decide(s))
+}
+
+fn no_adoption(s: &Snapshot) -> Decision {
+    if s.key_to_adopt().is_some() && s.lease.id.is_some() {
+        return instead(s, Verdict::new(Plan::stay(), "planted"));
+    }
+    record(s, decide(s))
+}
+
+fn everybody_bootstraps(s: &Snapshot) -> Decision {
+    let mut blind = s.clone();
+    if let Ok(view) = &mut blind.dcs
+        && matches!(view.initialize, Initialize::InProgress { .. })
+        && !s.memory.bootstrapping
+        && decide(s).rule == "wait_empty"
+    {
+        return instead(s, Verdict::new(Plan::of(Lease::Keep, Move::Bootstrap), "planted"));
+    }
+    record(s, decide(s))
+}
+
+fn nobody_runs(s: &Snapshot) -> Decision {
+    let real = decide(s);
+    if real.rule == "run_for_leader" { instead(s, Verdict::new(Plan::stay(), "planted")) } else { record(s, real) }
+}

@@ -1,0 +1,232 @@
+//! One seed, one world, one verdict.
+
+use std::time::{Duration, Instant};
+
+use regent::agent::Judge;
+use regent_core::inspector::inspect;
+use regent_core::rules::decide;
+use tokio::task::LocalSet;
+
+use crate::checks::{Finding, Watch, look_back, not_converged};
+use crate::faults::{self, Fault, Kind};
+use crate::rng::Rng;
+use crate::trace::{self, record};
+use crate::world::{Shape, World};
+
+/// What came of a seed.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// The world it made.
+    pub shape: Shape,
+    /// What went wrong in it.
+    pub faults: Vec<Fault>,
+    /// What must not be, and was.
+    pub findings: Vec<Finding>,
+    /// Promotions after the first.
+    pub failovers: usize,
+    /// Virtual time that passed.
+    pub lasted: Duration,
+    /// Decisions, when they were recorded.
+    pub decisions: Vec<trace::Line>,
+}
+
+impl Outcome {
+    /// Everything that a person needs to understand a failure.
+    #[must_use]
+    pub fn story(&self) -> String {
+        let mut story = format!("seed {} {:?}\n", self.seed, self.shape);
+        for finding in &self.findings {
+            story.push_str(&format!("  FOUND {finding}\n"));
+        }
+        for Fault { at, lasts, kind } in &self.faults {
+            story.push_str(&format!("  fault {:8.3}s + {:7.3}s {kind:?}\n", at.as_secs_f64(), lasts.as_secs_f64()));
+        }
+        for line in &self.decisions {
+            let at = line.at.as_secs_f64();
+            story.push_str(&format!(
+                "  {at:8.3} {} {:28} {:20} {:22} {}\n",
+                line.member, line.rule, line.lease, line.postgres, line.why
+            ));
+        }
+        story.push_str(&format!(
+            "replay: REGENT_SEED={} cargo test -p regent-tests --test simulation one_seed -- --nocapture\n",
+            self.seed
+        ));
+        story
+    }
+}
+
+/// The real judge, recorded.
+#[must_use]
+pub fn honest() -> Judge {
+    Judge { decide: |s| record(s, decide(s)), inspect }
+}
+
+/// Runs one seed with this judge.
+#[must_use]
+pub fn run(seed: u64, judge: Judge) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.expect("a runtime without IO can always be built");
+    LocalSet::new().block_on(&runtime, live(seed, judge))
+}
+
+/// Runs seeds until `until`; returns how many.
+pub fn run_for(limit: Duration, mut next: impl FnMut(u64)) -> u64 {
+    let began = Instant::now();
+    let mut seed = 0;
+    while began.elapsed() < limit {
+        next(seed);
+        seed += 1;
+    }
+    seed
+}
+
+fn shape(rng: &mut Rng) -> Shape {
+    let secs = Duration::from_secs;
+    let (ttl, loop_wait, retry_timeout) = *rng.pick(&[(10, 3, 3), (6, 2, 2), (20, 5, 5), (30, 10, 10)]);
+    Shape {
+        members: if rng.one_in(5) { 5 } else { 3 },
+        ttl: secs(ttl),
+        loop_wait: secs(loop_wait),
+        retry_timeout: secs(retry_timeout),
+        stop_budget: secs(3).min(secs(ttl) / 5),
+    }
+}
+
+async fn live(seed: u64, judge: Judge) -> Outcome {
+    let mut rng = Rng::new(seed);
+    let shape = shape(&mut rng);
+    trace::begin();
+    let mut world = World::new(shape, &mut rng, judge);
+    let watch = Watch::over(&world);
+    tokio::task::spawn_local({
+        let network = world.network.clone();
+        async move { network.drive().await }
+    });
+    writers(&world, &watch, &mut rng);
+    for name in world.names() {
+        world.start(&name);
+    }
+    // Faults may fall into the bootstrap as well.
+    let settle = if rng.one_in(4) { Duration::ZERO } else { Duration::from_secs(25) };
+    let span = shape.ttl * 4;
+    let faults = faults::draw(&mut rng, &shape, &world.names(), settle, span);
+    let leader_before = play(&mut world, &watch, &faults, settle).await;
+    heal(&mut world, &faults);
+    converge(&world, &watch, &mut rng).await;
+    look_back(&world, &watch);
+    no_needless_failover(&world, &watch, &faults, leader_before.as_deref(), settle);
+    Outcome {
+        seed,
+        shape,
+        faults,
+        findings: watch.findings(),
+        failovers: watch.promotions().len(),
+        lasted: world.now(),
+        decisions: trace::lines(),
+    }
+}
+
+/// Clients that write to every member all the time: also to the wrong ones.
+fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
+    let nodes: Vec<_> = world.nodes.values().map(|node| node.postgres.clone()).collect();
+    let (network, watch) = (world.network.clone(), watch.clone());
+    let pace = rng.between(Duration::from_millis(80), Duration::from_millis(400));
+    tokio::task::spawn_local(async move {
+        let mut id = 0;
+        loop {
+            tokio::time::sleep(pace).await;
+            for node in &nodes {
+                id += 1;
+                if node.insert(id).is_ok() {
+                    watch.one_writer(&network, network.now());
+                }
+            }
+        }
+    });
+}
+
+/// Lets the faults happen. Returns who led when they began.
+async fn play(world: &mut World, watch: &Watch, faults: &[Fault], settle: Duration) -> Option<String> {
+    enum Turn {
+        Begin,
+        End,
+    }
+    let mut turns: Vec<(Duration, usize, Turn)> = Vec::new();
+    for (index, fault) in faults.iter().enumerate() {
+        turns.push((fault.at, index, Turn::Begin));
+        turns.push((fault.at + fault.lasts, index, Turn::End));
+    }
+    turns.sort_by_key(|(at, index, _)| (*at, *index));
+    sleep_until(world, settle).await;
+    let leader = world.leader();
+    for (at, index, turn) in turns {
+        sleep_until(world, at).await;
+        let Some(fault) = faults.get(index) else { continue };
+        match turn {
+            Turn::Begin => {
+                for name in fault.kind.members() {
+                    watch.disturb(name, fault.at + fault.lasts + Duration::from_secs(40));
+                }
+                if matches!(fault.kind, Kind::EtcdOutage) {
+                    for name in world.names() {
+                        watch.disturb(&name, fault.at + fault.lasts + Duration::from_secs(10));
+                    }
+                }
+                world.begin(&fault.kind);
+            }
+            Turn::End => world.end(&fault.kind),
+        }
+    }
+    leader
+}
+
+async fn sleep_until(world: &World, at: Duration) {
+    tokio::time::sleep(at.saturating_sub(world.now())).await;
+}
+
+/// Faults that overlapped may have left something behind.
+fn heal(world: &mut World, faults: &[Fault]) {
+    for fault in faults {
+        world.end(&fault.kind);
+    }
+    for name in world.names() {
+        world.start(&name);
+    }
+}
+
+/// L1, L2: within a bound that follows from the settings, all is well again.
+async fn converge(world: &World, watch: &Watch, rng: &mut Rng) {
+    let bound = world.shape.ttl * 2 + world.shape.loop_wait * 3 + Duration::from_secs(90);
+    let deadline = world.now() + bound;
+    let mut why = None;
+    while world.now() < deadline {
+        tokio::time::sleep(rng.between(Duration::from_millis(400), Duration::from_millis(600))).await;
+        why = not_converged(world);
+        if why.is_none() {
+            return;
+        }
+    }
+    if let Some(why) = why {
+        let id = if why.starts_with("L1") { "L1" } else { "L2" };
+        watch.found(id, world.now(), format!("{bound:?} after the last fault: {why}"));
+    }
+}
+
+/// L3: harmless faults cause no failover, and no demotion.
+fn no_needless_failover(world: &World, watch: &Watch, faults: &[Fault], leader: Option<&str>, settle: Duration) {
+    let Some(leader) = leader.filter(|_| !settle.is_zero()) else { return };
+    let alone = faults.windows(2).all(|pair| pair[0].at + pair[0].lasts + world.shape.ttl < pair[1].at);
+    if !alone || !faults.iter().all(|fault| faults::harmless(fault, &world.shape, leader)) {
+        return;
+    }
+    let late: Vec<_> = watch.promotions().into_iter().filter(|(at, _)| *at > settle).collect();
+    if !late.is_empty() {
+        watch.found("L3", world.now(), format!("harmless faults, and yet promotions: {late:?}"));
+    }
+    if watch.demotions() > 0 {
+        watch.found("L3", world.now(), format!("harmless faults, and yet {} demotions", watch.demotions()));
+    }
+}
