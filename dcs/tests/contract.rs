@@ -2,6 +2,8 @@
 //!
 //! What the twin claims of etcd is claimed here. A difference that a simulation could notice belongs into this file.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+
 mod support;
 
 use std::time::Duration;

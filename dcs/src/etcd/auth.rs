@@ -20,6 +20,9 @@ const RENEW_EVERY: Duration = Duration::from_secs(120);
 const RENEW_WITHIN: Duration = Duration::from_secs(10);
 const RENEW_AGAIN: Duration = Duration::from_secs(5);
 
+/// How long etcd may hash before another member is asked to do the same work.
+const HASHING: Duration = Duration::from_secs(2);
+
 /// User name and password for etcd. Shown without the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
@@ -64,9 +67,11 @@ impl Auth {
         self.credentials.is_some()
     }
 
-    /// Adds the token to a request.
+    /// Adds the token to a request, except to the one that gets a new token: etcd refuses even that with a dead one.
     pub(super) fn stamp<B>(&self, mut request: http::Request<B>) -> http::Request<B> {
-        if let Token::Is(token) = self.token() {
+        if let Token::Is(token) = self.token()
+            && !request.uri().path().ends_with("/Authenticate")
+        {
             request.headers_mut().insert("token", token);
         }
         request
@@ -103,7 +108,7 @@ impl Auth {
             }
         };
         // Not `hedged`: that would ask for a token first.
-        let token = match pool.hedged_once(deadline, &call).await {
+        let token = match pool.hedged_once(deadline, HASHING, &call).await {
             Ok(Some(token)) => {
                 let mut token = HeaderValue::try_from(token).map_err(|_| unusable())?;
                 token.set_sensitive(true);

@@ -111,7 +111,7 @@ impl Pool {
         let mut renewed = false;
         loop {
             let token = self.auth.token_for(self, deadline).await?;
-            match self.hedged_once(deadline, &call).await {
+            match self.hedged_once(deadline, HEDGE, &call).await {
                 Err((_, Failure::Token(_))) if !renewed && self.auth.wanted() => {
                     renewed = true;
                     self.auth.renew(self, token, deadline).await?;
@@ -122,10 +122,11 @@ impl Pool {
         }
     }
 
-    /// The same without a look at tokens.
+    /// The same without a look at tokens, with a patience of its own before the next endpoint is asked as well.
     pub(super) async fn hedged_once<T, F>(
         &self,
         deadline: Instant,
+        hedge: Duration,
         call: &impl Fn(Client) -> F,
     ) -> Result<T, (usize, Failure)>
     where
@@ -136,7 +137,7 @@ impl Pool {
         let first = self.preferred().0;
         let in_order = (first..self.endpoints.len()).chain(0..first);
         // When to ask whom (next): every endpoint is either in here or being asked.
-        let mut plan: BTreeSet<(Instant, usize)> = in_order.zip(0u32..).map(|(i, n)| (start + HEDGE * n, i)).collect();
+        let mut plan: BTreeSet<(Instant, usize)> = in_order.zip(0u32..).map(|(i, n)| (start + hedge * n, i)).collect();
         // Dropped: the losers are cancelled.
         let mut asked = JoinSet::new();
         let mut last = (first, Failure::Unknown("no answer in time".to_owned()));
