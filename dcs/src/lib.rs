@@ -32,7 +32,7 @@ pub trait Dcs: Clone + 'static {
     /// The caller notes the time *before* the call: the lease lives at least `ttl` from then on.
     async fn keep_alive(&self, lease: LeaseId, within: Duration) -> Result<Duration, DcsError>;
 
-    /// Gives a lease back, and with it every key that hangs on it.
+    /// Gives a lease back, and with it every key that hangs on it. One that is gone already is no error.
     async fn revoke(&self, lease: LeaseId, within: Duration) -> Result<(), DcsError>;
 
     /// Carries out one write of the contract's list. See [`Written`] for the three possible outcomes of a compare.

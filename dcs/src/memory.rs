@@ -7,9 +7,7 @@
 //! ```
 //!
 //! What happens by itself (a request arrives, a lease ends) is computed when somebody looks, in the order of its virtual
-//! times; nobody can see the store in between. [`tests/contract.rs`] holds the twin against a real etcd.
-//!
-//! [`tests/contract.rs`]: https://github.com/regent-ha/regent/blob/main/dcs/tests/contract.rs
+//! times; nobody can see the store in between. `tests/contract.rs` holds the twin against a real etcd.
 
 use std::cell::RefCell;
 use std::rc::Rc;
