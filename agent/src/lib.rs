@@ -1,4 +1,5 @@
 //! The shell around the judgement of `regent-core`: the loop, the executor, REST, configuration, `regentctl`.
 
 pub mod api;
+pub mod config;
 pub mod status;
