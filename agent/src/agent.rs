@@ -387,6 +387,9 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         let until = tokio::time::Instant::now() + pause;
         let mut lease = self.channels.lease.clone();
         let mut watches_exit = true;
+        let dcs = self.seams.dcs.clone();
+        let changed = dcs.changed(self.revision);
+        tokio::pin!(changed);
         loop {
             let wake = tokio::select! {
                 biased;
@@ -402,7 +405,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 }
                 // The sender lives as long as the process; if it is gone, so is the lease.
                 _ = lease.wait_for(|lease| lease.id != seen.lease.id) => true,
-                () = self.seams.dcs.changed(self.revision) => true,
+                () = &mut changed => true,
                 () = tokio::time::sleep_until(until) => true,
                 () = tokio::time::sleep(PULSE) => self.pulse(seen).await,
             };

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, Error, WatchOptions};
+use etcd_client::{Client, Error, Event, EventType, WatchOptions};
 use regent_core::units::Revision;
 use tokio::time::{Instant, interval_at, sleep, timeout};
 
 use super::pool::Pool;
+use crate::keys;
 
 /// How long opening may take.
 const OPEN: Duration = Duration::from_secs(1);
@@ -31,7 +32,7 @@ enum Woken {
 pub(super) async fn changed(pool: &Pool, prefix: String, since: Revision) {
     // A watch of its own token is not worth a second here: without one it breaks, and the read that follows gets one.
     let (index, client) = pool.preferred();
-    match watch(client, prefix, since).await {
+    match watch(client, &prefix, since).await {
         Ok(Woken::Changed) => {}
         Ok(Woken::Broke(why)) => broke(pool, index, &why).await,
         Err(error) => broke(pool, index, &error.to_string()).await,
@@ -44,9 +45,19 @@ async fn broke(pool: &Pool, index: usize, why: &str) {
     sleep(AFTER_ERROR).await;
 }
 
-async fn watch(mut client: Client, prefix: String, since: Revision) -> Result<Woken, Error> {
+/// Is it one of the changes that agents wake for?
+fn wakes(event: &Event, base: &str) -> bool {
+    let Some(kv) = event.kv() else { return true };
+    let came_or_went = event.event_type() == EventType::Delete || kv.create_revision() == kv.mod_revision();
+    match kv.key().strip_prefix(base.as_bytes()).map(str::from_utf8) {
+        Some(Ok(name)) => keys::wakes(name, came_or_went),
+        Some(Err(_)) | None => true,
+    }
+}
+
+async fn watch(mut client: Client, base: &str, since: Revision) -> Result<Woken, Error> {
     let options = WatchOptions::new().with_prefix().with_start_revision(since.0.saturating_add(1));
-    let Ok(stream) = timeout(OPEN, client.watch(prefix, Some(options))).await else {
+    let Ok(stream) = timeout(OPEN, client.watch(base, Some(options))).await else {
         return Ok(Woken::Broke("it does not open".to_owned()));
     };
     let (mut requests, mut messages) = stream?.split();
@@ -60,7 +71,7 @@ async fn watch(mut client: Client, prefix: String, since: Revision) -> Result<Wo
                     let reason = message.cancel_reason();
                     return Ok(Woken::Broke(format!("canceled at {}: {reason}", message.compact_revision())));
                 }
-                Some(message) if !message.events().is_empty() => return Ok(Woken::Changed),
+                Some(message) if message.events().iter().any(|event| wakes(event, base)) => return Ok(Woken::Changed),
                 Some(_) => heard = Instant::now(),
             },
             _ = pulse.tick() => {

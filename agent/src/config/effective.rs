@@ -1,0 +1,100 @@
+//! Local and dynamic configuration together: what the agent runs with (config.md 1.2, 4).
+
+use std::time::Duration;
+
+use regent_core::config::Config;
+use regent_core::units::MemberName;
+use regent_pgctl::Settings;
+use serde_json::Map;
+
+use super::local::{LocalConfig, RestConfig};
+use super::node::{At, Node};
+use super::section::{Report, Section};
+use super::{ConfigErrors, known, postgres, tags, timing, values};
+
+/// Everything in force.
+#[derive(Clone, Debug)]
+pub struct Effective {
+    /// For the rules.
+    pub core: Config,
+    /// For the controller of PostgreSQL.
+    pub postgres: Settings,
+    /// For the REST API.
+    pub rest: RestConfig,
+    /// Tags as the member key and REST show them (rest-api.md 4.3).
+    pub tags: Map<String, serde_json::Value>,
+    /// The tag `noloadbalance`.
+    pub noloadbalance: bool,
+    /// `conn_url` of the member key.
+    pub conn_url: String,
+    /// `api_url` of the member key.
+    pub api_url: String,
+    /// `proxy_url` of the member key.
+    pub proxy_url: Option<String>,
+    /// `standby_cluster` is in force. Not supported yet: a primary made by mistake would be a second one.
+    pub standby_cluster: bool,
+    /// To be logged when they change.
+    pub warnings: Vec<String>,
+}
+
+/// Merges the dynamic configuration (`config` key, its copy, or `bootstrap.dcs`) with the local one.
+///
+/// # Errors
+/// The dynamic document cannot be used as a whole (a timing that is no number, a section that is no mapping): the caller
+/// keeps what it has. The local side alone never fails here once [`LocalConfig::load`] succeeded.
+pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Result<Effective, ConfigErrors> {
+    let mut report = Report::default();
+    let dynamic = dynamic.map(|json| Node::from_json(json, &At::whole("dynamic configuration")));
+    if let Some(wrong) = dynamic.as_ref().filter(|node| !node.is_map() && !node.is_null()) {
+        report.problem(&wrong.at, "", format!("this is {}, but must be a mapping", wrong.kind()));
+    }
+    let dynamic = dynamic.as_ref();
+    let timings = timing::read(dynamic, &mut report);
+    let (core_tags, shown_tags) = tags::read(&Section::root(&local.tree).child("tags", &mut report), &mut report);
+    let found = postgres::read(local, dynamic, &mut report);
+    report.warnings.extend(known::check(&local.tree, dynamic).warnings());
+    let (Some(found), true) = (found, report.problems.is_empty()) else {
+        return Err(ConfigErrors(report.problems));
+    };
+    let get = |key: &str| dynamic.and_then(|dynamic| dynamic.get(key));
+    let number = |keys: &[&str], default: u64| {
+        // A new name beats an old one; a value that cannot be read counts as not set.
+        let node = keys.iter().find_map(|key| get(key));
+        node.and_then(values::integer).map_or(default, |number| u64::try_from(number).unwrap_or(0))
+    };
+    let word = |key: &str| get(key).and_then(values::word).unwrap_or(false);
+    let ttl = seconds(timings.ttl);
+    let core = Config {
+        name: MemberName(local.name.clone()),
+        ttl,
+        loop_wait: seconds(timings.loop_wait),
+        retry_timeout: seconds(timings.retry_timeout),
+        stop_budget: Duration::from_secs(3).min(ttl / 5),
+        maximum_lag_on_failover: number(&["maximum_lag_on_failover"], 1_048_576),
+        check_timeline: word("check_timeline"),
+        primary_start_timeout: Duration::from_secs(number(&["primary_start_timeout", "master_start_timeout"], 300)),
+        pause: word("pause"),
+        may_bootstrap: local.may_bootstrap,
+        tags: core_tags,
+    };
+    let standby = get("standby_cluster");
+    let standby_cluster = ["host", "port", "restore_command"]
+        .into_iter()
+        .any(|key| standby.and_then(|standby| standby.get(key)).is_some_and(Node::is_truthy));
+    Ok(Effective {
+        core,
+        postgres: found.settings,
+        rest: local.restapi.clone(),
+        tags: shown_tags,
+        noloadbalance: local.tree.path(&["tags", "noloadbalance"]).is_some_and(Node::is_truthy),
+        conn_url: found.conn_url,
+        api_url: local.restapi.api_url(),
+        proxy_url: found.proxy_url,
+        standby_cluster,
+        warnings: report.warnings,
+    })
+}
+
+fn seconds(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}

@@ -1,0 +1,495 @@
+//! What this node's own files and variables say (config.md 3).
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Map;
+use tracing::level_filters::LevelFilter;
+
+use super::address::{self, Address};
+use super::etcd::{self, EtcdConfig};
+use super::node::Node;
+use super::secret::Secret;
+use super::section::{Report, Section};
+use super::sources::Sources;
+use super::{ConfigErrors, Problem, known, timing, values};
+
+/// The local configuration, read and checked. One that exists can be started with.
+///
+/// Its `Debug` shows no value that may be secret.
+#[derive(Clone, Debug)]
+pub struct LocalConfig {
+    /// Everything as merged, for what depends on the dynamic configuration too.
+    pub(super) tree: Node,
+    /// Cluster name.
+    pub scope: String,
+    /// Member name.
+    pub name: String,
+    /// Where the cluster lives in etcd: `/service/demo`, without a slash at the end.
+    pub store_path: String,
+    /// `log`.
+    pub log: LogConfig,
+    /// `restapi`.
+    pub restapi: RestConfig,
+    /// `ctl`.
+    pub ctl: CtlConfig,
+    /// `etcd3`.
+    pub etcd: EtcdConfig,
+    /// `postgresql.data_dir`, absolute.
+    pub data_dir: PathBuf,
+    /// The file has a `bootstrap` section whose method is supported: this node may create the cluster.
+    pub may_bootstrap: bool,
+    /// Environment variables that were read: children must not inherit them (they hold passwords).
+    pub used_environment: Vec<String>,
+    /// What to log once after the start, beside [`super::Effective::warnings`].
+    pub warnings: Vec<String>,
+}
+
+/// `log`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogConfig {
+    /// `log.type`.
+    pub kind: LogType,
+    /// `log.level`; the peer's CRITICAL is our ERROR.
+    pub level: LevelFilter,
+    /// `log.dir`: write to `patroni.log` there instead of stderr.
+    pub dir: Option<PathBuf>,
+    /// Rotated files to keep.
+    pub file_num: u64,
+    /// Bytes before rotation.
+    pub file_size: u64,
+    /// Mode of the log file; from the umask when `None`.
+    pub mode: Option<u32>,
+    /// Added to every JSON line.
+    pub static_fields: Map<String, serde_json::Value>,
+}
+
+/// `log.type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogType {
+    /// Lines for people.
+    Plain,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig {
+            kind: LogType::Plain,
+            level: LevelFilter::INFO,
+            dir: None,
+            file_num: 4,
+            file_size: 25_000_000,
+            mode: None,
+            static_fields: Map::new(),
+        }
+    }
+}
+
+/// User name and password of Basic authentication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Basic {
+    /// User name.
+    pub username: String,
+    /// Password.
+    pub password: Secret,
+}
+
+/// `restapi`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestConfig {
+    /// Where to listen; an empty host or `*` is every address, dual-stack where possible.
+    pub listen: Address,
+    /// What other members and tools connect to: `host:port`.
+    pub connect_address: String,
+    /// Asked of callers that change something.
+    pub authentication: Option<Basic>,
+    /// TLS certificate chain.
+    pub certfile: Option<String>,
+    /// Its key; `None`: inside `certfile`.
+    pub keyfile: Option<String>,
+    /// Password of the key.
+    pub keyfile_password: Option<Secret>,
+    /// Verifies client certificates.
+    pub cafile: Option<String>,
+    /// OpenSSL cipher list.
+    pub ciphers: Option<String>,
+    /// `none`, `optional`, `required`; lower case.
+    pub verify_client: String,
+    /// Who may change something; empty: everyone.
+    pub allowlist: Vec<String>,
+    /// The members' own addresses may too.
+    pub allowlist_include_members: bool,
+    /// Extra response headers.
+    pub http_extra_headers: Vec<(String, String)>,
+    /// Extra response headers with TLS, on top of the former.
+    pub https_extra_headers: Vec<(String, String)>,
+    /// `minimal`, `productonly`, `original`; lower case.
+    pub server_tokens: String,
+}
+
+impl RestConfig {
+    /// `https` when the API is served over TLS, else `http`.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        let tls = self.certfile.is_some() && known::is_supported("restapi", "certfile");
+        if tls { "https" } else { "http" }
+    }
+
+    /// `api_url` of the member key.
+    #[must_use]
+    pub fn api_url(&self) -> String {
+        format!("{}://{}/patroni", self.scheme(), self.connect_address)
+    }
+}
+
+/// `ctl`: how the REST API of members is called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CtlConfig {
+    /// Do not verify certificates.
+    pub insecure: bool,
+    /// Verifies the servers' certificates; `restapi.cafile` unless set, else the system's store.
+    pub cacert: Option<String>,
+    /// Client certificate.
+    pub certfile: Option<String>,
+    /// Its key.
+    pub keyfile: Option<String>,
+    /// Password of the key.
+    pub keyfile_password: Option<Secret>,
+    /// `ctl.authentication`, else `restapi.authentication`.
+    pub authentication: Option<Basic>,
+}
+
+impl LocalConfig {
+    /// Reads files and variables.
+    ///
+    /// # Errors
+    /// Everything that makes a start impossible, each with file, line, column and key.
+    pub fn load(sources: &Sources) -> Result<LocalConfig, ConfigErrors> {
+        let merged = sources.merge()?;
+        let mut config = LocalConfig::from_tree(merged.tree)?;
+        config.used_environment = merged.used;
+        config.warnings.splice(0..0, merged.warnings);
+        Ok(config)
+    }
+
+    fn from_tree(tree: Node) -> Result<LocalConfig, ConfigErrors> {
+        let mut report = Report::default();
+        let root = Section::root(&tree);
+        let scope = root.required("scope", &mut report);
+        let postgresql = root.child("postgresql", &mut report);
+        let name = if root.get("name").is_none() && postgresql.get("name").is_some() {
+            postgresql.text("name", &mut report)
+        } else {
+            root.required("name", &mut report)
+        };
+        let namespace = root.text("namespace", &mut report).unwrap_or_else(|| "service".to_owned());
+        if let Some(citus) = root.get("citus") {
+            report.problem(&citus.at, "citus", "section \"citus\" is not supported");
+        }
+        let log = log(&root, &mut report);
+        let restapi = restapi(&root, &mut report);
+        let ctl = ctl(&root, &mut report);
+        let etcd = etcd::read(&root, &mut report);
+        let data_dir = postgresql.required("data_dir", &mut report).map(|path| absolute(&path));
+        postgresql.required("listen", &mut report);
+        let may_bootstrap = may_bootstrap(&root.child("bootstrap", &mut report), &mut report);
+        let (Some(scope), Some(name), Some(restapi), Some(etcd), Some(data_dir)) =
+            (scope, name, restapi, etcd, data_dir)
+        else {
+            return Err(ConfigErrors(report.problems));
+        };
+        let config = LocalConfig {
+            store_path: store_path(&namespace, &scope),
+            scope,
+            name,
+            log,
+            restapi,
+            ctl,
+            etcd,
+            data_dir,
+            may_bootstrap,
+            used_environment: Vec::new(),
+            warnings: report.warnings,
+            tree,
+        };
+        // What depends on the dynamic side too is tried without one, so that a start tells everything at once.
+        if let Err(ConfigErrors(problems)) = super::effective(&config, None) {
+            for problem in problems {
+                if !report.problems.contains(&problem) {
+                    report.problems.push(problem);
+                }
+            }
+        }
+        if report.problems.is_empty() { Ok(config) } else { Err(ConfigErrors(report.problems)) }
+    }
+
+    /// What the member that creates the cluster writes to `config`: `bootstrap.dcs` as written, unknown keys and order
+    /// kept, with the timings that are in it adjusted (config.md 1.3).
+    ///
+    /// # Errors
+    /// A timing that is no number.
+    pub fn bootstrap_dynamic(&self) -> Result<serde_json::Value, ConfigErrors> {
+        let Some(dcs) = self.tree.path(&["bootstrap", "dcs"]).filter(|dcs| dcs.is_map()) else {
+            return Ok(serde_json::Value::Object(Map::new()));
+        };
+        let mut report = Report::default();
+        let timings = timing::read(Some(dcs), &mut report);
+        if !report.problems.is_empty() {
+            let below = |problem: Problem| Problem { key: format!("bootstrap.dcs.{}", problem.key), ..problem };
+            return Err(ConfigErrors(report.problems.into_iter().map(below).collect()));
+        }
+        let mut json = dcs.to_json();
+        let adjusted =
+            [("ttl", timings.ttl), ("loop_wait", timings.loop_wait), ("retry_timeout", timings.retry_timeout)];
+        for (key, seconds) in adjusted {
+            if let Some(value) = json.get_mut(key).filter(|value| !value.is_null()) {
+                *value = seconds.into();
+            }
+        }
+        Ok(json)
+    }
+
+    /// What differs from `newer` only in keys that need a restart of the agent (config.md 3, column A): named so that a
+    /// reload can say that they have no effect until then.
+    #[must_use]
+    pub fn needs_restart_for(&self, newer: &LocalConfig) -> Vec<&'static str> {
+        let mut changed = Vec::new();
+        let mut note = |key, differs: bool| {
+            if differs {
+                changed.push(key);
+            }
+        };
+        note("scope or namespace", self.store_path != newer.store_path);
+        note("name", self.name != newer.name);
+        note("postgresql.data_dir", self.data_dir != newer.data_dir);
+        let places = |config: &LocalConfig| EtcdConfig { username: None, password: None, ..config.etcd.clone() };
+        note("etcd3", places(self) != places(newer));
+        changed
+    }
+
+    /// Whether nothing changed (`No local configuration items changed.`).
+    #[must_use]
+    pub fn is_same_as(&self, other: &LocalConfig) -> bool {
+        self.tree.to_json() == other.tree.to_json()
+    }
+}
+
+/// `/namespace/scope` with runs of slashes reduced to one (config.md 2.5).
+pub(crate) fn store_path(namespace: &str, scope: &str) -> String {
+    let parts = namespace.split('/').chain([scope]).filter(|part| !part.is_empty());
+    parts.fold(String::new(), |path, part| format!("{path}/{part}"))
+}
+
+/// A relative path counts from the working directory, `~` is not expanded (as the peer).
+pub(super) fn absolute(path: &str) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| Path::new(path).to_owned())
+}
+
+/// Whether this node may create the cluster. A method that is not supported must not become an empty cluster.
+fn may_bootstrap(bootstrap: &Section<'_>, report: &mut Report) -> bool {
+    if let Some(users) = bootstrap.get("users").filter(|users| users.is_truthy()) {
+        let what = "User creation is not be supported starting from v4.0.0. Please use \"bootstrap.post_bootstrap\" script \
+                    to create users.";
+        report.warn(&users.at, "bootstrap.users", what);
+    }
+    let custom =
+        bootstrap.text("method", report).filter(|method| method != "initdb" && bootstrap.get(method).is_some());
+    let standby = bootstrap.get("dcs").and_then(|dcs| dcs.get("standby_cluster")).filter(|node| node.is_truthy());
+    let mut refuse = |key: &str, node: &Node| {
+        report.warn(&node.at, key, "not supported yet; this node does not create a cluster, rather than a wrong one");
+        false
+    };
+    match (custom.and_then(|_| bootstrap.get("method")), standby) {
+        (Some(node), _) => refuse("bootstrap.method", node),
+        (None, Some(node)) => refuse("bootstrap.dcs.standby_cluster", node),
+        (None, None) => bootstrap.is_present(),
+    }
+}
+
+fn log(root: &Section<'_>, report: &mut Report) -> LogConfig {
+    let log = root.child("log", report);
+    let defaults = LogConfig::default();
+    let wrong = |key: &str, what: &str, report: &mut Report| {
+        if let Some(node) = log.get(key) {
+            report.warn(&node.at, &log.path_of(key), what);
+        }
+    };
+    let kind = match log.text("type", report).map(|kind| kind.to_ascii_lowercase()).as_deref() {
+        None | Some("plain") => LogType::Plain,
+        Some("json") => LogType::Json,
+        Some(_) => {
+            wrong("type", "must be plain or json; plain applies", report);
+            LogType::Plain
+        }
+    };
+    let level = log.text("level", report).map(|level| level.to_ascii_uppercase());
+    let level = level.as_deref().and_then(log_level).or_else(|| {
+        wrong("level", "must be DEBUG, INFO, WARNING, ERROR or CRITICAL; INFO applies", report);
+        Some(defaults.level)
+    });
+    let mode = log.get("mode").and_then(values::integer).filter(|mode| (0..=0o777).contains(mode));
+    if mode.is_none() {
+        wrong("mode", "must be an octal number up to 0777; the umask applies", report);
+    }
+    let fields = log.child("static_fields", report).node().map(Node::to_json);
+    LogConfig {
+        kind,
+        level: level.unwrap_or(defaults.level),
+        dir: log.text("dir", report).map(PathBuf::from),
+        file_num: log.number("file_num", 0, report).unwrap_or(defaults.file_num),
+        file_size: log.number("file_size", 0, report).unwrap_or(defaults.file_size),
+        mode: mode.and_then(|mode| u32::try_from(mode).ok()),
+        static_fields: match fields {
+            Some(serde_json::Value::Object(fields)) => fields,
+            Some(_) | None => Map::new(),
+        },
+    }
+}
+
+/// A level of Python's logging in tracing's words.
+#[must_use]
+pub(crate) fn log_level(name: &str) -> Option<LevelFilter> {
+    match name {
+        "NOTSET" => Some(LevelFilter::TRACE),
+        "DEBUG" => Some(LevelFilter::DEBUG),
+        "INFO" => Some(LevelFilter::INFO),
+        "WARN" | "WARNING" => Some(LevelFilter::WARN),
+        "ERROR" | "CRITICAL" | "FATAL" => Some(LevelFilter::ERROR),
+        _ => None,
+    }
+}
+
+fn basic(section: &Section<'_>, report: &mut Report) -> Option<Basic> {
+    let authentication = section.child("authentication", report);
+    let (username, password) = (authentication.text("username", report), authentication.text("password", report));
+    match (username, password) {
+        (Some(username), Some(password)) => Some(Basic { username, password: Secret::new(password) }),
+        (None, None) => {
+            // The old form.
+            let auth = section.text("auth", report)?;
+            let (username, password) = auth.split_once(':')?;
+            Some(Basic { username: username.to_owned(), password: Secret::new(password.to_owned()) })
+        }
+        (Some(_), None) | (None, Some(_)) => {
+            let (at, key) = (authentication.at().cloned(), section.path_of("authentication"));
+            let what = "needs both username and password".to_owned();
+            report.problems.push(Problem { at, key, what });
+            None
+        }
+    }
+}
+
+fn restapi(root: &Section<'_>, report: &mut Report) -> Option<RestConfig> {
+    let rest = root.child("restapi", report);
+    let listen = rest.required("listen", report);
+    let listen = listen.and_then(|text| match address::parse(&text, None) {
+        Ok(address) => Some(address),
+        Err(_) => {
+            let what = format!(
+                "Invalid \"restapi\" config: expected <HOST>:<PORT> for \"listen\", but got \"{text}\" (host * means all)"
+            );
+            let at = rest.get("listen").map(|node| node.at.clone());
+            report.problems.push(Problem { at, key: rest.path_of("listen"), what });
+            None
+        }
+    });
+    let port = listen.as_ref().map(|listen| listen.port);
+    let connect = rest.text("connect_address", report).and_then(|text| match address::parse(&text, port) {
+        Ok(address) => Some(address.to_string()),
+        Err(what) => {
+            let at = rest.get("connect_address").map(|node| node.at.clone());
+            report.problems.push(Problem { at, key: rest.path_of("connect_address"), what });
+            None
+        }
+    });
+    let config = RestConfig {
+        connect_address: connect.or_else(|| listen.as_ref().map(ToString::to_string)).unwrap_or_default(),
+        authentication: basic(&rest, report),
+        certfile: rest.text("certfile", report),
+        keyfile: rest.text("keyfile", report),
+        keyfile_password: rest.text("keyfile_password", report).map(Secret::new),
+        cafile: rest.text("cafile", report),
+        ciphers: rest.text("ciphers", report),
+        verify_client: rest.text("verify_client", report).map_or("none".to_owned(), |text| text.to_ascii_lowercase()),
+        allowlist: texts(&rest, "allowlist", report),
+        allowlist_include_members: rest.truthy("allowlist_include_members"),
+        http_extra_headers: headers(&rest, "http_extra_headers", report),
+        https_extra_headers: headers(&rest, "https_extra_headers", report),
+        server_tokens: rest
+            .text("server_tokens", report)
+            .map_or("original".to_owned(), |text| text.to_ascii_lowercase()),
+        listen: listen?,
+    };
+    Some(config)
+}
+
+fn texts(section: &Section<'_>, key: &str, report: &mut Report) -> Vec<String> {
+    let Some(node) = section.get(key) else { return Vec::new() };
+    let super::node::Value::List(items) = &node.value else {
+        report.problem(&node.at, &section.path_of(key), format!("this is {}, but must be a list", node.kind()));
+        return Vec::new();
+    };
+    items.iter().filter_map(Node::written).collect()
+}
+
+fn headers(section: &Section<'_>, key: &str, report: &mut Report) -> Vec<(String, String)> {
+    let headers = section.child(key, report);
+    let entries = headers.node().map(Node::entries).unwrap_or_default();
+    entries.iter().filter_map(|entry| Some((entry.key.clone(), entry.value.written()?))).collect()
+}
+
+fn ctl(root: &Section<'_>, report: &mut Report) -> CtlConfig {
+    let (ctl, rest) = (root.child("ctl", report), root.child("restapi", &mut Report::default()));
+    CtlConfig {
+        insecure: ctl.truthy("insecure"),
+        cacert: ctl.text("cacert", report).or_else(|| rest.text("cafile", &mut Report::default())),
+        certfile: ctl.text("certfile", report),
+        keyfile: ctl.text("keyfile", report),
+        keyfile_password: ctl.text("keyfile_password", report).map(Secret::new),
+        authentication: basic(&ctl, report).or_else(|| basic(&rest, &mut Report::default())),
+    }
+}
+
+/// What the control program needs of the same files; nothing else in them is checked (cli.md 1.1).
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// Cluster name, if there is one.
+    pub scope: Option<String>,
+    /// `namespace`.
+    pub namespace: String,
+    /// `ctl`.
+    pub ctl: CtlConfig,
+    /// `etcd3`.
+    pub etcd: EtcdConfig,
+}
+
+impl ControlConfig {
+    /// Reads files and variables; `store` replaces every store section, and the namespace if it names one.
+    ///
+    /// # Errors
+    /// What is no YAML, or no way to etcd.
+    pub fn load(sources: &Sources, store: Option<(EtcdConfig, Option<String>)>) -> Result<ControlConfig, ConfigErrors> {
+        let tree = match sources.merge() {
+            Ok(merged) => merged.tree,
+            // With a store given, nothing else is needed.
+            Err(_) if store.is_some() && !sources.has_file() => Node::empty(super::At::whole("environment")),
+            Err(errors) => return Err(errors),
+        };
+        let mut report = Report::default();
+        let root = Section::root(&tree);
+        let (etcd, url_namespace) = match store {
+            Some((etcd, namespace)) => (Some(etcd), namespace),
+            None => (etcd::read(&root, &mut report), None),
+        };
+        let config = ControlConfig {
+            scope: root.text("scope", &mut report),
+            namespace: url_namespace
+                .or_else(|| root.text("namespace", &mut report))
+                .unwrap_or_else(|| "service".to_owned()),
+            ctl: ctl(&root, &mut Report::default()),
+            etcd: etcd.ok_or_else(|| ConfigErrors(std::mem::take(&mut report.problems)))?,
+        };
+        if report.problems.is_empty() { Ok(config) } else { Err(ConfigErrors(report.problems)) }
+    }
+}

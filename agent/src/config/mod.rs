@@ -1,0 +1,42 @@
+//! The configuration: from files, variables and etcd's `config` key to what the agent runs with (contract `config.md`).
+//!
+//! ```text
+//! file or directory ─┐ patch                                        ┌─► core::Config       what the rules read
+//! PATRONI_* ─────────┴──────► LocalConfig ─┐ effective()             ├─► pgctl::Settings    what PostgreSQL gets
+//! etcd `config` ───────────────────────────┴─────────► Effective ────┼─► RestConfig, LogConfig, tags
+//!  (or patroni.dynamic.json, or bootstrap.dcs)                       └─► warnings
+//! ```
+//!
+//! A start refuses only what cannot work: everything else that looks wrong is a warning, because files that the peer runs
+//! with must run here (config.md 8). Every message names file, line, column and key.
+
+mod address;
+mod cache;
+mod effective;
+mod environment;
+mod etcd;
+mod known;
+mod local;
+mod node;
+mod parameters;
+mod postgres;
+mod problem;
+mod resolve;
+mod secret;
+mod section;
+mod sources;
+mod tags;
+mod timing;
+mod values;
+mod yaml;
+
+pub use address::Address;
+pub use cache::{CacheError, DYNAMIC_CACHE, read_dynamic_cache, write_dynamic_cache};
+pub use effective::{Effective, effective};
+pub use etcd::EtcdConfig;
+pub use local::{Basic, ControlConfig, CtlConfig, LocalConfig, LogConfig, LogType, RestConfig};
+pub use node::{At, Entry, Node, Value};
+pub use problem::{ConfigErrors, Problem};
+pub use secret::Secret;
+pub use sources::Sources;
+pub use yaml::{YamlError, parse as parse_yaml};
