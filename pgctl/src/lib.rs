@@ -11,10 +11,25 @@ use std::time::Duration;
 use regent_core::postgres::{PgState, StopMode, Upstream};
 use regent_core::units::{MemberName, Timeline};
 
+mod conf;
+mod conninfo;
+mod control;
+mod create;
+mod datadir;
+mod disk;
 pub mod fake;
+mod guc;
+mod history;
+mod observe;
+mod postmaster;
+mod programs;
+mod query;
 pub mod real;
+mod run;
 pub mod settings;
+mod tls;
 
+pub use real::Server;
 pub use settings::Settings;
 
 /// The PostgreSQL of this node. A handle is cheap to clone; clones drive the same server.

@@ -1,0 +1,226 @@
+//! Making a data directory: a new cluster by initdb, a copy of a member by pg_basebackup, and the removal of what an
+//! interruption of either left.
+
+use std::fs::File;
+use std::process::Stdio;
+use std::time::Duration;
+
+use regent_core::postgres::StopMode;
+use regent_core::units::MemberName;
+use tokio::process::Command;
+
+use crate::conf::{self, Role};
+use crate::conninfo::{self, Address};
+use crate::datadir;
+use crate::disk::entries;
+use crate::postmaster::{self, Found};
+use crate::programs::{self, Secret};
+use crate::query::{self, Local};
+use crate::real::{Server, locked};
+use crate::settings::{Credentials, Settings};
+use crate::{PgError, disk};
+
+/// The database that initdb makes and in which the first roles are made.
+const FIRST_DATABASE: &str = "postgres";
+/// The programs that fill a data directory.
+const TOOLS: [&str; 2] = ["initdb", "pg_basebackup"];
+/// How long a server that failed to become a cluster may take to stop.
+const STOP: Duration = Duration::from_secs(10);
+
+impl Server {
+    /// initdb, first start, roles (B4, B7). Until all is done the directory counts as unfinished.
+    pub(crate) async fn make_cluster(&self) -> Result<(), PgError> {
+        self.not_as_root()?;
+        self.installed().await.map_err(PgError::Refused)?;
+        let settings = self.settings();
+        let lock = self.claim("initdb").await?;
+        if let Err(error) = run_initdb(&settings, &lock).await {
+            self.give_up(lock).await;
+            return Err(error);
+        }
+        // The lock guards programs that fill the directory. A server guards it by its own pid file.
+        drop(lock);
+        let made = self.first_start(&settings).await;
+        if made.is_err() {
+            // What was made stays as evidence; the marker says that it is nobody's data.
+            if let Err(error) = self.end(StopMode::Immediate, STOP).await {
+                tracing::error!(%error, "the server of a failed bootstrap still runs; stop it by hand");
+            }
+            return made;
+        }
+        self.files("finishing", |settings| datadir::mark_finished(&settings.data_dir)).await
+    }
+
+    async fn first_start(&self, settings: &Settings) -> Result<(), PgError> {
+        self.files("access rules", conf::append_bootstrap_hba).await?;
+        self.start_unchecked(Role::Primary, Found::Nobody).await?;
+        self.remember_upstream(None);
+        self.accepts_connections(Duration::from_secs(settings.pg_ctl_timeout)).await?;
+        let client = query::command(settings, FIRST_DATABASE, "first connection").await?;
+        query::ensure_role(&client, &settings.superuser, "SUPERUSER LOGIN").await?;
+        self.run_post_bootstrap(settings).await?;
+        let superuser = query::user_of(&settings.superuser);
+        let other = |who: &&Credentials| query::user_of(who) != superuser;
+        if other(&&settings.replication) {
+            query::ensure_role(&client, &settings.replication, "LOGIN REPLICATION").await?;
+        }
+        if let Some(rewind) = settings.rewind.as_ref().filter(other) {
+            if query::user_of(rewind) != query::user_of(&settings.replication) {
+                query::ensure_role(&client, rewind, "LOGIN").await?;
+            }
+            query::grant_rewind(&client, rewind).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs the user's command with a connection string (config.md 3.5). It takes as long as it takes: a restore may run
+    /// for hours, and the caller may drop it.
+    async fn run_post_bootstrap(&self, settings: &Settings) -> Result<(), PgError> {
+        let Some(line) = &settings.post_bootstrap else { return Ok(()) };
+        let words = programs::split(line).filter(|words| !words.is_empty());
+        let words = words.ok_or_else(|| PgError::Refused(format!("post_bootstrap {line:?} is no command: open quote?")))?;
+        let address = Local::of(settings).address(settings.port);
+        let user = query::user_of(&settings.superuser);
+        let who = Credentials { username: Some(user.clone()), ..settings.superuser.clone() };
+        if let Some(text) = conninfo::passfile(&address, &who) {
+            self.files("writing the passfile", move |settings| conf::write_passfile_text(settings, &text)).await?;
+        }
+        let [host, user, database] = [&address.host, &user, &settings.database].map(|value| conninfo::quote(value));
+        let connection = format!("host={host} port={} user={user} dbname={database}", address.port);
+        let (program, arguments) = words.split_first().unwrap_or((line, &[]));
+        let mut command = programs::plain(program);
+        command.args(arguments).arg(connection).env("PGPASSFILE", &settings.pgpass);
+        command.env("PGOPTIONS", "-c synchronous_commit=local -c statement_timeout=0");
+        programs::run(command, |line| tracing::info!("post_bootstrap: {line}")).await.map(|_| ())
+    }
+
+    /// pg_basebackup from `source` (B13).
+    pub(crate) async fn copy_member(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
+        self.not_as_root()?;
+        let address = Address::of_url(conn_url)?;
+        self.installed().await.map_err(PgError::Refused)?;
+        let settings = self.settings();
+        let to = address.clone();
+        self.files("writing the passfile", move |settings| conf::write_passfile(settings, &to)).await?;
+        let lock = self.claim(&format!("clone from {source}")).await?;
+        let _progress = Progress::of(self);
+        let copied = run_basebackup(self, &settings, &address, &lock).await;
+        if copied.is_err() {
+            self.give_up(lock).await;
+            return copied;
+        }
+        self.files("finishing", |settings| datadir::mark_finished(&settings.data_dir)).await
+    }
+
+    /// Locks the empty data directory and marks it.
+    async fn claim(&self, doing: &str) -> Result<File, PgError> {
+        let doing = doing.to_owned();
+        if let Some(postmaster) = self.running().await? {
+            return Err(PgError::Refused(format!("a server runs on the data directory, as process {}", postmaster.pid)));
+        }
+        self.files("claiming the data directory", move |settings| {
+            let place = &settings.data_dir;
+            let lock = datadir::lock(place)?;
+            if !entries(place).map_err(|e| disk::file_error(place, &e))?.is_empty() {
+                let place = place.display();
+                return Err(PgError::Refused(format!("{place} is not empty; Regent makes data only where there is none")));
+            }
+            datadir::mark_unfinished(place, &doing);
+            Ok(lock)
+        })
+        .await
+    }
+
+    /// Empties what was empty before. What cannot be emptied stays marked.
+    async fn give_up(&self, lock: File) {
+        if let Err(error) = self.empty(lock).await {
+            tracing::warn!(%error, "a half-made data directory stays; it is marked, and removed before the next attempt");
+        }
+    }
+
+    /// Empties the data directory and removes the marker. Takes as long as the disk takes, and holds the lock to the end
+    /// even if nobody waits: the next tool is refused until then.
+    async fn empty(&self, lock: File) -> Result<(), PgError> {
+        let data_dir = self.settings().data_dir;
+        let place = data_dir.display().to_string();
+        let emptied = tokio::task::spawn_blocking(move || {
+            datadir::empty(&data_dir, &lock)?;
+            datadir::mark_finished(&data_dir)
+        });
+        emptied.await.unwrap_or_else(|e| Err(PgError::File { path: place, cause: e.to_string() }))
+    }
+
+    pub(crate) async fn remove_half_made(&self) -> Result<(), PgError> {
+        if let Some(postmaster) = self.running().await? {
+            let pid = postmaster.pid;
+            return Err(PgError::Refused(format!("a server runs on the unfinished data directory, as process {pid}; stop it")));
+        }
+        let lock = self.files("locking the data directory", |settings| {
+            let place = &settings.data_dir;
+            let marker = datadir::marker(place);
+            if !marker.exists() {
+                let (place, marker) = (place.display(), marker.display());
+                let reason = format!("{place} is not marked by {marker} as made by Regent; it is not removed");
+                return Err(PgError::Refused(reason));
+            }
+            // A tool of an agent that was killed may still be at work.
+            postmaster::kill_tools(&TOOLS, place)?;
+            datadir::lock(place)
+        });
+        let lock = lock.await?;
+        self.empty(lock).await
+    }
+}
+
+/// Shows the progress of the clone while it lives.
+struct Progress<'a>(&'a Server);
+
+impl Progress<'_> {
+    fn of(server: &Server) -> Progress<'_> {
+        *locked(&server.shared.progress) = Some((0, None));
+        Progress(server)
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        *locked(&self.0.shared.progress) = None;
+    }
+}
+
+/// Gives the program the lock as its standard input: it holds it as long as it lives, even if we do not.
+fn holding(command: &mut Command, lock: &File, place: &std::path::Path) -> Result<(), PgError> {
+    let copy = lock.try_clone().map_err(|e| disk::file_error(place, &e))?;
+    command.stdin(Stdio::from(copy));
+    Ok(())
+}
+
+async fn run_initdb(settings: &Settings, lock: &File) -> Result<(), PgError> {
+    let mut command = programs::program(settings.bin_dir.as_deref(), "initdb");
+    command.arg("--pgdata").arg(&settings.data_dir).args(&settings.initdb_options);
+    command.arg(format!("--username={}", query::user_of(&settings.superuser)));
+    holding(&mut command, lock, &settings.data_dir)?;
+    let secret = settings.superuser.password.as_ref().map(|password| Secret::new(&format!("{password}\n"))).transpose()?;
+    if let Some(secret) = &secret {
+        command.arg("--pwfile").arg(secret.path());
+    }
+    programs::run(command, |line| tracing::debug!("initdb: {line}")).await.map(|_| ())
+}
+
+async fn run_basebackup(server: &Server, settings: &Settings, from: &Address, lock: &File) -> Result<(), PgError> {
+    let mut command = programs::program(settings.bin_dir.as_deref(), "pg_basebackup");
+    command.arg("--pgdata").arg(&settings.data_dir).args(["--wal-method=stream", "--progress", "--no-password"]);
+    command.arg(format!("--dbname={}", conninfo::replication(settings, from)));
+    let options = &settings.basebackup_options;
+    let chosen = |option: &String| option == "-c" || option.starts_with("--checkpoint");
+    if !options.iter().any(chosen) {
+        command.arg("--checkpoint=fast");
+    }
+    command.args(options).env("LC_ALL", "C");
+    holding(&mut command, lock, &settings.data_dir)?;
+    let note = |line: &str| match programs::progress(line) {
+        Some(progress) => *locked(&server.shared.progress) = Some(progress),
+        None => tracing::info!("pg_basebackup: {line}"),
+    };
+    programs::run(command, note).await.map(|_| ())
+}

@@ -1,0 +1,307 @@
+//! PostgreSQL's programs as children that can be cancelled: dropping the future that runs one kills it and its own
+//! children.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+
+use crate::PgError;
+use crate::datadir::{Installed, SUPPORTED};
+use crate::disk::file_error;
+
+/// How many of a program's last lines an error shows.
+const LAST_LINES: usize = 12;
+
+/// Environment that no child gets: our own and the orchestrator's, which may hold secrets.
+const OURS: [&str; 3] = ["PATRONI_", "REGENT_", "KUBERNETES_"];
+/// And what would silently win over the connection strings we make (PostgreSQL documentation, "Environment Variables").
+const OVERRIDES: [&str; 6] = ["NOTIFY_SOCKET", "PGPASSWORD", "PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGOPTIONS"];
+
+/// The program `name` of `bin_dir`, or of `PATH`, with nothing of ours in its environment and nothing to read.
+pub(crate) fn program(bin_dir: Option<&Path>, name: &str) -> Command {
+    plain(bin_dir.map_or_else(|| PathBuf::from(name), |dir| dir.join(name)))
+}
+
+/// Any program, likewise.
+pub(crate) fn plain(path: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(path);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if OURS.iter().any(|prefix| text.starts_with(prefix)) || OVERRIDES.contains(&&*text) {
+            command.env_remove(&name);
+        }
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+fn name_of(command: &Command) -> String {
+    Path::new(command.as_std().get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Runs a program to its end and returns what it printed on standard output; `on_line` sees each line of its standard
+/// error. Takes as long as it takes: the caller bounds it. If the future is dropped, the program and its children die.
+pub(crate) async fn run(mut command: Command, mut on_line: impl FnMut(&str)) -> Result<String, PgError> {
+    let program = name_of(&command);
+    command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| not_started(&command, &e))?;
+    let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let mut last = VecDeque::new();
+    let errors = lines(stderr, |line| {
+        on_line(line);
+        if last.len() == LAST_LINES {
+            last.pop_front();
+        }
+        last.push_back(line.to_owned());
+    });
+    let mut printed = String::new();
+    let output = lines(stdout, |line| {
+        printed.push_str(line);
+        printed.push('\n');
+    });
+    let ((), ()) = tokio::join!(errors, output);
+    let status = child.wait().await;
+    group.0 = None;
+    match status {
+        Ok(status) if status.success() => Ok(printed),
+        Ok(status) => {
+            let output = Vec::from(last).join("\n");
+            Err(PgError::Program { program, status: status.to_string(), output })
+        }
+        Err(e) => Err(PgError::Program { program, status: e.to_string(), output: String::new() }),
+    }
+}
+
+/// As [`run`] for programs that answer at once.
+pub(crate) async fn ask(command: Command, limit: Duration) -> Result<String, PgError> {
+    let what = name_of(&command);
+    match tokio::time::timeout(limit, run(command, |_| ())).await {
+        Ok(answer) => answer,
+        Err(_) => Err(PgError::Timeout { what, limit }),
+    }
+}
+
+pub(crate) fn not_started(command: &Command, cause: &std::io::Error) -> PgError {
+    let path = Path::new(command.as_std().get_program()).display();
+    PgError::Refused(format!("cannot run {path}: {cause}; set postgresql.bin_dir to where PostgreSQL's programs are"))
+}
+
+/// Kills a process group when dropped while it may still run.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // It may have ended in this very moment: then there is nobody to signal, and nothing to be done.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
+/// Hands over lines as they end, in `\n` or `\r`: progress is redrawn by the latter.
+async fn lines(from: Option<impl AsyncRead + Unpin>, mut each: impl FnMut(&str)) {
+    let Some(mut from) = from else { return };
+    let mut pending = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let read = match from.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(read) => read,
+        };
+        for byte in buffer.iter().take(read) {
+            match byte {
+                b'\n' | b'\r' => hand_over(&mut pending, &mut each),
+                byte => pending.push(*byte),
+            }
+        }
+    }
+    hand_over(&mut pending, &mut each);
+}
+
+fn hand_over(pending: &mut Vec<u8>, each: &mut impl FnMut(&str)) {
+    if !pending.is_empty() {
+        each(&String::from_utf8_lossy(pending));
+        pending.clear();
+    }
+}
+
+/// The major version of the installed programs.
+pub(crate) async fn installed(bin_dir: Option<&Path>, limit: Duration) -> Installed {
+    let mut command = program(bin_dir, "postgres");
+    command.arg("--version").env("LC_ALL", "C");
+    let printed = ask(command, limit).await.map_err(|e| e.to_string())?;
+    let major = major(&printed).ok_or_else(|| format!("`postgres --version` printed {:?}", printed.trim()))?;
+    let (from, to) = (SUPPORTED.start(), SUPPORTED.end());
+    if SUPPORTED.contains(&major) {
+        return Ok(major);
+    }
+    Err(format!("the programs are of PostgreSQL {major}; Regent supports {from} to {to}, set postgresql.bin_dir to one of them"))
+}
+
+/// The `15` of `postgres (PostgreSQL) 15.20 (Debian ...)`, `16beta1`, `9.6.24` (there: 9).
+fn major(printed: &str) -> Option<u32> {
+    let version = printed.split_once("(PostgreSQL) ")?.1;
+    let digits = version.find(|c: char| !c.is_ascii_digit()).map_or(version, |end| &version[..end]);
+    digits.parse().ok()
+}
+
+/// `pg_basebackup --progress`: `22896/30000 kB (76%), 0/1 tablespace (...)`, in bytes; the whole may be missing.
+pub(crate) fn progress(line: &str) -> Option<(u64, Option<u64>)> {
+    let amounts = line.trim_start().split_once(" kB")?.0;
+    let bytes = |text: &str| text.trim().parse::<u64>().ok()?.checked_mul(1024);
+    match amounts.split_once('/') {
+        Some((done, whole)) => Some((bytes(done)?, bytes(whole))),
+        None => Some((bytes(amounts)?, None)),
+    }
+}
+
+/// A file that only we can read, for a password; removed when dropped.
+pub(crate) struct Secret {
+    path: PathBuf,
+}
+
+impl Secret {
+    pub(crate) fn new(content: &str) -> Result<Secret, PgError> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("regent-{}-{number}.secret", std::process::id()));
+        let write = |mut file: File| file.write_all(content.as_bytes());
+        let secret = Secret { path };
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&secret.path);
+        file.and_then(write).map_err(|e| file_error(&secret.path, &e))?;
+        Ok(secret)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "cannot remove a password file; remove it by hand");
+        }
+    }
+}
+
+/// Splits a command as a shell would, without running one: words, quotes, backslashes. `None` for an open quote.
+pub(crate) fn split(command: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = command.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            c if c.is_whitespace() => words.extend(word.take()),
+            '\\' => word.get_or_insert_default().push(chars.next()?),
+            '\'' => loop {
+                let word = word.get_or_insert_default();
+                match chars.next()? {
+                    '\'' => break,
+                    c => word.push(c),
+                }
+            },
+            '"' => loop {
+                let word = word.get_or_insert_default();
+                match chars.next()? {
+                    '"' => break,
+                    '\\' => match chars.next()? {
+                        c @ ('"' | '\\') => word.push(c),
+                        c => word.extend(['\\', c]),
+                    },
+                    c => word.push(c),
+                }
+            },
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    Some(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = plain("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn versions_are_read() {
+        for (text, version) in [
+            ("postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)\n", Some(15)),
+            ("postgres (PostgreSQL) 18beta1\n", Some(18)),
+            ("postgres (PostgreSQL) 9.6.24\n", Some(9)),
+            ("postgres (EnterpriseDB) x\n", None),
+        ] {
+            assert_eq!(major(text), version, "{text}");
+        }
+    }
+
+    #[test]
+    fn progress_is_read() {
+        assert_eq!(progress("22896/30000 kB (76%), 0/1 tablespace (/x)"), Some((22896 * 1024, Some(30000 * 1024))));
+        assert_eq!(progress("  512 kB (100%), 1/1 tablespace"), Some((512 * 1024, None)));
+        assert_eq!(progress("waiting for checkpoint"), None);
+    }
+
+    #[test]
+    fn commands_are_split_as_a_shell_does() {
+        let words = |text| split(text).unwrap();
+        assert_eq!(words(" /a/b.sh  -x 'two words' "), ["/a/b.sh", "-x", "two words"]);
+        assert_eq!(words(r#"a"b \"c\" \d"'e\f' g\ h"#), [r#"ab "c" \de\f"#, "g h"]);
+        assert_eq!(words("a '' \"\""), ["a", "", ""]);
+        assert_eq!(split("a 'b"), None);
+    }
+
+    #[tokio::test]
+    async fn a_failure_shows_status_and_last_lines() {
+        let mut seen = Vec::new();
+        let error = run(shell("echo one >&2; printf 'a\\rb\\n' >&2; exit 3"), |line| seen.push(line.to_owned())).await;
+        let output = "one\na\nb".to_owned();
+        let expected = PgError::Program { program: "sh".to_owned(), status: "exit status: 3".to_owned(), output };
+        assert_eq!(error, Err(expected));
+        assert_eq!(seen, ["one", "a", "b"]);
+        let missing = run(plain("/nowhere/initdb"), |_| ()).await;
+        assert!(matches!(missing, Err(PgError::Refused(text)) if text.contains("bin_dir")));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_program_dies_with_its_children() {
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let script = shell("sleep 1000 & echo $! >&2; wait");
+        let job = run(script, move |line| tell.send(line.parse::<u32>().unwrap()).unwrap());
+        let grandchild = tokio::select! {
+            _ = job => panic!("ended by itself"),
+            pid = told.recv() => pid.unwrap(),
+        };
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while crate::postmaster::is_alive(grandchild) {
+            assert!(std::time::Instant::now() < deadline, "{grandchild} lives on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[test]
+    fn a_secret_is_ours_alone_and_does_not_stay() {
+        use std::os::unix::fs::MetadataExt;
+        let secret = Secret::new("12345").unwrap();
+        let path = secret.path().to_owned();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        drop(secret);
+        assert!(!path.exists());
+    }
+}
