@@ -1,15 +1,3 @@
-//! Regent under test.
-//!
-//! - [`world`]: a cluster in one thread: real agents, twins of etcd and PostgreSQL, virtual time, one seed.
-//! - [`faults`]: what happens to it. [`checks`]: what must hold at every instant, and after healing.
-//! - [`planted`]: known-wrong judgements that the simulation must find out, or it proves nothing.
-//! - [`script`]: the scenario language.
+//! Regent under test: clusters of real processes ([`rig`]).
 
-pub mod checks;
-pub mod faults;
-pub mod planted;
-pub mod rng;
-pub mod script;
-pub mod simulation;
-pub mod trace;
-pub mod world;
+pub mod rig;

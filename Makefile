@@ -1,0 +1,50 @@
+# Two commands matter: `make demo` shows a cluster that fails over, `make test` proves it. `make help` lists all.
+
+SHELL := /bin/bash
+# Where rustup puts cargo, which a fresh shell does not know yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+# RELEASE=1 builds optimised programs, which takes minutes.
+ifdef RELEASE
+PROFILE := --release
+BIN := $(TARGET)/release
+else
+BIN := $(TARGET)/debug
+endif
+
+.PHONY: help packages build demo test fmt lint doc unit bench
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  KEEP=1 make demo       leaves the cluster up and says how to use and stop it"
+	@echo "  RELEASE=1 make demo    with optimised programs"
+
+packages: ## Install what is missing (etcd, PostgreSQL, HAProxy, protoc; with sudo when not root)
+	@deploy/install-packages.sh
+
+build: packages ## Build all programs
+	@echo "building (the first time takes a few minutes)"
+	cargo build --locked --workspace --bins $(PROFILE)
+
+demo: build ## Start three nodes, kill the primary, watch the cluster go on
+	@$(BIN)/demo
+
+test: packages fmt lint doc unit ## Everything that CI checks
+
+fmt:
+	cargo fmt --all --check
+
+lint:
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+unit:
+	cargo test --locked --workspace
+
+bench: packages ## Print the figures of docs/benchmarks.md (builds optimised programs)
+	cargo build --locked --workspace --bins --release
+	@$(TARGET)/release/bench

@@ -1,0 +1,166 @@
+//! `make bench`: the figures of `docs/benchmarks.md`.
+
+#![expect(clippy::print_stdout, reason = "a program that shows something")]
+
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::{SysconfVar, sysconf};
+use regent_core::fixture::{cut_off, primary, secs, standby};
+use regent_core::rules::decide;
+use regent_core::snapshot::Snapshot;
+use regent_tests::rig::{Rig, Settings, Trouble};
+
+/// How long each load lasts.
+const LOAD: Duration = Duration::from_secs(10);
+/// Connections that ask at once, each the next question when the last is answered.
+const CONNECTIONS: usize = 8;
+
+fn main() -> ExitCode {
+    let built = if cfg!(debug_assertions) { "UNOPTIMISED: not for the record" } else { "optimised" };
+    println!(
+        "Regent {}, {built}, {} cores\n",
+        env!("CARGO_PKG_VERSION"),
+        thread::available_parallelism().map_or(1, usize::from)
+    );
+    println!("{:<58} {:>16}", "figure", "value");
+    decisions();
+    // Simulated cluster-seconds per second: printed by the simulation, once it is there.
+    match processes() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            println!("{trouble}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn figure(name: &str, value: &str) {
+    println!("{name:<58} {value:>16}");
+}
+
+/// Nanoseconds per judgement of a snapshot.
+fn decisions() {
+    let cases: [(&str, Snapshot); 4] = [
+        ("primary with its lease", primary().build()),
+        ("standby that streams", standby().build()),
+        ("primary cut off from etcd", primary().with(cut_off).build()),
+        ("primary whose lease ends in 3 s, cut off from etcd", primary().lease_ends_in(secs(3)).with(cut_off).build()),
+    ];
+    for (name, snapshot) in cases {
+        let mut rounds: u32 = 1_000;
+        let nanoseconds = loop {
+            let start = Instant::now();
+            for _ in 0..rounds {
+                black_box(decide(black_box(&snapshot)));
+            }
+            let took = start.elapsed();
+            if took > Duration::from_millis(300) {
+                break took.as_nanos() / u128::from(rounds);
+            }
+            rounds = rounds.saturating_mul(4);
+        };
+        figure(&format!("decide(): {name}"), &format!("{nanoseconds} ns"));
+    }
+}
+
+/// What takes a real cluster.
+fn processes() -> Result<(), Trouble> {
+    let rig = Rig::whole(Settings { haproxy: false, ..Settings::default() })?;
+    let primary = rig.leader()?;
+
+    let idle =
+        std::env::var("BENCH_IDLE_SECONDS").ok().and_then(|s| s.parse().ok()).map_or(Duration::from_secs(60), secs);
+    let before: Vec<Duration> = rig.nodes().iter().map(|n| n.agent().map_or(Duration::ZERO, cpu_time)).collect();
+    thread::sleep(idle);
+    for (node, before) in rig.nodes().iter().zip(before) {
+        let Some(pid) = node.agent() else { return Err(Trouble::new(format!("an agent ended\n{}", node.tails()))) };
+        let role = if node.name() == primary.name() { "primary" } else { "standby" };
+        let share = (cpu_time(pid).saturating_sub(before)).as_secs_f64() / idle.as_secs_f64() * 100.0;
+        figure(&format!("agent of an idle {role}: CPU over {} s", idle.as_secs()), &format!("{share:.2} %"));
+        figure(&format!("agent of an idle {role}: resident memory"), &format!("{:.1} MB", resident_mb(pid)));
+    }
+
+    let port = primary.ports().rest;
+    load("GET /primary, PostgreSQL running", port)?;
+    primary.signal_server(Signal::SIGSTOP);
+    let stopped = load("GET /primary, PostgreSQL stopped by SIGSTOP", port);
+    primary.signal_server(Signal::SIGCONT);
+    stopped
+}
+
+/// User and system time of a process so far (proc(5): fields 14 and 15 of stat).
+fn cpu_time(pid: i32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+    let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
+    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|n| u64::try_from(n).ok()).unwrap_or(100);
+    Duration::from_millis(ticks * 1000 / per_second)
+}
+
+fn resident_mb(pid: i32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    let kilobytes: u32 = line.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+    f64::from(kilobytes) / 1024.0
+}
+
+/// Asks `GET /primary` over kept-alive connections for [`LOAD`], and prints rate and latencies.
+fn load(name: &str, port: u16) -> Result<(), Trouble> {
+    let start = Instant::now();
+    let askers: Vec<_> = (0..CONNECTIONS).map(|_| thread::spawn(move || ask(port, start + LOAD))).collect();
+    let mut answers = Vec::new();
+    for asker in askers {
+        answers.extend(asker.join().map_err(|_| Trouble::new("an asker panicked"))??);
+    }
+    let rate = answers.len() as f64 / start.elapsed().as_secs_f64();
+    answers.sort_unstable_by_key(|(latency, _)| *latency);
+    let at = |percent: usize| answers.get((answers.len() * percent / 100).min(answers.len().saturating_sub(1)));
+    let show = |percent| at(percent).map_or_else(String::new, |(t, _)| format!("{:.2} ms", t.as_secs_f64() * 1e3));
+    let mut codes: Vec<u16> = answers.iter().map(|(_, code)| *code).collect();
+    codes.sort_unstable();
+    codes.dedup();
+    figure(&format!("{name}: requests per second"), &format!("{rate:.0}"));
+    figure(&format!("{name}: 99th percentile"), &show(99));
+    figure(&format!("{name}: slowest"), &show(100));
+    figure(&format!("{name}: status codes seen"), &format!("{codes:?}"));
+    Ok(())
+}
+
+/// One connection's questions until `end`: latency and status code of each.
+fn ask(port: u16, end: Instant) -> Result<Vec<(Duration, u16)>, Trouble> {
+    let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut answers = Vec::new();
+    let mut text = Vec::new();
+    let mut chunk = [0; 4096];
+    while Instant::now() < end {
+        let sent = Instant::now();
+        stream.write_all(b"GET /primary HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+        text.clear();
+        while !whole(&text) {
+            let n = stream.read(&mut chunk)?;
+            if n == 0 {
+                return Err(Trouble::new("the agent closed a kept-alive connection"));
+            }
+            text.extend_from_slice(chunk.get(..n).unwrap_or_default());
+        }
+        let code = text.get(9..12).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok()).unwrap_or(0);
+        answers.push((sent.elapsed(), code));
+    }
+    Ok(answers)
+}
+
+/// Whether `text` holds a head and as many bytes as it announces.
+fn whole(text: &[u8]) -> bool {
+    let Some(head) = text.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
+    let header = String::from_utf8_lossy(text.get(..head).unwrap_or_default()).to_ascii_lowercase();
+    let length = header.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    text.len() >= head + 4 + length.unwrap_or(0)
+}

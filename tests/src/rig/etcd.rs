@@ -1,0 +1,163 @@
+//! Real etcd: its servers, and a look into them past the agents.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::process::{Process, clean, output};
+use super::programs::{Account, Programs};
+use super::{Trouble, ports};
+
+/// An `etcdctl` call takes milliseconds; on a busy machine longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+struct Member {
+    name: String,
+    client: u16,
+    peer: u16,
+    process: Option<Process>,
+}
+
+/// An etcd cluster of one or several members on loopback.
+#[derive(Debug)]
+pub struct Etcd {
+    server: PathBuf,
+    ctl: PathBuf,
+    account: Account,
+    dir: PathBuf,
+    members: Mutex<Vec<Member>>,
+}
+
+impl Etcd {
+    /// Prepares `count` members with their files below `dir`; [`Etcd::start`] starts them.
+    ///
+    /// # Errors
+    /// No free ports.
+    pub fn new(count: usize, dir: &Path, programs: &Programs, account: Account) -> Result<Self, Trouble> {
+        let member =
+            |i| Ok(Member { name: format!("etcd{i}"), client: ports::free()?, peer: ports::free()?, process: None });
+        let members = (1..=count).map(member).collect::<Result<Vec<_>, Trouble>>()?;
+        Ok(Etcd {
+            server: programs.etcd.clone(),
+            ctl: programs.etcdctl.clone(),
+            account,
+            dir: dir.to_path_buf(),
+            members: Mutex::new(members),
+        })
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Vec<Member>) -> T) -> T {
+        f(&mut self.members.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The ports for clients.
+    #[must_use]
+    pub fn ports(&self) -> Vec<u16> {
+        self.with(|members| members.iter().map(|m| m.client).collect())
+    }
+
+    /// Starts the members that do not run, with the data they have.
+    ///
+    /// # Errors
+    /// A server cannot be started.
+    pub fn start(&self) -> Result<(), Trouble> {
+        self.with(|members| {
+            let peers: Vec<String> =
+                members.iter().map(|m| format!("{}=http://127.0.0.1:{}", m.name, m.peer)).collect();
+            let peers = peers.join(",");
+            for member in members.iter_mut().filter(|m| m.process.is_none()) {
+                let client = format!("http://127.0.0.1:{}", member.client);
+                let peer = format!("http://127.0.0.1:{}", member.peer);
+                let mut command = clean(&self.server);
+                command.current_dir(&self.dir).arg("--name").arg(&member.name);
+                command.arg("--data-dir").arg(self.dir.join(&member.name));
+                command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+                command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+                command.args(["--initial-cluster", &peers, "--initial-cluster-token", "rig"]);
+                let log = self.dir.join(format!("{}.log", member.name));
+                member.process = Some(Process::start(&member.name, self.account, &log, &mut command)?);
+            }
+            Ok(())
+        })
+    }
+
+    /// Kills every member (SIGKILL); their data stays.
+    pub fn stop(&self) {
+        self.with(|members| members.iter_mut().for_each(|m| m.process = None));
+    }
+
+    /// Sends a signal to every member; SIGSTOP makes an etcd that takes connections and answers nothing.
+    pub fn signal(&self, signal: Signal) {
+        self.with(|members| members.iter_mut().filter_map(|m| m.process.as_mut()).for_each(|p| p.signal(signal)));
+    }
+
+    /// Process ids of the running members.
+    #[must_use]
+    pub fn pids(&self) -> Vec<i32> {
+        self.with(|members| members.iter().filter_map(|m| m.process.as_ref()).map(Process::pid).collect())
+    }
+
+    /// Leaves the members running.
+    pub(super) fn keep(&self) {
+        self.with(|members| members.iter_mut().filter_map(|m| m.process.as_mut()).for_each(Process::keep));
+    }
+
+    /// Answers once the cluster serves linearizable reads.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn health(&self) -> Result<(), Trouble> {
+        self.ctl(&["get", "/health", "--keys-only"]).map(|_| ())
+    }
+
+    /// The value of a key; `None` when there is none.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub fn get(&self, key: &str) -> Result<Option<String>, Trouble> {
+        let text = self.ctl(&["get", key])?;
+        Ok(text.split_once('\n').map(|(_, value)| value.strip_suffix('\n').unwrap_or(value).to_owned()))
+    }
+
+    /// Every key that begins with `prefix`, sorted.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub fn keys(&self, prefix: &str) -> Result<Vec<String>, Trouble> {
+        let text = self.ctl(&["get", prefix, "--prefix", "--keys-only"])?;
+        Ok(text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    }
+
+    /// Writes a key, without a lease.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub fn put(&self, key: &str, value: &str) -> Result<(), Trouble> {
+        // A value that begins with a dash would be an option.
+        self.ctl(&["put", "--", key, value]).map(|_| ())
+    }
+
+    fn ctl(&self, args: &[&str]) -> Result<String, Trouble> {
+        let endpoints: Vec<String> = self.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let mut command = clean(&self.ctl);
+        command.env("ETCDCTL_API", "3").arg("--endpoints").arg(endpoints.join(","));
+        command.args(["--dial-timeout=1s", "--command-timeout=2s"]).args(args);
+        let out = output(&mut command, PATIENCE)?;
+        if out.status.success() {
+            Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+        } else {
+            // Its retries come before its error.
+            let said = String::from_utf8_lossy(&out.stderr);
+            Err(Trouble::new(format!("etcdctl {}: {}", args.join(" "), said.lines().last().unwrap_or_default())))
+        }
+    }
+
+    /// The ends of the members' logs.
+    #[must_use]
+    pub fn tails(&self) -> String {
+        self.with(|members| members.iter().filter_map(|m| m.process.as_ref()).map(|p| p.tail() + "\n").collect())
+    }
+}

@@ -1,0 +1,176 @@
+//! What a rig is made of, and the configuration files of its parts.
+
+use std::fmt::Write;
+use std::path::Path;
+
+/// The name of every rig's cluster.
+pub const SCOPE: &str = "demo";
+/// Where its keys are.
+pub const BASE: &str = "/service/demo";
+/// The superuser.
+pub const SUPERUSER: &str = "postgres";
+/// The superuser's password; nothing secret lives in a rig.
+pub const PASSWORD: &str = "rig-Super:pass\\word";
+
+/// The shape of a rig and the timing of its agents.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How many nodes.
+    pub nodes: usize,
+    /// How many etcd members.
+    pub etcd: usize,
+    /// `ttl`, in seconds.
+    pub ttl: u32,
+    /// `loop_wait`, in seconds.
+    pub loop_wait: u32,
+    /// `retry_timeout`, in seconds.
+    pub retry_timeout: u32,
+    /// Whether HAProxy stands before the nodes.
+    pub haproxy: bool,
+}
+
+impl Default for Settings {
+    /// Three nodes on one etcd, faster than the peer's floor but within its rule `loop_wait + 2 * retry_timeout <= ttl`.
+    fn default() -> Self {
+        Settings { nodes: 3, etcd: 1, ttl: 10, loop_wait: 3, retry_timeout: 3, haproxy: true }
+    }
+}
+
+/// The ports of one node.
+#[derive(Clone, Copy, Debug)]
+pub struct NodePorts {
+    /// REST API.
+    pub rest: u16,
+    /// PostgreSQL.
+    pub postgres: u16,
+}
+
+/// Writes a node's `patroni.yml` in the form the field writes it.
+#[must_use]
+pub fn patroni_yml(name: &str, dir: &Path, ports: NodePorts, etcd: &[u16], pg_bin: &Path, s: &Settings) -> String {
+    let mut hosts = String::new();
+    for port in etcd {
+        // Writing to a String cannot fail.
+        let _ = write!(hosts, "\n    - 127.0.0.1:{port}");
+    }
+    let NodePorts { rest, postgres } = ports;
+    let Settings { ttl, loop_wait, retry_timeout, .. } = s;
+    let (dir, pg_bin) = (dir.display(), pg_bin.display());
+    format!(
+        r#"scope: {SCOPE}
+namespace: /service/
+name: {name}
+
+restapi:
+  listen: 127.0.0.1:{rest}
+  connect_address: 127.0.0.1:{rest}
+
+etcd3:
+  hosts:{hosts}
+
+bootstrap:
+  dcs:
+    ttl: {ttl}
+    loop_wait: {loop_wait}
+    retry_timeout: {retry_timeout}
+    maximum_lag_on_failover: 1048576
+    postgresql:
+      use_pg_rewind: true
+      use_slots: true
+      parameters:
+        wal_level: replica
+        hot_standby: "on"
+        max_connections: 60
+        max_wal_senders: 10
+        max_replication_slots: 10
+        wal_log_hints: "on"
+        wal_keep_size: 64MB
+  initdb:
+    - encoding: UTF8
+    - data-checksums
+
+postgresql:
+  listen: 127.0.0.1:{postgres}
+  connect_address: 127.0.0.1:{postgres}
+  data_dir: {dir}/data
+  bin_dir: {pg_bin}
+  pgpass: {dir}/pgpass
+  authentication:
+    superuser:
+      username: {SUPERUSER}
+      password: '{PASSWORD}'
+    replication:
+      username: replicator
+      password: 'rig-replication'
+  parameters:
+    unix_socket_directories: '{dir}'
+    shared_buffers: 32MB
+    logging_collector: 'on'
+    log_directory: '{dir}'
+    log_filename: postgresql.log
+    log_line_prefix: '%m [%p] %q%u@%d/%a '
+  pg_hba:
+    - local all all scram-sha-256
+    - host all all 127.0.0.1/32 scram-sha-256
+    - host replication replicator 127.0.0.1/32 scram-sha-256
+
+tags:
+  nofailover: false
+  noloadbalance: false
+  clonefrom: false
+  nosync: false
+"#
+    )
+}
+
+/// The ports of HAProxy.
+#[derive(Clone, Copy, Debug)]
+pub struct ProxyPorts {
+    /// To the primary, found by `option httpchk GET /primary`.
+    pub http_check: u16,
+    /// To the primary, found by a raw `GET /leader HTTP/1.0` without a Host header.
+    pub tcp_check: u16,
+    /// To the standbys, `GET /replica`.
+    pub standbys: u16,
+}
+
+/// Writes `haproxy.cfg` with the check forms of the field.
+#[must_use]
+pub fn haproxy_cfg(ports: ProxyPorts, nodes: &[(String, NodePorts)]) -> String {
+    let mut servers = String::new();
+    for (name, NodePorts { rest, postgres }) in nodes {
+        let _ = write!(servers, "\n    server {name} 127.0.0.1:{postgres} maxconn 100 check port {rest}");
+    }
+    let ProxyPorts { http_check, tcp_check, standbys } = ports;
+    format!(
+        r"global
+    maxconn 400
+
+defaults
+    mode tcp
+    retries 2
+    timeout client 30m
+    timeout connect 4s
+    timeout server 30m
+    timeout check 2s
+    default-server inter 1s fall 2 rise 1 on-marked-down shutdown-sessions
+
+listen primary_by_http
+    bind 127.0.0.1:{http_check}
+    option httpchk GET /primary
+    http-check expect status 200{servers}
+
+listen primary_by_tcp
+    bind 127.0.0.1:{tcp_check}
+    option tcp-check
+    tcp-check send GET\ /leader\ HTTP/1.0\r\n\r\n
+    tcp-check expect string 200\ OK{servers}
+
+listen standbys
+    bind 127.0.0.1:{standbys}
+    balance roundrobin
+    option httpchk GET /replica
+    http-check expect status 200{servers}
+"
+    )
+}

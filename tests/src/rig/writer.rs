@@ -1,0 +1,225 @@
+//! A client that writes numbered rows and remembers what it was told.
+//!
+//! A number is never sent twice: when an answer does not come, the row may be there or not, and the next row gets the next
+//! number. So "acknowledged and missing" is a lost write, and nothing else is.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
+
+use super::Trouble;
+use super::sql::{Target, explain, runtime};
+use super::wait::poll;
+
+/// The pause between two writes, and before a new connection.
+const PACE: Duration = Duration::from_millis(20);
+/// A client's patience with one answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The longest that reading all rows back may take.
+const READ_BACK: Duration = Duration::from_secs(30);
+
+/// One row sent, or one connection that failed before a row could be sent.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// The row; `None`: no connection.
+    pub row: Option<i64>,
+    /// When it was sent.
+    pub sent: Instant,
+    /// When it was acknowledged, or when and why not.
+    pub outcome: Result<Instant, (Instant, String)>,
+}
+
+/// Everything a writer did.
+#[derive(Clone, Debug, Default)]
+pub struct Journal {
+    /// In the order of sending.
+    pub attempts: Vec<Attempt>,
+}
+
+impl Journal {
+    /// The acknowledged rows, with the time of the acknowledgement.
+    pub fn acknowledged(&self) -> impl Iterator<Item = (i64, Instant)> {
+        self.attempts.iter().filter_map(|a| Some((a.row?, *a.outcome.as_ref().ok()?)))
+    }
+
+    /// The attempts that failed.
+    pub fn failures(&self) -> impl Iterator<Item = &Attempt> {
+        self.attempts.iter().filter(|a| a.outcome.is_err())
+    }
+
+    /// The longest time between two acknowledgements.
+    #[must_use]
+    pub fn write_gap(&self) -> Duration {
+        let times: Vec<Instant> = self.acknowledged().map(|(_, at)| at).collect();
+        times.windows(2).filter_map(|pair| Some(*pair.get(1)? - *pair.first()?)).max().unwrap_or_default()
+    }
+
+    /// The acknowledged rows that `server` does not have, asked on its primary.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn missing_on(&self, server: Target) -> Result<Vec<i64>, Trouble> {
+        let there = rows_on(server)?;
+        Ok(self.acknowledged().map(|(row, _)| row).filter(|row| !there.contains(row)).collect())
+    }
+}
+
+impl fmt::Display for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (acknowledged, failed) = (self.acknowledged().count(), self.failures().count());
+        write!(f, "{acknowledged} acknowledged, {failed} failed, longest gap {:.2} s", self.write_gap().as_secs_f64())
+    }
+}
+
+/// The rows that a server has.
+///
+/// # Errors
+/// It does not answer.
+pub fn rows_on(server: Target) -> Result<BTreeSet<i64>, Trouble> {
+    let rows = server.rows("select id from rig_rows", READ_BACK)?;
+    rows.iter().flatten().map(|id| id.parse().map_err(|_| Trouble::new(format!("row {id:?} is no number")))).collect()
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    pause: AtomicBool,
+    /// Set by the writer when it sees `pause`.
+    idle: AtomicBool,
+    journal: Mutex<Journal>,
+}
+
+impl Shared {
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A writer at work in its own thread; ends when dropped.
+#[derive(Debug)]
+pub struct Writer {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    /// Makes the table through `target` and starts to write to it, reconnecting for ever.
+    ///
+    /// # Errors
+    /// The table cannot be made.
+    pub fn start(target: Target) -> Result<Self, Trouble> {
+        target.rows(
+            "create table if not exists rig_rows (id bigint primary key, at timestamptz default now())",
+            READ_BACK,
+        )?;
+        let last = target.value("select coalesce(max(id), 0) from rig_rows", READ_BACK)?;
+        let first = last.parse::<i64>().map_err(|e| Trouble::new(format!("{last}: {e}")))? + 1;
+        let shared = Arc::new(Shared::default());
+        let (ours, runtime) = (Arc::clone(&shared), runtime()?);
+        let thread = thread::spawn(move || runtime.block_on(write(&ours, target, first)));
+        Ok(Writer { shared, thread: Some(thread) })
+    }
+
+    /// How many rows were acknowledged so far.
+    #[must_use]
+    pub fn acknowledged(&self) -> usize {
+        self.shared.journal().acknowledged().count()
+    }
+
+    /// Waits for `count` further acknowledgements.
+    ///
+    /// # Errors
+    /// They do not come `within`; with the last failure.
+    pub fn wait_for(&self, count: usize, within: Duration) -> Result<(), Trouble> {
+        let before = self.acknowledged();
+        let enough = || {
+            let now = self.acknowledged() - before;
+            if now >= count { Ok(()) } else { Err(now) }
+        };
+        poll(within, || enough().map_err(|now| now.to_string())).map_err(|now| {
+            let last = self.shared.journal().failures().last().map(|a| a.outcome.clone());
+            Trouble::new(format!("{now} of {count} writes acknowledged in {within:?}; last failure: {last:?}"))
+        })
+    }
+
+    /// Stops writing (`true`) or goes on (`false`); returns when no write is under way.
+    pub fn pause(&self, pause: bool) {
+        self.shared.idle.store(false, Ordering::SeqCst);
+        self.shared.pause.store(pause, Ordering::SeqCst);
+        if pause {
+            let idle = || self.shared.idle.load(Ordering::SeqCst).then_some(()).ok_or_else(String::new);
+            // Twice the longest that a write under way can take: one to connect, one to write.
+            let _ = poll(PATIENCE * 2, idle);
+        }
+    }
+
+    /// Ends, and returns what it did.
+    #[must_use]
+    pub fn finish(mut self) -> Journal {
+        self.end();
+        std::mem::take(&mut *self.shared.journal())
+    }
+
+    fn end(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+async fn write(shared: &Shared, target: Target, first: i64) {
+    let mut row = first;
+    let mut client: Option<Client> = None;
+    while !shared.stop.load(Ordering::SeqCst) {
+        sleep(PACE).await;
+        if shared.pause.load(Ordering::SeqCst) {
+            shared.idle.store(true, Ordering::SeqCst);
+            continue;
+        }
+        let sent = Instant::now();
+        let (sent_row, outcome) = match client.take() {
+            None => match connect(target).await {
+                Ok(fresh) => {
+                    client = Some(fresh);
+                    continue;
+                }
+                Err(e) => (None, Err(e)),
+            },
+            Some(open) => {
+                let outcome = insert(&open, row).await;
+                let this = row;
+                row += 1;
+                // After any error the connection is suspect, as a client's pool would treat it.
+                client = outcome.is_ok().then_some(open);
+                (Some(this), outcome)
+            }
+        };
+        let now = Instant::now();
+        let outcome = outcome.map(|()| now).map_err(|why| (now, why));
+        shared.journal().attempts.push(Attempt { row: sent_row, sent, outcome });
+    }
+}
+
+async fn connect(target: Target) -> Result<Client, String> {
+    let fresh = timeout(PATIENCE, target.connect("rig writer")).await;
+    fresh.map_err(|_| format!("no connection in {PATIENCE:?}"))?.map_err(|e| e.to_string())
+}
+
+async fn insert(client: &Client, row: i64) -> Result<(), String> {
+    let sql = format!("insert into rig_rows (id) values ({row})");
+    let done = timeout(PATIENCE, client.simple_query(&sql)).await;
+    done.map_err(|_| format!("no answer in {PATIENCE:?}"))?.map(|_| ()).map_err(|e| explain(&e))
+}
