@@ -16,7 +16,7 @@ use crate::disk::entries;
 use crate::postmaster::{self, Found};
 use crate::programs::{self, Secret};
 use crate::query::{self, Local};
-use crate::real::{Server, locked};
+use crate::real::{FILES, Server, locked};
 use crate::settings::{Credentials, Settings};
 use crate::{PgError, disk};
 
@@ -78,7 +78,8 @@ impl Server {
     async fn run_post_bootstrap(&self, settings: &Settings) -> Result<(), PgError> {
         let Some(line) = &settings.post_bootstrap else { return Ok(()) };
         let words = programs::split(line).filter(|words| !words.is_empty());
-        let words = words.ok_or_else(|| PgError::Refused(format!("post_bootstrap {line:?} is no command: open quote?")))?;
+        let words =
+            words.ok_or_else(|| PgError::Refused(format!("post_bootstrap {line:?} is no command: open quote?")))?;
         let address = Local::of(settings).address(settings.port);
         let user = query::user_of(&settings.superuser);
         let who = Credentials { username: Some(user.clone()), ..settings.superuser.clone() };
@@ -116,14 +117,19 @@ impl Server {
     async fn claim(&self, doing: &str) -> Result<File, PgError> {
         let doing = doing.to_owned();
         if let Some(postmaster) = self.running().await? {
-            return Err(PgError::Refused(format!("a server runs on the data directory, as process {}", postmaster.pid)));
+            return Err(PgError::Refused(format!(
+                "a server runs on the data directory, as process {}",
+                postmaster.pid
+            )));
         }
         self.files("claiming the data directory", move |settings| {
             let place = &settings.data_dir;
             let lock = datadir::lock(place)?;
             if !entries(place).map_err(|e| disk::file_error(place, &e))?.is_empty() {
                 let place = place.display();
-                return Err(PgError::Refused(format!("{place} is not empty; Regent makes data only where there is none")));
+                return Err(PgError::Refused(format!(
+                    "{place} is not empty; Regent makes data only where there is none"
+                )));
             }
             datadir::mark_unfinished(place, &doing);
             Ok(lock)
@@ -150,10 +156,41 @@ impl Server {
         emptied.await.unwrap_or_else(|e| Err(PgError::File { path: place, cause: e.to_string() }))
     }
 
+    /// Stops what runs and renames the directory to `<data_dir>.failed`, with a number when that is taken.
+    pub(crate) async fn set_failed_aside(&self) -> Result<(), PgError> {
+        self.end(StopMode::Immediate, FILES).await?;
+        let lock = self
+            .files("locking the data directory", |settings| {
+                let place = &settings.data_dir;
+                postmaster::kill_tools(&TOOLS, place)?;
+                if place.exists() { datadir::lock(place).map(Some) } else { Ok(None) }
+            })
+            .await?;
+        let Some(lock) = lock else { return Ok(()) };
+        self.files("renaming the data directory", move |settings| {
+            let place = &settings.data_dir;
+            let mut free = (0..1000).map(|n| failed_name(place, n)).filter(|name| !name.exists());
+            let aside = free.next().ok_or_else(|| {
+                PgError::Refused(format!("{}.failed exists a thousand times; remove some", place.display()))
+            })?;
+            std::fs::rename(place, &aside).map_err(|e| disk::file_error(place, &e))?;
+            tracing::warn!("the data directory of the failed bootstrap is kept as {}", aside.display());
+            let marker = datadir::marker(place);
+            if marker.exists() {
+                std::fs::remove_file(&marker).map_err(|e| disk::file_error(&marker, &e))?;
+            }
+            drop(lock);
+            Ok(())
+        })
+        .await
+    }
+
     pub(crate) async fn remove_half_made(&self) -> Result<(), PgError> {
         if let Some(postmaster) = self.running().await? {
             let pid = postmaster.pid;
-            return Err(PgError::Refused(format!("a server runs on the unfinished data directory, as process {pid}; stop it")));
+            return Err(PgError::Refused(format!(
+                "a server runs on the unfinished data directory, as process {pid}; stop it"
+            )));
         }
         let lock = self.files("locking the data directory", |settings| {
             let place = &settings.data_dir;
@@ -170,6 +207,13 @@ impl Server {
         let lock = lock.await?;
         self.empty(lock).await
     }
+}
+
+/// `<data_dir>.failed`, `<data_dir>.failed.1`, ...
+fn failed_name(place: &std::path::Path, n: u32) -> std::path::PathBuf {
+    let mut name = place.as_os_str().to_owned();
+    name.push(if n == 0 { ".failed".to_owned() } else { format!(".failed.{n}") });
+    name.into()
 }
 
 /// Shows the progress of the clone while it lives.
@@ -200,7 +244,8 @@ async fn run_initdb(settings: &Settings, lock: &File) -> Result<(), PgError> {
     command.arg("--pgdata").arg(&settings.data_dir).args(&settings.initdb_options);
     command.arg(format!("--username={}", query::user_of(&settings.superuser)));
     holding(&mut command, lock, &settings.data_dir)?;
-    let secret = settings.superuser.password.as_ref().map(|password| Secret::new(&format!("{password}\n"))).transpose()?;
+    let secret =
+        settings.superuser.password.as_ref().map(|password| Secret::new(&format!("{password}\n"))).transpose()?;
     if let Some(secret) = &secret {
         command.arg("--pwfile").arg(secret.path());
     }

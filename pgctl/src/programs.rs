@@ -145,7 +145,9 @@ pub(crate) async fn installed(bin_dir: Option<&Path>, limit: Duration) -> Instal
     if SUPPORTED.contains(&major) {
         return Ok(major);
     }
-    Err(format!("the programs are of PostgreSQL {major}; Regent supports {from} to {to}, set postgresql.bin_dir to one of them"))
+    Err(format!(
+        "the programs are of PostgreSQL {major}; Regent supports {from} to {to}, set postgresql.bin_dir to one of them"
+    ))
 }
 
 /// The `15` of `postgres (PostgreSQL) 15.20 (Debian ...)`, `16beta1`, `9.6.24` (there: 9).

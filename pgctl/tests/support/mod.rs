@@ -32,7 +32,9 @@ where
         return run_as_postgres(std::any::type_name::<F>());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(120), test()).await.expect("the test ends in time") });
+    runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(120), test()).await.expect("the test ends in time")
+    });
 }
 
 fn run_as_postgres(closure: &str) {
