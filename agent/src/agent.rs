@@ -31,6 +31,9 @@ use crate::status::Status;
 pub trait Network: Clone + 'static {
     /// Asks each of `whom` (by `api_url`) for its status document, in parallel, within one deadline.
     async fn ask(&self, whom: BTreeMap<MemberName, String>, within: Duration) -> BTreeMap<MemberName, PeerReply>;
+
+    /// Does anything answer HTTP at this `api_url`? (B12)
+    async fn lives(&self, api_url: String, within: Duration) -> bool;
 }
 
 /// What others tell the loop.
@@ -92,6 +95,8 @@ const HURRY: Duration = Duration::from_millis(50);
 const LOOK_PATIENCE: Duration = Duration::from_secs(2);
 /// Peers are asked this long at the most (ha-rules section 5).
 const ASK_PATIENCE: Duration = Duration::from_secs(2);
+/// A namesake is asked this long (B12).
+const NAMESAKE_PATIENCE: Duration = Duration::from_secs(3);
 /// How old a published observation of PostgreSQL may grow (rest-api.md W3: "well under a second" of an answer's age).
 const PULSE: Duration = Duration::from_millis(900);
 /// The pause after a turn that asked to be repeated at once without having changed anything.
@@ -113,6 +118,8 @@ pub struct Agent<D, P, C, N> {
     peers: Option<Peers>,
     order: Order,
     read: Option<Read>,
+    /// The name was found to be ours alone.
+    introduced: bool,
     /// The member key as it stands in etcd, and the lease that it hangs on.
     published: Option<(String, LeaseId)>,
     /// Rule and plan of the last decision, for the log.
@@ -146,6 +153,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             peers: None,
             order: Order::Run,
             read: None,
+            introduced: false,
             published: None,
             last: None,
             revision: Revision::default(),
@@ -196,6 +204,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 Err(error.to_string())
             }
         };
+        let namesake = self.namesake().await;
         let now = self.seams.clock.now();
         if let Some(ended) = self.jobs.take(now) {
             let timeline = postgres.sql.as_ref().and_then(|sql| sql.timeline);
@@ -210,9 +219,20 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             postgres,
             job: self.jobs.running().cloned(),
             peers: self.peers.clone(),
+            namesake,
             order: self.order,
             memory: self.memory.clone(),
         }
+    }
+
+    /// Asked once, when etcd is first seen: does an agent of our name live at another address than ours? (Ours is bound by
+    /// this process, so nobody else answers there.)
+    async fn namesake(&mut self) -> Option<String> {
+        let read = self.read.as_ref().filter(|_| !self.introduced)?;
+        self.introduced = true;
+        let url = read.view.members.get(&self.effective.core.name)?.api_url.clone()?;
+        let other = url != self.effective.api_url && self.seams.network.lives(url.clone(), NAMESAKE_PATIENCE).await;
+        other.then_some(url)
     }
 
     /// Never past the moment at which a writer must stop: that decision waits for nobody. `None`: it has come.
@@ -231,13 +251,13 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             && self.dynamic.as_ref() != Some(dynamic)
         {
             match self.layers.effective(Some(dynamic)) {
-                Ok(effective) => {
-                    self.layers.remember(dynamic);
-                    self.put_in_force(effective);
-                }
+                Ok(effective) => self.put_in_force(effective),
                 Err(problem) => tracing::error!("the cluster's configuration is kept as it was: {problem}"),
             }
             self.dynamic = Some(dynamic.clone());
+        }
+        if let Some(dynamic) = &self.dynamic {
+            self.layers.remember(dynamic);
         }
         if self.unapplied && self.jobs.running().is_none() {
             let configure = self.seams.postgres.configure(self.effective.postgres.clone());

@@ -1,8 +1,14 @@
 //! The layers of configuration, as the loop uses them: what they amount to under a given `config` key.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use regent_core::config::Config;
 use regent_pgctl::Settings;
 use serde_json::{Map, Value};
+
+use crate::config::{self, LocalConfig, Sources};
+use crate::logging::Log;
 
 /// What all layers together amount to.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,4 +50,109 @@ pub trait Layers {
     /// # Errors
     /// What is wrong; the old configuration stays in force.
     fn reload(&mut self) -> Result<(), String>;
+}
+
+/// The layers of a real agent: files and environment, and the copy of the `config` key beside the data.
+pub struct Files {
+    sources: Sources,
+    local: LocalConfig,
+    log: Log,
+    /// The `config` key that is known to be in the copy.
+    copied: Arc<Mutex<Option<Value>>>,
+    /// Warnings that were given already.
+    told: Mutex<BTreeSet<String>>,
+}
+
+impl Files {
+    /// Over a local configuration that was read from `sources`.
+    #[must_use]
+    pub fn new(sources: Sources, local: LocalConfig, log: Log) -> Files {
+        let files = Files { sources, local, log, copied: Arc::default(), told: Mutex::default() };
+        files.tell(&files.local.warnings);
+        files
+    }
+
+    fn tell(&self, warnings: &[String]) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for warning in warnings {
+            if told.insert(warning.clone()) {
+                tracing::warn!("{warning}");
+            }
+        }
+    }
+
+    fn copy(&self) -> Option<Value> {
+        if let Some(copied) = self.copied.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Some(copied);
+        }
+        config::read_dynamic_cache(&self.local.data_dir).unwrap_or_else(|error| {
+            tracing::warn!("the copy of the cluster's configuration: {error}");
+            None
+        })
+    }
+}
+
+impl Layers for Files {
+    fn effective(&self, dynamic: Option<&Value>) -> Result<Effective, String> {
+        let fallback = if dynamic.is_none() { Some(self.restorable()) } else { None };
+        let found = config::effective(&self.local, dynamic.or(fallback.as_ref())).map_err(|error| error.to_string())?;
+        if found.standby_cluster {
+            return Err("standby_cluster is in force, and Regent does not support standby clusters yet: \
+                        a node of one must not become a primary by mistake. Remove it, or run the peer here"
+                .to_owned());
+        }
+        self.tell(&found.warnings);
+        Ok(Effective {
+            core: found.core,
+            postgres: found.postgres,
+            scope: self.local.scope.clone(),
+            conn_url: found.conn_url,
+            api_url: found.api_url,
+            proxy_url: found.proxy_url,
+            tags: found.tags,
+            noloadbalance: found.noloadbalance,
+        })
+    }
+
+    fn restorable(&self) -> Value {
+        self.copy().unwrap_or_else(|| {
+            self.local.bootstrap_dynamic().unwrap_or_else(|error| {
+                tracing::error!("bootstrap.dcs: {error}");
+                Value::Object(Map::new())
+            })
+        })
+    }
+
+    fn remember(&self, dynamic: &Value) {
+        if self.copied.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(dynamic) {
+            return;
+        }
+        let (data_dir, dynamic, copied) = (self.local.data_dir.clone(), dynamic.clone(), Arc::clone(&self.copied));
+        // On a thread of its own: a disk that hangs must not hold the loop.
+        std::thread::spawn(move || {
+            // An empty directory must stay empty: it is to be filled by initdb or a clone.
+            if !data_dir.join("PG_VERSION").exists() {
+                return;
+            }
+            match config::write_dynamic_cache(&data_dir, &dynamic) {
+                Ok(()) => *copied.lock().unwrap_or_else(PoisonError::into_inner) = Some(dynamic),
+                Err(error) => tracing::warn!("the copy of the cluster's configuration: {error}"),
+            }
+        });
+    }
+
+    fn reload(&mut self) -> Result<(), String> {
+        let newer = LocalConfig::load(&self.sources).map_err(|error| error.to_string())?;
+        if newer.is_same_as(&self.local) {
+            tracing::info!("No local configuration items changed.");
+        }
+        let waiting = self.local.needs_restart_for(&newer);
+        if !waiting.is_empty() {
+            tracing::warn!("changed, and without effect until Regent is restarted: {}", waiting.join(", "));
+        }
+        self.log.configure(&newer.log).map_err(|error| error.to_string())?;
+        self.tell(&newer.warnings);
+        self.local = newer;
+        Ok(())
+    }
 }

@@ -1,2 +1,245 @@
-//! x
-fn main() {}
+//! `regent`: the agent beside one PostgreSQL.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use regent::agent::{Agent, Channels, Command, Judge, Network, Seams};
+use regent::api;
+use regent::clock::{BootClock, Clock, boot_time};
+use regent::config::{LocalConfig, Sources};
+use regent::layers::{Files, Layers};
+use regent::logging::Log;
+use regent::{init, lease, peers, report};
+use regent_core::peers::PeerReply;
+use regent_core::plan::Exit;
+use regent_core::snapshot::LeaseView;
+use regent_core::units::MemberName;
+use regent_dcs::etcd::{Credentials, EtcdDcs, EtcdSettings, TlsFiles};
+use regent_pgctl::real::Server;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+/// High availability for PostgreSQL: keeps one primary, by a lease in etcd. Reads the configuration of Patroni 4.1.
+#[derive(Parser)]
+#[command(name = "regent", version = concat!(env!("CARGO_PKG_VERSION"), " (speaks Patroni 4.1.5)"))]
+struct Arguments {
+    /// Configuration: a YAML file, or a directory of them. PATRONI_* variables count too.
+    #[arg(value_name = "FILE|DIR")]
+    configuration: Option<PathBuf>,
+
+    /// Read the configuration, report everything that is wrong with it, and exit.
+    #[arg(long)]
+    validate_config: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Some(status) = init::as_process_one() {
+        return status;
+    }
+    match run(arguments) {
+        Ok(status) => status,
+        Err(problem) => {
+            complain(&problem);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Errors of the start go to stderr as they are, also when the log goes elsewhere.
+#[expect(clippy::print_stderr, reason = "the one place that speaks before, or without, a log")]
+fn complain(problem: &str) {
+    eprintln!("regent: {problem}");
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode, String> {
+    let sources = Sources::of_process(arguments.configuration);
+    let local = LocalConfig::load(&sources).map_err(|error| error.to_string())?;
+    if arguments.validate_config {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if nix::unistd::geteuid().is_root() {
+        return Err(
+            "PostgreSQL refuses to run as root, and so does Regent: start it as the owner of the data directory \
+                    (postgres)"
+                .to_owned(),
+        );
+    }
+    let log = Log::start(&local.log).map_err(|error| error.to_string())?;
+    let _ = rustls::crypto::ring::default_provider().install_default(); // Only the first of a process counts.
+    raise_descriptor_limit();
+    let status = serve(sources, local, log.clone());
+    log.flush(Duration::from_secs(1));
+    status
+}
+
+fn etcd_settings(local: &LocalConfig) -> EtcdSettings {
+    let etcd = &local.etcd;
+    let path = |file: &Option<String>| file.as_ref().map(PathBuf::from);
+    let (namespace, scope) = local.store_path.rsplit_once('/').unwrap_or(("", &local.store_path));
+    EtcdSettings {
+        endpoints: etcd.endpoints.clone(),
+        namespace: namespace.to_owned(),
+        scope: scope.to_owned(),
+        credentials: etcd.username.clone().map(|username| Credentials {
+            username,
+            password: etcd.password.as_ref().map(|secret| secret.expose().to_owned()).unwrap_or_default(),
+        }),
+        tls: TlsFiles { ca: path(&etcd.cacert), cert: path(&etcd.cert), key: path(&etcd.key) },
+    }
+}
+
+/// REST on its own thread, the lease on its own thread, the loop on this one.
+fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, String> {
+    let etcd = etcd_settings(&local);
+    let rest = local.restapi.clone();
+    let layers = Files::new(sources, local, log);
+    let effective = layers.effective(None)?;
+    let clock = BootClock;
+    let (status, published) = watch::channel(Arc::new(report::first_status(&effective, clock.now())));
+    let (claims, claimed) = watch::channel(None);
+    let (lease_sender, lease_view) = watch::channel(LeaseView::default());
+    let (commands, inbox) = mpsc::channel(16);
+    let (api_commands, mut asked) = mpsc::channel(16);
+    let settings = api_settings(&rest)?;
+    let server =
+        api::spawn(settings, published, Arc::new(boot_time), api_commands).map_err(|error| error.to_string())?;
+    tracing::info!("REST API on {}", server.address());
+
+    let lease_etcd = etcd.clone();
+    std::thread::Builder::new()
+        .name("lease".to_owned())
+        .spawn(move || keep_lease(lease_etcd, claimed, lease_sender))
+        .map_err(|error| format!("cannot start the lease thread: {error}"))?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    let exit = tokio::task::LocalSet::new().block_on(&runtime, async move {
+        let dcs = EtcdDcs::connect(etcd).await.map_err(|error| error.to_string())?;
+        let seams = Seams { dcs, postgres: Server::new(effective.postgres.clone()), clock, network: Http };
+        let channels = Channels { commands: inbox, claims, lease: lease_view, status };
+        let agent = Agent::new(seams, channels, Box::new(layers), Judge::default())?;
+        tokio::task::spawn_local(signals(commands.clone())?);
+        tokio::task::spawn_local(async move {
+            while let Some(api::Command::Reload) = asked.recv().await {
+                let _ = commands.send(Command::Reload).await; // The loop is gone only when the process ends.
+            }
+        });
+        notify(sd_notify::NotifyState::Ready);
+        Ok::<Exit, String>(agent.run().await)
+    })?;
+    server.shutdown();
+    Ok(match exit {
+        Exit::Done => ExitCode::SUCCESS,
+        Exit::Failed => ExitCode::FAILURE,
+    })
+}
+
+fn api_settings(rest: &regent::config::RestConfig) -> Result<api::Settings, String> {
+    let host = (!rest.listen.host.is_empty() && rest.listen.host != "*").then(|| rest.listen.host.clone());
+    let mut settings = api::Settings::at(api::Listen { host, port: rest.listen.port });
+    settings.policy.credentials = rest.authentication.as_ref().map(|basic| api::Credentials {
+        username: basic.username.clone(),
+        password: basic.password.expose().to_owned(),
+    });
+    settings.policy.server_tokens = match rest.server_tokens.as_str() {
+        "minimal" => api::ServerTokens::Minimal,
+        "productonly" => api::ServerTokens::ProductOnly,
+        _ => api::ServerTokens::Original,
+    };
+    for (name, value) in &rest.http_extra_headers {
+        let header = (name.parse(), value.parse());
+        let (Ok(name), Ok(value)) = header else {
+            return Err(format!("restapi.http_extra_headers: {name:?} is not a header; remove or correct it"));
+        };
+        settings.policy.extra_headers.push((name, value));
+    }
+    Ok(settings)
+}
+
+fn keep_lease(etcd: EtcdSettings, claims: watch::Receiver<Option<lease::Claim>>, state: watch::Sender<LeaseView>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let kept = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
+        runtime.block_on(async {
+            let dcs = EtcdDcs::connect(etcd).await.map_err(|error| error.to_string())?;
+            lease::keep(dcs, BootClock, claims, state).await;
+            Ok(())
+        })
+    });
+    if let Err(error) = kept {
+        tracing::error!("the lease cannot be kept: {error}");
+    }
+}
+
+/// SIGTERM and SIGINT stop, SIGHUP reloads; nothing else is handled (config.md 11.2).
+fn signals(commands: mpsc::Sender<Command>) -> Result<impl Future<Output = ()>, String> {
+    let listen = |kind| signal(kind).map_err(|error| format!("cannot handle signals: {error}"));
+    let mut term = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            let command = tokio::select! {
+                _ = term.recv() => Command::Stop,
+                _ = interrupt.recv() => Command::Stop,
+                _ = hangup.recv() => Command::Reload,
+            };
+            match command {
+                Command::Stop => {
+                    tracing::info!("ordered to stop");
+                    notify(sd_notify::NotifyState::Stopping);
+                }
+                Command::Reload => {
+                    let now = boot_time().0.as_micros();
+                    let _ = sd_notify::notify(&[
+                        sd_notify::NotifyState::Reloading,
+                        sd_notify::NotifyState::MonotonicUsec(i128::try_from(now).unwrap_or(0)),
+                    ]);
+                    notify(sd_notify::NotifyState::Ready);
+                }
+            }
+            if commands.send(command).await.is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// Tells systemd, where there is one.
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!("systemd was not told: {error}");
+    }
+}
+
+/// Health checks must not run out of descriptors before anything else does.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+    {
+        tracing::debug!("the limit of open files stays as it is: {error}");
+    }
+}
+
+/// Members ask each other over HTTP.
+#[derive(Clone, Copy)]
+struct Http;
+
+impl Network for Http {
+    async fn ask(
+        &self,
+        whom: std::collections::BTreeMap<MemberName, String>,
+        within: Duration,
+    ) -> std::collections::BTreeMap<MemberName, PeerReply> {
+        peers::ask(whom, within).await
+    }
+
+    async fn lives(&self, api_url: String, within: Duration) -> bool {
+        peers::liveness(&api_url, within).await
+    }
+}

@@ -152,7 +152,7 @@ async fn a_new_scope_is_empty(bench: impl Bench) {
     assert_eq!(read.view.revision, Revision(1), "as a new etcd has it");
     assert_eq!(read.view.initialize, Initialize::Absent);
     assert_eq!(read.view.config, ConfigKey::Missing);
-    assert!(read.view.leader.is_none() && read.view.members.is_empty() && read.modified.is_empty());
+    assert!(read.view.leader.is_none() && read.view.members.is_empty());
 }
 
 async fn bootstrap_is_won_once_and_never_forgotten(bench: impl Bench) {
@@ -160,20 +160,21 @@ async fn bootstrap_is_won_once_and_never_forgotten(bench: impl Bench) {
     let id = SystemId(7_710_414_511_323_698_082);
     let lease = lease(&dcs).await;
 
-    refused(&dcs, Write::AbandonBootstrap).await;
+    let (mine, theirs) = (Write::AbandonBootstrap { lease }, Write::AbandonBootstrap { lease: LeaseId(1) });
+    refused(&dcs, mine.clone()).await;
     let seen = done(&dcs, Write::StartBootstrap { lease }).await;
     let view = read(&dcs).await;
-    assert_eq!(view.view.initialize, Initialize::InProgress);
-    assert_eq!(view.modified.get("initialize"), Some(&seen));
+    assert_eq!(view.view.initialize, Initialize::InProgress { modified: seen, lease: Some(lease) });
     refused(&dcs, Write::StartBootstrap { lease }).await;
-    done(&dcs, Write::AbandonBootstrap).await;
+    refused(&dcs, theirs).await;
+    done(&dcs, mine.clone()).await;
     assert_eq!(read(&dcs).await.view.initialize, Initialize::Absent);
 
     let seen = done(&dcs, Write::StartBootstrap { lease }).await;
     refused(&dcs, Write::Identify { id, seen: None }).await;
     refused(&dcs, Write::Identify { id, seen: Some(Revision(1)) }).await;
     done(&dcs, Write::Identify { id, seen: Some(seen) }).await;
-    refused(&dcs, Write::AbandonBootstrap).await;
+    refused(&dcs, mine).await;
     refused(&dcs, Write::StartBootstrap { lease }).await;
     refused(&dcs, Write::Identify { id: SystemId(1_000_000_000), seen: Some(seen) }).await;
 
@@ -290,10 +291,10 @@ async fn config_is_restored_only_over_what_was_seen(bench: impl Bench) {
 
     bench.meddle("config", Some("")).await;
     let empty = read(&dcs).await;
-    assert_eq!(empty.view.config, ConfigKey::Missing);
+    let ConfigKey::Empty(seen) = empty.view.config else { panic!("{:?}", empty.view.config) };
     refused(&dcs, put(Some(first))).await;
     refused(&dcs, put(None)).await;
-    done(&dcs, put(empty.modified.get("config").copied())).await;
+    done(&dcs, put(Some(seen))).await;
 }
 
 async fn a_lease_that_is_gone_is_said_to_be_gone(bench: impl Bench) {

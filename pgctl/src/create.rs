@@ -16,7 +16,7 @@ use crate::disk::entries;
 use crate::postmaster::{self, Found};
 use crate::programs::{self, Secret};
 use crate::query::{self, Local};
-use crate::real::{Server, locked};
+use crate::real::{FILES, Server, locked};
 use crate::settings::{Credentials, Settings};
 use crate::{PgError, disk};
 
@@ -156,6 +156,35 @@ impl Server {
         emptied.await.unwrap_or_else(|e| Err(PgError::File { path: place, cause: e.to_string() }))
     }
 
+    /// Stops what runs and renames the directory to `<data_dir>.failed`, with a number when that is taken.
+    pub(crate) async fn set_failed_aside(&self) -> Result<(), PgError> {
+        self.end(StopMode::Immediate, FILES).await?;
+        let lock = self
+            .files("locking the data directory", |settings| {
+                let place = &settings.data_dir;
+                postmaster::kill_tools(&TOOLS, place)?;
+                if place.exists() { datadir::lock(place).map(Some) } else { Ok(None) }
+            })
+            .await?;
+        let Some(lock) = lock else { return Ok(()) };
+        self.files("renaming the data directory", move |settings| {
+            let place = &settings.data_dir;
+            let mut free = (0..1000).map(|n| failed_name(place, n)).filter(|name| !name.exists());
+            let aside = free.next().ok_or_else(|| {
+                PgError::Refused(format!("{}.failed exists a thousand times; remove some", place.display()))
+            })?;
+            std::fs::rename(place, &aside).map_err(|e| disk::file_error(place, &e))?;
+            tracing::warn!("the data directory of the failed bootstrap is kept as {}", aside.display());
+            let marker = datadir::marker(place);
+            if marker.exists() {
+                std::fs::remove_file(&marker).map_err(|e| disk::file_error(&marker, &e))?;
+            }
+            drop(lock);
+            Ok(())
+        })
+        .await
+    }
+
     pub(crate) async fn remove_half_made(&self) -> Result<(), PgError> {
         if let Some(postmaster) = self.running().await? {
             let pid = postmaster.pid;
@@ -178,6 +207,13 @@ impl Server {
         let lock = lock.await?;
         self.empty(lock).await
     }
+}
+
+/// `<data_dir>.failed`, `<data_dir>.failed.1`, ...
+fn failed_name(place: &std::path::Path, n: u32) -> std::path::PathBuf {
+    let mut name = place.as_os_str().to_owned();
+    name.push(if n == 0 { ".failed".to_owned() } else { format!(".failed.{n}") });
+    name.into()
 }
 
 /// Shows the progress of the clone while it lives.

@@ -226,6 +226,10 @@ impl Postgres for Server {
         self.remove_half_made().await
     }
 
+    async fn set_aside(&self) -> Result<(), PgError> {
+        self.set_failed_aside().await
+    }
+
     async fn configure(&self, settings: Settings) -> Result<(), PgError> {
         *locked(&self.shared.settings) = settings;
         *locked(&self.shared.remembered) = Remembered::default();

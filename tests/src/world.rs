@@ -181,9 +181,18 @@ impl Network for SimNetwork {
         tokio::time::sleep(if silent { within } else { Duration::from_millis(2) }).await;
         replies
     }
+
+    async fn lives(&self, api_url: String, _within: Duration) -> bool {
+        let host = api_url.split(['/', ':']).find(|part| !part.is_empty() && *part != "http").unwrap_or_default();
+        self.is_alive(host)
+    }
 }
 
 impl SimNetwork {
+    fn is_alive(&self, name: &str) -> bool {
+        self.directory.borrow().get(name).is_some_and(|door| !door.life.killed.get())
+    }
+
     fn answer(&self, name: &MemberName, silent: &mut bool) -> PeerReply {
         let directory = self.directory.borrow();
         let Some(door) = directory.get(name.as_str()).filter(|door| !door.life.killed.get()) else {

@@ -121,6 +121,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
         },
         job: None,
         peers: None,
+        namesake: None,
         order: Order::Run,
         memory: Memory {
             role: if in_recovery { Role::Replica } else { Role::Primary },

@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub job: Option<RunningJob>,
     /// What peers answered, if a decision of a moment ago asked them.
     pub peers: Option<Peers>,
+    /// Address of a living agent of the same name, if one was found when this one first saw etcd (B12).
+    pub namesake: Option<String>,
     /// What the operator or the machine wants of this process.
     pub order: Order,
     /// The past.

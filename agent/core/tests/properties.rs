@@ -262,6 +262,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 lease,
                 postgres,
                 peers,
+                namesake: None,
                 order,
                 memory,
                 job: job.map(|job| RunningJob { job, since: now }),

@@ -75,6 +75,7 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
         primary_start_timeout: Duration::from_secs(number(&["primary_start_timeout", "master_start_timeout"], 300)),
         pause: word("pause"),
         may_bootstrap: local.may_bootstrap,
+        use_slots: found.settings.use_slots,
         tags: core_tags,
     };
     let standby = get("standby_cluster");

@@ -24,6 +24,16 @@ fn stopping(s: &Snapshot) -> Option<StopMode> {
     }
 }
 
+/// Another agent lives under our name, at another address: two keepers of one lock.
+pub(super) fn leave_living_namesake(s: &Snapshot) -> Option<Verdict> {
+    let other = s.namesake.as_ref()?;
+    let why = format!(
+        "a member called {} already runs, and answers at {other}: give this one another `name`. Nothing was changed",
+        s.config.name
+    );
+    Some(Verdict::new(Plan::of(Lease::LetRun, Move::Stay).and_exit(Exit::Failed), why))
+}
+
 /// Stop accepting writes while the lease is still ours.
 ///
 /// etcd gives the lease to another member at `lock_ends`, whether or not we can hear it. We must be down before, so we
@@ -193,6 +203,12 @@ mod tests {
     use crate::plan::{Lease, Move};
     use crate::postgres::{Job, StopMode};
     use crate::rules::decide;
+
+    #[test]
+    fn leave_living_namesake() {
+        let d = decide(&standby().with(|s| s.namesake = Some("http://10.0.0.9:8008/patroni".into())));
+        assert_eq!((d.rule, d.plan.exit), ("leave_living_namesake", Some(crate::plan::Exit::Failed)));
+    }
 
     #[test]
     fn stop_before_lease_ends() {

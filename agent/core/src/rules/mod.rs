@@ -65,6 +65,7 @@ macro_rules! otherwise {
 
 /// Read before every table, whoever leads.
 pub const GUARDS: &[Rule] = rules! {
+    guard::leave_living_namesake       ["B12"]        "two agents of one name, so two keepers of one lock";
     guard::stop_before_lease_ends      ["F2 L5 22.2"] "two primaries: we accept writes after our lease has passed to another member";
     guard::stop_bootstrap_without_key  ["B5"]         "two clusters under one name: our right to make it has run out";
     guard::leave_postgres_in_pause     ["M12 D8"]     "maintenance that ends when the agent is upgraded";
