@@ -1,3 +1,17 @@
-//! Regent under test: clusters of real processes ([`rig`]).
+//! Regent under test.
+//!
+//! - [`world`]: a cluster in one thread: real agents, twins of etcd and PostgreSQL, virtual time, one seed.
+//! - [`faults`]: what happens to it. [`checks`]: what must hold at every instant, and after healing.
+//! - [`planted`]: known-wrong judgements that the simulation must find out, or it proves nothing.
+//! - [`script`]: the scenario language.
+//! - [`rig`]: clusters of real processes.
 
+pub mod checks;
+pub mod faults;
+pub mod planted;
 pub mod rig;
+pub mod rng;
+pub mod script;
+pub mod simulation;
+pub mod trace;
+pub mod world;

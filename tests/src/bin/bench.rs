@@ -49,8 +49,8 @@ fn decisions() {
     let cases: [(&str, Snapshot); 4] = [
         ("primary with its lease", primary().build()),
         ("standby that streams", standby().build()),
-        ("primary cut off from etcd", primary().with(cut_off).build()),
-        ("primary whose lease ends in 3 s, cut off from etcd", primary().lease_ends_in(secs(3)).with(cut_off).build()),
+        ("primary cut off from etcd", primary().with(cut_off)),
+        ("primary whose lease ends in 3 s, cut off from etcd", primary().lease_ends_in(secs(3)).with(cut_off)),
     ];
     for (name, snapshot) in cases {
         let mut rounds: u32 = 1_000;
