@@ -94,6 +94,13 @@ impl Etcd {
         self.with(|members| members.iter_mut().filter_map(|m| m.process.as_mut()).for_each(|p| p.signal(signal)));
     }
 
+    /// Sends a signal to one member, counted from 0.
+    pub fn signal_one(&self, member: usize, signal: Signal) {
+        self.with(|members| {
+            members.get_mut(member).and_then(|m| m.process.as_mut()).into_iter().for_each(|p| p.signal(signal))
+        });
+    }
+
     /// Process ids of the running members.
     #[must_use]
     pub fn pids(&self) -> Vec<i32> {
@@ -138,6 +145,14 @@ impl Etcd {
     pub fn put(&self, key: &str, value: &str) -> Result<(), Trouble> {
         // A value that begins with a dash would be an option.
         self.ctl(&["put", "--", key, value]).map(|_| ())
+    }
+
+    /// Deletes a key.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub fn delete(&self, key: &str) -> Result<(), Trouble> {
+        self.ctl(&["del", key]).map(|_| ())
     }
 
     fn ctl(&self, args: &[&str]) -> Result<String, Trouble> {

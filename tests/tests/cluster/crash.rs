@@ -1,0 +1,192 @@
+//! Agents and servers that die.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use regent_tests::rig::writer::rows_on;
+use regent_tests::rig::{Rig, Settings, Trouble, Writer};
+
+use crate::support::{PATIENCE, caught_up, loudly, nothing_lost, routed, timeline, turn};
+
+/// kill -9 of the primary's agent and server: another takes over after the lease, with every row that it had been sent;
+/// the dead one returns as a standby.
+#[test]
+fn a_dead_primary_is_replaced_and_returns() -> Result<(), Trouble> {
+    let _turn = turn();
+    let rig = Rig::whole(Settings::default())?;
+    let old = rig.leader()?;
+    routed(&rig, old)?;
+    let writer = Writer::start(rig.haproxy()?.by_http())?;
+    writer.wait_for(50, PATIENCE)?;
+    // With the writer quiet and the standbys caught up, every acknowledged row must survive.
+    writer.pause(true);
+    caught_up(&rig, old)?;
+    old.kill();
+    writer.pause(false);
+    let new = rig.wait_primary(PATIENCE)?;
+    assert_ne!(new.name(), old.name());
+    writer.wait_for(50, PATIENCE)?;
+    routed(&rig, new)?;
+
+    old.start()?;
+    let whole = rig.wait_whole(PATIENCE)?;
+    assert_eq!(whole.name(), new.name(), "the returning node must not disturb");
+    let journal = writer.finish();
+    loudly(&format!("primary killed (ttl {} s): {journal}", rig.settings().ttl));
+    nothing_lost(&rig, &journal)
+}
+
+/// The same in the middle of writing. What a standby had been sent is kept; the dead one returns as a standby, or stays down
+/// and says what a human can do.
+#[test]
+fn a_primary_that_dies_writing_loses_no_more_than_it_had_not_sent() -> Result<(), Trouble> {
+    let _turn = turn();
+    let rig = Rig::whole(Settings::default())?;
+    let old = rig.leader()?;
+    routed(&rig, old)?;
+    let writer = Writer::start(rig.haproxy()?.by_tcp())?;
+    writer.wait_for(100, PATIENCE)?;
+    let had: Vec<_> = rig.others(old).map(|node| rows_on(node.server())).collect::<Result<_, _>>()?;
+    old.kill();
+    let new = rig.wait_primary(PATIENCE)?;
+    writer.wait_for(50, PATIENCE)?;
+    routed(&rig, new)?;
+    let has = rows_on(new.server())?;
+    for rows in &had {
+        assert!(rows.is_subset(&has), "rows that a standby had are lost");
+    }
+
+    old.start()?;
+    match rig.wait_whole(Duration::from_secs(45)) {
+        Ok(whole) => assert_eq!(whole.name(), new.name()),
+        Err(trouble) => {
+            let log = old.agent_log();
+            let remedy = log.lines().any(|line| line.contains("rewind") || line.contains("reinit"));
+            assert!(remedy, "it stays down without naming a remedy: {trouble}");
+            assert!(old.in_recovery().unwrap_or(true), "it must not be a primary");
+        }
+    }
+    let journal = writer.finish();
+    let missing = journal.missing_on(new.server())?;
+    loudly(&format!("primary killed while writing: {journal}; {} rows were not sent in time", missing.len()));
+    // Not sent in time: the last ones before the kill, and no other.
+    let first_kept_after = journal
+        .acknowledged()
+        .map(|(row, _)| row)
+        .find(|row| missing.iter().any(|lost| row > lost) && !missing.contains(row));
+    if let (Some(first_lost), Some(kept)) = (missing.first(), first_kept_after) {
+        let unsent = journal.acknowledged().filter(|(row, _)| row >= first_lost && *row < kept).count();
+        assert_eq!(unsent, missing.len(), "lost rows in the midst of kept ones: {missing:?}");
+    }
+    Ok(())
+}
+
+/// kill -9 of the agent alone, started again within the TTL: the same postmaster, the same leader, not one failed write.
+#[test]
+fn a_restarted_agent_disturbs_nobody() -> Result<(), Trouble> {
+    let _turn = turn();
+    // Room for a busy machine to start the agent again.
+    let rig = Rig::whole(Settings { ttl: 20, loop_wait: 5, retry_timeout: 5, ..Settings::default() })?;
+    for node in rig.nodes() {
+        let primary = rig.leader()?;
+        routed(&rig, primary)?;
+        let (postmaster, before) = (node.postmaster(), timeline(primary)?);
+        let writer = Writer::start(rig.haproxy()?.by_http())?;
+        writer.wait_for(20, PATIENCE)?;
+        node.kill_agent();
+        // A second without its agent: long enough to matter, shorter than HAProxy's two missed checks.
+        writer.wait_for(20, PATIENCE)?;
+        node.start()?;
+        rig.wait_whole(PATIENCE)?;
+        // Beyond the end of the lease that the dead agent held.
+        let until = Instant::now() + Duration::from_secs(u64::from(rig.settings().ttl) + 2);
+        while Instant::now() < until {
+            writer.wait_for(20, PATIENCE)?;
+        }
+        assert_eq!(rig.leader()?.name(), primary.name());
+        assert_eq!(node.postmaster(), postmaster, "PostgreSQL of {} was restarted", node.name());
+        assert_eq!(timeline(primary)?, before);
+        let journal = writer.finish();
+        let failures: Vec<_> = journal.failures().collect();
+        assert!(failures.is_empty(), "agent of {} killed: {failures:?}\n{}", node.name(), node.tails());
+        nothing_lost(&rig, &journal)?;
+    }
+    Ok(())
+}
+
+/// kill -9 of the postmaster alone: the agent notices at once and starts it again; the lock stays.
+#[test]
+fn a_dead_postmaster_is_started_again_in_place() -> Result<(), Trouble> {
+    let _turn = turn();
+    // A long loop: noticing within seconds cannot be the loop's doing.
+    let rig = Rig::whole(Settings { ttl: 60, loop_wait: 30, retry_timeout: 10, ..Settings::default() })?;
+    let primary = rig.leader()?;
+    routed(&rig, primary)?;
+    let before = timeline(primary)?;
+    let writer = Writer::start(rig.haproxy()?.by_http())?;
+    writer.wait_for(50, PATIENCE)?;
+    let dead = primary.kill_postmaster();
+    let killed = Instant::now();
+    rig.wait(PATIENCE, "PostgreSQL is back", |_| match primary.in_recovery() {
+        Ok(false) if primary.postmaster() != dead => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    let took = killed.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}: noticed by the loop and not by the exit\n{}", primary.tails());
+    writer.wait_for(50, PATIENCE)?;
+    let whole = rig.wait_whole(PATIENCE)?;
+    assert_eq!(whole.name(), primary.name());
+    assert_eq!(timeline(primary)?, before, "a restart in place needs no new timeline");
+    routed(&rig, primary)?;
+    let journal = writer.finish();
+    loudly(&format!("postmaster killed: back after {:.1} s; {journal}", took.as_secs_f64()));
+    nothing_lost(&rig, &journal)
+}
+
+/// A standby's death is nobody else's business, and it returns by itself.
+#[test]
+fn a_dead_standby_returns_and_disturbs_nobody() -> Result<(), Trouble> {
+    let _turn = turn();
+    let rig = Rig::whole(Settings::default())?;
+    let primary = rig.leader()?;
+    routed(&rig, primary)?;
+    let writer = Writer::start(rig.haproxy()?.by_http())?;
+    let standby = rig.others(primary).next().ok_or_else(|| Trouble::new("no standby"))?;
+    standby.kill_postmaster();
+    rig.wait_whole(PATIENCE)?;
+    standby.kill();
+    writer.wait_for(50, PATIENCE)?;
+    standby.start()?;
+    assert_eq!(rig.wait_whole(PATIENCE)?.name(), primary.name());
+    let journal = writer.finish();
+    assert_eq!(journal.failures().count(), 0, "{:?}", journal.failures().collect::<Vec<_>>());
+    nothing_lost(&rig, &journal)
+}
+
+/// SIGTERM: the primary hands over, its agent exits with 0, and the next primary does not wait for a lease to end.
+#[test]
+fn a_stopped_primary_hands_over() -> Result<(), Trouble> {
+    let _turn = turn();
+    let rig = Rig::whole(Settings { ttl: 60, loop_wait: 10, retry_timeout: 10, ..Settings::default() })?;
+    let old = rig.leader()?;
+    routed(&rig, old)?;
+    let writer = Writer::start(rig.haproxy()?.by_tcp())?;
+    writer.wait_for(50, PATIENCE)?;
+    old.signal_agent(Signal::SIGTERM);
+    let status = old.agent_ended(PATIENCE)?;
+    assert_eq!(status.code(), Some(0), "{status}\n{}", old.tails());
+    assert_eq!(old.postmaster(), None, "PostgreSQL must be stopped with its agent");
+    let handed = Instant::now();
+    let new = rig.wait_primary(PATIENCE)?;
+    let took = handed.elapsed();
+    assert_ne!(new.name(), old.name());
+    assert!(took < Duration::from_secs(30), "{took:?}: it waited for the lease\n{}", rig.tails());
+    writer.wait_for(50, PATIENCE)?;
+    routed(&rig, new)?;
+
+    old.start()?;
+    assert_eq!(rig.wait_whole(PATIENCE)?.name(), new.name());
+    let journal = writer.finish();
+    loudly(&format!("primary stopped: next primary {:.1} s after the agent's exit; {journal}", took.as_secs_f64()));
+    nothing_lost(&rig, &journal)
+}

@@ -1,0 +1,13 @@
+//! Clusters of real processes: etcd, PostgreSQL, HAProxy, agents. Few, slow, and nothing in them is a twin.
+//!
+//! `REGENT_RIGS` says how many run side by side (2 cores carry one or two), `REGENT_RACES` how often the bootstrap race is run.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+mod bad_data;
+mod bad_input;
+mod bootstrap;
+mod crash;
+mod etcd_outage;
+mod peer_tool;
+mod support;
