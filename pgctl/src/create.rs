@@ -78,7 +78,8 @@ impl Server {
     async fn run_post_bootstrap(&self, settings: &Settings) -> Result<(), PgError> {
         let Some(line) = &settings.post_bootstrap else { return Ok(()) };
         let words = programs::split(line).filter(|words| !words.is_empty());
-        let words = words.ok_or_else(|| PgError::Refused(format!("post_bootstrap {line:?} is no command: open quote?")))?;
+        let words =
+            words.ok_or_else(|| PgError::Refused(format!("post_bootstrap {line:?} is no command: open quote?")))?;
         let address = Local::of(settings).address(settings.port);
         let user = query::user_of(&settings.superuser);
         let who = Credentials { username: Some(user.clone()), ..settings.superuser.clone() };
@@ -116,14 +117,19 @@ impl Server {
     async fn claim(&self, doing: &str) -> Result<File, PgError> {
         let doing = doing.to_owned();
         if let Some(postmaster) = self.running().await? {
-            return Err(PgError::Refused(format!("a server runs on the data directory, as process {}", postmaster.pid)));
+            return Err(PgError::Refused(format!(
+                "a server runs on the data directory, as process {}",
+                postmaster.pid
+            )));
         }
         self.files("claiming the data directory", move |settings| {
             let place = &settings.data_dir;
             let lock = datadir::lock(place)?;
             if !entries(place).map_err(|e| disk::file_error(place, &e))?.is_empty() {
                 let place = place.display();
-                return Err(PgError::Refused(format!("{place} is not empty; Regent makes data only where there is none")));
+                return Err(PgError::Refused(format!(
+                    "{place} is not empty; Regent makes data only where there is none"
+                )));
             }
             datadir::mark_unfinished(place, &doing);
             Ok(lock)
@@ -153,7 +159,9 @@ impl Server {
     pub(crate) async fn remove_half_made(&self) -> Result<(), PgError> {
         if let Some(postmaster) = self.running().await? {
             let pid = postmaster.pid;
-            return Err(PgError::Refused(format!("a server runs on the unfinished data directory, as process {pid}; stop it")));
+            return Err(PgError::Refused(format!(
+                "a server runs on the unfinished data directory, as process {pid}; stop it"
+            )));
         }
         let lock = self.files("locking the data directory", |settings| {
             let place = &settings.data_dir;
@@ -200,7 +208,8 @@ async fn run_initdb(settings: &Settings, lock: &File) -> Result<(), PgError> {
     command.arg("--pgdata").arg(&settings.data_dir).args(&settings.initdb_options);
     command.arg(format!("--username={}", query::user_of(&settings.superuser)));
     holding(&mut command, lock, &settings.data_dir)?;
-    let secret = settings.superuser.password.as_ref().map(|password| Secret::new(&format!("{password}\n"))).transpose()?;
+    let secret =
+        settings.superuser.password.as_ref().map(|password| Secret::new(&format!("{password}\n"))).transpose()?;
     if let Some(secret) = &secret {
         command.arg("--pwfile").arg(secret.path());
     }

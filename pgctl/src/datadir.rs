@@ -242,7 +242,11 @@ mod tests {
             (vec![("PG_VERSION", "15\n")], V15, ["no global/pg_control", "move it away"]),
             (vec![("PG_VERSION", "9.6\n"), control], V15, ["PostgreSQL 9.6", "supports 13 to 18"]),
             (vec![("PG_VERSION", "99\n"), control], V15, ["PostgreSQL 99", "supports 13 to 18"]),
-            (vec![("PG_VERSION", "14\n"), control], V15, ["by PostgreSQL 14", "of PostgreSQL 15; set postgresql.bin_dir"]),
+            (
+                vec![("PG_VERSION", "14\n"), control],
+                V15,
+                ["by PostgreSQL 14", "of PostgreSQL 15; set postgresql.bin_dir"],
+            ),
             (vec![("PG_VERSION", "15\n"), control], Err("no programs".to_owned()), ["no programs", ""]),
         ] {
             let dir = with(&files);

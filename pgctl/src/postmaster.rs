@@ -164,7 +164,9 @@ fn raw(pid: u32) -> Option<Pid> {
 
 /// Processes of a postmaster of `data_dir` that has gone: its children that have not noticed yet.
 pub(crate) fn orphans(data_dir: &Path) -> Vec<u32> {
-    processes().filter(|pid| is_alive(*pid) && is_child_title(&command_line(*pid)) && works_in(*pid, data_dir)).collect()
+    processes()
+        .filter(|pid| is_alive(*pid) && is_child_title(&command_line(*pid)) && works_in(*pid, data_dir))
+        .collect()
 }
 
 fn children(parent: u32) -> Vec<u32> {
@@ -368,7 +370,8 @@ mod tests {
         let me = std::process::id();
         let started = Proc::of(me).unwrap().started;
         let write = |pid: u32| {
-            fs::write(dir.path().join("postmaster.pid"), format!("{pid}\n{}\n{started}\n", dir.path().display())).unwrap();
+            fs::write(dir.path().join("postmaster.pid"), format!("{pid}\n{}\n{started}\n", dir.path().display()))
+                .unwrap();
         };
         assert!(matches!(find(dir.path()), Found::Nobody));
         write(me);

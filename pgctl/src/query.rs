@@ -337,7 +337,10 @@ impl Session {
     fn complain(&mut self, failure: Failure) {
         if self.complained.as_ref() != Some(&failure) {
             if let Failure::Answered(cause) = &failure {
-                tracing::warn!(cause, "the local server does not let Regent look; check the superuser's name, password and pg_hba");
+                tracing::warn!(
+                    cause,
+                    "the local server does not let Regent look; check the superuser's name, password and pg_hba"
+                );
             } else {
                 tracing::debug!(?failure, "the local server gives no answer");
             }

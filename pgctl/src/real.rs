@@ -102,7 +102,8 @@ impl Server {
     /// The running postmaster, looked for on disk.
     pub(crate) async fn running(&self) -> Result<Option<Arc<Postmaster>>, PgError> {
         let data_dir = self.settings().data_dir;
-        let found = self.shared.disk.attempt("reading postmaster.pid", FILES, move || Ok(postmaster::find(&data_dir))).await?;
+        let found =
+            self.shared.disk.attempt("reading postmaster.pid", FILES, move || Ok(postmaster::find(&data_dir))).await?;
         Ok(self.adopt(found))
     }
 
@@ -125,7 +126,8 @@ impl Server {
     pub(crate) fn not_as_root(&self) -> Result<(), PgError> {
         if rustix::process::geteuid().is_root() {
             return Err(PgError::Refused(
-                "PostgreSQL does not run as root; run Regent as the user that owns the data directory (User=postgres)".to_owned(),
+                "PostgreSQL does not run as root; run Regent as the user that owns the data directory (User=postgres)"
+                    .to_owned(),
             ));
         }
         Ok(())

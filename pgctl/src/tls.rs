@@ -36,11 +36,15 @@ pub(crate) fn connector(credentials: &Credentials) -> Result<(SslMode, MakeRustl
         ("require", None) => (SslMode::Require, Demand::Nothing),
         ("require" | "verify-ca", Some(_)) => (SslMode::Require, Demand::Chain),
         ("verify-full", Some(_)) => (SslMode::Require, Demand::ChainAndName),
-        ("verify-ca" | "verify-full", None) => return Err("sslmode=verify-ca or verify-full needs sslrootcert".to_owned()),
+        ("verify-ca" | "verify-full", None) => {
+            return Err("sslmode=verify-ca or verify-full needs sslrootcert".to_owned());
+        }
         (other, _) => return Err(format!("sslmode={other:?} is not one that PostgreSQL knows")),
     };
     if option("sslpassword").is_some() {
-        return Err("sslpassword is not supported for the agent's own connections; use a key without password".to_owned());
+        return Err(
+            "sslpassword is not supported for the agent's own connections; use a key without password".to_owned()
+        );
     }
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier::new(demand, roots, &provider)?;

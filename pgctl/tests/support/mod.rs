@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use regent_core::units::MemberName;
@@ -32,7 +33,9 @@ where
         return run_as_postgres(std::any::type_name::<F>());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(120), test()).await.expect("the test ends in time") });
+    runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(120), test()).await.expect("the test ends in time")
+    });
 }
 
 fn run_as_postgres(closure: &str) {
@@ -49,8 +52,14 @@ fn run_as_postgres(closure: &str) {
     }
     let mut command = Command::new(binary);
     command.args(["--exact", test, "--nocapture"]).current_dir("/").env("HOME", place.path());
+    // A file, not a pipe: a server that a broken test leaves behind must not keep us waiting for its end.
+    let log = place.path().join("output");
+    let output = fs::File::create(&log).unwrap();
+    command.stdout(output.try_clone().unwrap()).stderr(output);
     let status = command.uid(postgres.uid.as_raw()).gid(postgres.gid.as_raw()).status().unwrap();
-    assert!(status.success(), "{test} as user postgres: {status}");
+    let printed = String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();
+    assert!(status.success(), "{test} as user postgres: {status}\n{printed}");
+    assert!(printed.contains("1 passed"), "{test} did not run:\n{printed}");
 }
 
 fn open_to_all(path: &Path) {
@@ -77,14 +86,14 @@ fn free_port() -> u16 {
 
 /// Real servers, each in a temporary directory.
 pub struct Real {
-    place: TempDir,
+    place: Rc<TempDir>,
 }
 
 impl Real {
     pub fn new() -> Real {
         let place = tempfile::Builder::new().prefix("regent-pgctl-").tempdir().unwrap();
         open_to_all(place.path());
-        Real { place }
+        Real { place: Rc::new(place) }
     }
 
     /// Settings of a node of this name, with an own port.
@@ -147,7 +156,7 @@ impl Real {
     }
 
     pub fn node_with(&self, settings: Settings) -> RealNode {
-        RealNode { server: Server::new(settings.clone()), settings }
+        RealNode { server: Server::new(settings.clone()), settings, _place: Rc::clone(&self.place) }
     }
 }
 
@@ -163,6 +172,8 @@ impl Harness for Real {
 pub struct RealNode {
     pub server: Server,
     pub settings: Settings,
+    /// The directory goes after the last of its servers.
+    _place: Rc<TempDir>,
 }
 
 impl RealNode {
