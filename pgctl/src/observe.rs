@@ -13,7 +13,7 @@ use crate::disk::Stamp;
 use crate::history;
 use crate::postmaster::Found;
 use crate::programs;
-use crate::real::{ASK, Server, locked};
+use crate::real::{Server, locked};
 use crate::settings::Settings;
 
 /// While a server serves and nothing else has changed, its control file is read again only after this long. It changes
@@ -43,13 +43,13 @@ impl Server {
 
         // A postmaster that we hold a handle on is asked at the same time: its answers need no disk of ours.
         let known = self.known_postmaster().filter(|known| known.is_alive());
-        let (look, early) = tokio::join!(self.look_at_disk(&settings, within), async {
+        let (look, early) = tokio::join!(timeout_at(deadline, self.look_at_disk(&settings, within)), async {
             match known {
                 Some(_) => Some(self.ask(&settings, deadline).await),
                 None => None,
             }
         });
-        let (kind, found, stamp) = match look {
+        let (kind, found, stamp) = match look.ok().flatten() {
             Some(Look { kind, found, control }) => (kind, found, control),
             None => {
                 let silence = format!("{} did not answer within {within:?}", settings.data_dir.display());
@@ -102,7 +102,8 @@ impl Server {
         if let Some(version) = known {
             return Ok(version);
         }
-        let installed = programs::installed(settings.bin_dir.as_deref(), within.min(ASK)).await;
+        // Longer than the look lasts: silence of the programs' disk is silence, and no verdict on the programs.
+        let installed = programs::installed(settings.bin_dir.as_deref(), within * 2).await;
         locked(&self.shared.remembered).installed = installed.as_ref().ok().copied();
         installed
     }

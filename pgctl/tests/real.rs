@@ -1,5 +1,7 @@
 //! What only real PostgreSQL can show: processes, files, roles, and the ways a machine goes wrong.
 
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, unreachable_pub, reason = "a test")]
+
 #[expect(dead_code, reason = "the sequences are run by contract.rs; here its traits are used")]
 mod suite;
 mod support;

@@ -1,5 +1,7 @@
 //! Real PostgreSQL for tests, never as root, and nothing left behind.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
