@@ -24,6 +24,30 @@ pub struct EtcdConfig {
     pub use_proxies: bool,
 }
 
+impl EtcdConfig {
+    /// The store behind one URL, as [`EtcdConfig::endpoint`] makes it.
+    #[must_use]
+    pub fn of_endpoint(endpoint: String) -> EtcdConfig {
+        EtcdConfig {
+            endpoints: vec![endpoint],
+            username: None,
+            password: None,
+            cacert: None,
+            cert: None,
+            key: None,
+            use_proxies: false,
+        }
+    }
+
+    /// The URL of `host[:port]`.
+    ///
+    /// # Errors
+    /// What was expected instead.
+    pub fn endpoint(place: &str) -> Result<String, String> {
+        address::parse(place, Some(DEFAULT_PORT)).map(|address| format!("http://{address}"))
+    }
+}
+
 const DEFAULT_PORT: u16 = 2379;
 /// The peer's order, without ours.
 const OTHER_STORES: &[&str] = &["consul", "etcd", "exhibitor", "kubernetes", "raft", "zookeeper"];
