@@ -22,7 +22,7 @@ pub struct Cli {
     /// Configuration file or directory: usually the agent's own patroni.yml
     #[arg(short = 'c', long, value_name = "FILE", env = "PATRONICTL_CONFIG_FILE", hide_env_values = true)]
     pub config_file: Option<PathBuf>,
-    /// The store to connect to, instead of the file's: [etcd3://]HOST[:PORT][/NAMESPACE]
+    /// The store to connect to, instead of the file's: etcd3://HOST:PORT/NAMESPACE (only HOST is needed)
     #[arg(short = 'd', long, alias = "dcs", value_name = "URL", env = "DCS_URL", hide_env_values = true)]
     pub dcs_url: Option<String>,
     /// Do not verify the certificates of the REST API
