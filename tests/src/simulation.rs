@@ -113,7 +113,7 @@ async fn live(seed: u64, judge: Judge) -> Outcome {
     let settle = if rng.one_in(4) { Duration::ZERO } else { Duration::from_secs(25) };
     let span = shape.ttl * 4;
     let faults = faults::draw(&mut rng, &shape, &world.names(), settle, span);
-    let leader_before = play(&mut world, &watch, &faults, settle).await;
+    let (leader_before, faults) = play(&mut world, &watch, faults, settle).await;
     heal(&mut world, &faults);
     converge(&world, &watch, &mut rng).await;
     look_back(&world, &watch);
@@ -148,8 +148,13 @@ fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
     });
 }
 
-/// Lets the faults happen. Returns who led when they began.
-async fn play(world: &mut World, watch: &Watch, faults: &[Fault], settle: Duration) -> Option<String> {
+/// Lets the faults happen. Returns who led when they began, and at whom they were aimed.
+async fn play(
+    world: &mut World,
+    watch: &Watch,
+    mut faults: Vec<Fault>,
+    settle: Duration,
+) -> (Option<String>, Vec<Fault>) {
     enum Turn {
         Begin,
         End,
@@ -164,13 +169,14 @@ async fn play(world: &mut World, watch: &Watch, faults: &[Fault], settle: Durati
     let leader = world.leader();
     for (at, index, turn) in turns {
         sleep_until(world, at).await;
-        let Some(fault) = faults.get(index) else { continue };
+        let Some(fault) = faults.get_mut(index) else { continue };
         match turn {
             Turn::Begin => {
+                fault.kind = fault.kind.aimed_at(&world.leader().unwrap_or_else(|| "a".to_owned()));
                 for name in fault.kind.members() {
                     watch.disturb(name, fault.at + fault.lasts + Duration::from_secs(40));
                 }
-                if matches!(fault.kind, Kind::EtcdOutage) {
+                if matches!(fault.kind, Kind::EtcdOutage | Kind::KillNextPromoted(_)) {
                     for name in world.names() {
                         watch.disturb(&name, fault.at + fault.lasts + Duration::from_secs(10));
                     }
@@ -180,7 +186,7 @@ async fn play(world: &mut World, watch: &Watch, faults: &[Fault], settle: Durati
             Turn::End => world.end(&fault.kind),
         }
     }
-    leader
+    (leader, faults)
 }
 
 async fn sleep_until(world: &World, at: Duration) {

@@ -22,7 +22,7 @@ use regent_core::plan::Exit;
 use regent_core::snapshot::LeaseView;
 use regent_core::units::{Instant, MemberName};
 use regent_dcs::memory::{MemoryDcs, MemoryStore};
-use regent_pgctl::fake::{FakeNetwork, FakePostgres};
+use regent_pgctl::fake::{FakeNetwork, FakePostgres, Timings, Transition};
 use regent_pgctl::settings::{Credentials, Settings};
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, watch};
@@ -69,6 +69,8 @@ pub struct World {
 
 /// One machine.
 pub struct Node {
+    /// How fast its server is when nothing is wrong.
+    pub timings: Timings,
     /// Its server.
     pub postgres: FakePostgres,
     /// Its way to etcd.
@@ -257,13 +259,10 @@ impl World {
                 primary_start_timeout: Duration::from_secs(30),
                 ..Config::of(MemberName::from(name.as_str()))
             };
-            let node = Node {
-                postgres: network.add(&name, &conn_url(&name)),
-                dcs: store.client(name.as_str()),
-                clock,
-                config,
-                process: None,
-            };
+            let postgres = network.add(&name, &conn_url(&name));
+            let timings = draw_timings(rng);
+            postgres.tune(|in_force| *in_force = timings);
+            let node = Node { timings, postgres, dcs: store.client(name.as_str()), clock, config, process: None };
             nodes.insert(name, node);
         }
         World { shape, store, network, nodes, judge, directory: Directory::default(), epoch }
@@ -343,6 +342,28 @@ impl World {
         }
     }
 
+    /// Kills whoever is promoted next, agent and server, so long after.
+    pub fn kill_next_promoted(&self, after: Duration) {
+        let (directory, network) = (self.directory.clone(), self.network.clone());
+        let armed = Rc::new(Cell::new(true));
+        self.network.on_transition(Box::new(move |node, transition| {
+            if transition != Transition::Promoted || !armed.replace(false) {
+                return;
+            }
+            let (directory, network, node) = (directory.clone(), network.clone(), node.to_owned());
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(after).await;
+                if let Some(door) = directory.borrow().get(&node) {
+                    door.life.killed.set(true);
+                    door.life.wake();
+                }
+                if let Some(postgres) = network.node(&node) {
+                    postgres.kill();
+                }
+            });
+        }));
+    }
+
     /// Sends SIGTERM to the agent of a member.
     pub fn terminate(&self, name: &str) {
         if let Some(process) = self.nodes.get(name).and_then(|node| node.process.as_ref()) {
@@ -383,6 +404,24 @@ impl Node {
     #[must_use]
     pub fn exit(&self) -> Option<Exit> {
         self.process.as_ref().and_then(|process| process.exit.get())
+    }
+}
+
+/// No two machines are alike.
+fn draw_timings(rng: &mut Rng) -> Timings {
+    let millis = Duration::from_millis;
+    let slow_replication = rng.one_in(3);
+    Timings {
+        start: rng.between(millis(50), millis(900)),
+        recovery: rng.between(millis(100), millis(4_000)),
+        stop: rng.between(millis(20), millis(1_500)),
+        immediate_stop: rng.between(millis(5), millis(300)),
+        promote: rng.between(millis(30), millis(600)),
+        checkpoint: rng.between(millis(10), millis(2_000)),
+        clone: rng.between(millis(500), millis(6_000)),
+        bootstrap: rng.between(millis(500), millis(4_000)),
+        replication_delay: rng.between(millis(1), millis(if slow_replication { 400 } else { 10 })),
+        ..Timings::default()
     }
 }
 
