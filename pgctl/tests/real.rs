@@ -99,7 +99,6 @@ fn bootstrap_makes_roles_runs_the_command_and_keeps_secrets() {
         let a = primary(&real, |settings| {
             settings.post_bootstrap = Some(format!("{} 'an argument'", script.display()));
             settings.pg_hba = None;
-            settings.initdb_options.push("--auth=scram-sha-256".to_owned());
             settings.bootstrap_pg_hba =
                 vec!["host replication replicator 127.0.0.1/32 scram-sha-256 # ours".to_owned()];
             for (name, value) in [

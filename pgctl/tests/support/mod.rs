@@ -121,6 +121,7 @@ impl Real {
             ("max_replication_slots", "10"),
             ("max_worker_processes", "8"),
             ("wal_log_hints", "on"),
+            ("password_encryption", "scram-sha-256"),
             ("wal_keep_size", "128MB"),
         ];
         let port = free_port();
@@ -147,7 +148,10 @@ impl Real {
             ]),
             pg_ident: None,
             bootstrap_pg_hba: Vec::new(),
-            initdb_options: vec!["--no-sync".to_owned(), "--encoding=UTF8".to_owned(), "--data-checksums".to_owned()],
+            // Before 14 only --auth makes initdb store a password that scram-sha-256 accepts.
+            initdb_options: ["--no-sync", "--encoding=UTF8", "--data-checksums", "--auth=scram-sha-256"]
+                .map(str::to_owned)
+                .to_vec(),
             basebackup_options: vec!["--no-sync".to_owned()],
             post_bootstrap: None,
             recovery_conf: BTreeMap::new(),
