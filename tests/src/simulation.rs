@@ -115,7 +115,7 @@ async fn live(seed: u64, judge: Judge) -> Outcome {
     let faults = faults::draw(&mut rng, &shape, &world.names(), settle, span);
     let (leader_before, faults) = play(&mut world, &watch, faults, settle).await;
     heal(&mut world, &faults);
-    converge(&world, &watch, &mut rng).await;
+    converge(&mut world, &watch, &mut rng).await;
     look_back(&world, &watch);
     no_needless_failover(&world, &watch, &faults, leader_before.as_deref(), settle);
     Outcome {
@@ -181,7 +181,14 @@ async fn play(
                         watch.disturb(&name, fault.at + fault.lasts + Duration::from_secs(10));
                     }
                 }
-                world.begin(&fault.kind);
+                if matches!(fault.kind, Kind::KillAgent(_) | Kind::FreezeAgent(_)) {
+                    // Not the agent of a server whose lease is about to end: see `may_be_away`.
+                    let away = fault.kind.members().iter().all(|name| world.may_be_away(name, fault.lasts));
+                    fault.lasts = if away { fault.lasts } else { Duration::ZERO };
+                }
+                if !fault.lasts.is_zero() || !matches!(fault.kind, Kind::KillAgent(_) | Kind::FreezeAgent(_)) {
+                    world.begin(&fault.kind);
+                }
             }
             Turn::End => world.end(&fault.kind),
         }
@@ -204,12 +211,13 @@ fn heal(world: &mut World, faults: &[Fault]) {
 }
 
 /// L1, L2: within a bound that follows from the settings, all is well again.
-async fn converge(world: &World, watch: &Watch, rng: &mut Rng) {
+async fn converge(world: &mut World, watch: &Watch, rng: &mut Rng) {
     let bound = world.shape.ttl * 2 + world.shape.loop_wait * 3 + Duration::from_secs(90);
     let deadline = world.now() + bound;
     let mut why = None;
     while world.now() < deadline {
         tokio::time::sleep(rng.between(Duration::from_millis(400), Duration::from_millis(600))).await;
+        world.restart_failed();
         why = not_converged(world);
         if why.is_none() {
             return;

@@ -380,6 +380,32 @@ impl World {
         Some(door.status.borrow().clone())
     }
 
+    /// What a member published last, whether its agent runs or not.
+    #[must_use]
+    pub fn last_words(&self, name: &str) -> Option<Arc<Status>> {
+        self.directory.borrow().get(name).map(|door| door.status.borrow().clone())
+    }
+
+    /// May the agent of this member be away for so long without its lease ending under a server that writes? (Beyond that
+    /// only the guardian, a later issue, keeps such a server from writing.)
+    #[must_use]
+    pub fn may_be_away(&self, name: &str, long: Duration) -> bool {
+        let Some(node) = self.nodes.get(name).filter(|node| node.postgres.can_write()) else { return true };
+        let until = self.status(name).and_then(|status| status.lock_until).unwrap_or_default();
+        // Back again, it looks at etcd for up to two seconds before it concludes that nobody answers.
+        let needed = long + self.shape.stop_budget + Duration::from_millis(2_500);
+        node.clock.now().until(until) > needed
+    }
+
+    /// What systemd does: an agent that failed is started again.
+    pub fn restart_failed(&mut self) {
+        for name in self.names() {
+            if self.nodes.get(&name).is_some_and(|node| node.exit() == Some(Exit::Failed)) {
+                self.start(&name);
+            }
+        }
+    }
+
     /// The holder of the leader key.
     #[must_use]
     pub fn leader(&self) -> Option<String> {
