@@ -239,7 +239,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
     fn read_patience(&self, now: Instant) -> Option<Duration> {
         let lease = *self.channels.lease.borrow();
         let holds = self.memory.holds.is_some() && self.memory.holds == lease.id && !self.effective.core.pause;
-        let writes = holds && matches!(self.memory.role, Role::Primary | Role::Promoted);
+        let writes = holds && matches!(self.memory.role, Role::Primary | Role::Promoted) || self.memory.bootstrapping;
         let stop_at = lease.ends.filter(|_| writes).map(|ends| ends.minus(self.effective.core.stop_budget));
         let left = stop_at.map_or(READ_PATIENCE, |at| now.until(at));
         (!left.is_zero()).then(|| READ_PATIENCE.min(self.effective.core.retry_timeout).min(left).max(HURRY))

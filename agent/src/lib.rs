@@ -5,8 +5,10 @@
 mod act;
 pub mod agent;
 pub mod api;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod ctl;
 pub mod init;
 pub mod job;
 pub mod layers;

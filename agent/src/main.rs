@@ -1,6 +1,5 @@
 //! `regent`: the agent beside one PostgreSQL.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use regent::agent::{Agent, Channels, Command, Judge, Network, Seams};
 use regent::api;
+use regent::cli::{self, Cli};
 use regent::clock::{BootClock, Clock, boot_time};
 use regent::config::{LocalConfig, Sources};
 use regent::layers::{Files, Layers};
@@ -17,30 +17,17 @@ use regent_core::peers::PeerReply;
 use regent_core::plan::Exit;
 use regent_core::snapshot::LeaseView;
 use regent_core::units::MemberName;
-use regent_dcs::etcd::{Credentials, EtcdDcs, EtcdSettings, TlsFiles};
+use regent_dcs::etcd::{EtcdDcs, EtcdSettings};
 use regent_pgctl::real::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-/// High availability for PostgreSQL: keeps one primary, by a lease in etcd. Reads the configuration of Patroni 4.1.
-#[derive(Parser)]
-#[command(name = "regent", version = concat!(env!("CARGO_PKG_VERSION"), " (speaks Patroni 4.1.5)"))]
-struct Arguments {
-    /// Configuration: a YAML file, or a directory of them. PATRONI_* variables count too.
-    #[arg(value_name = "FILE|DIR")]
-    configuration: Option<PathBuf>,
-
-    /// Read the configuration, report everything that is wrong with it, and exit.
-    #[arg(long)]
-    validate_config: bool,
-}
-
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let cli = Cli::parse();
     if let Some(status) = init::as_process_one() {
         return status;
     }
-    match run(arguments) {
+    match run(&cli) {
         Ok(status) => status,
         Err(problem) => {
             complain(&problem);
@@ -55,12 +42,16 @@ fn complain(problem: &str) {
     eprintln!("regent: {problem}");
 }
 
-fn run(arguments: Arguments) -> Result<ExitCode, String> {
-    let sources = Sources::of_process(arguments.configuration);
-    let local = LocalConfig::load(&sources).map_err(|error| error.to_string())?;
-    if arguments.validate_config {
+fn run(cli: &Cli) -> Result<ExitCode, String> {
+    let sources = cli.sources();
+    if cli.validate_config {
+        let warnings = cli::validate(&sources).map_err(|errors| errors.to_string())?;
+        for warning in warnings {
+            complain(&format!("warning: {warning}"));
+        }
         return Ok(ExitCode::SUCCESS);
     }
+    let local = LocalConfig::load(&sources).map_err(|error| error.to_string())?;
     if nix::unistd::geteuid().is_root() {
         return Err(
             "PostgreSQL refuses to run as root, and so does Regent: start it as the owner of the data directory \
@@ -76,25 +67,9 @@ fn run(arguments: Arguments) -> Result<ExitCode, String> {
     status
 }
 
-fn etcd_settings(local: &LocalConfig) -> EtcdSettings {
-    let etcd = &local.etcd;
-    let path = |file: &Option<String>| file.as_ref().map(PathBuf::from);
-    let (namespace, scope) = local.store_path.rsplit_once('/').unwrap_or(("", &local.store_path));
-    EtcdSettings {
-        endpoints: etcd.endpoints.clone(),
-        namespace: namespace.to_owned(),
-        scope: scope.to_owned(),
-        credentials: etcd.username.clone().map(|username| Credentials {
-            username,
-            password: etcd.password.as_ref().map(|secret| secret.expose().to_owned()).unwrap_or_default(),
-        }),
-        tls: TlsFiles { ca: path(&etcd.cacert), cert: path(&etcd.cert), key: path(&etcd.key) },
-    }
-}
-
 /// REST on its own thread, the lease on its own thread, the loop on this one.
 fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, String> {
-    let etcd = etcd_settings(&local);
+    let etcd = local.etcd.settings(&local.store_path);
     let rest = local.restapi.clone();
     let layers = Files::new(sources, local, log);
     let effective = layers.effective(None)?;

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use regent_core::memory::{Memory, Role};
 use regent_core::plan::{Decision, Move};
-use regent_core::postgres::{DataDir, Job, Probe};
+use regent_core::postgres::{ClusterState, DataDir, Job, Probe};
 use regent_core::snapshot::{Seat, Snapshot};
 use regent_core::units::Instant;
 use serde_json::{Map, Value, json};
@@ -136,6 +136,10 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
             Probe::Rejecting => State::Starting,
             Probe::Accepting | Probe::Silent | Probe::NotAsked => State::Running,
         };
+    }
+    // What ended with a shutdown checkpoint did not crash, whoever was to restart it.
+    if seen.postgres.control().is_some_and(|control| control.state == ClusterState::ShutDown) {
+        return State::Stopped;
     }
     let failed = memory.last_job.as_ref().filter(|last| last.error.is_some()).map(|last| &last.job);
     match (failed, memory.role) {

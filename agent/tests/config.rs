@@ -285,3 +285,30 @@ fn variables_alone_are_enough() {
     assert_eq!(all.postgres.superuser.password.as_deref(), Some("s3cret"));
     assert!(!format!("{local:?} {all:?}").contains("s3cret"));
 }
+
+#[test]
+fn a_reload_knows_what_waits_for_a_restart() {
+    let old = load_text(MINIMAL).unwrap();
+    assert!(old.is_same_as(&load_text(&format!("# a comment\n{MINIMAL}")).unwrap()));
+    let new = load_text(&MINIMAL.replace("name: pg1", "name: pg2").replace("2379'", "2380', password: x")).unwrap();
+    assert!(!old.is_same_as(&new));
+    assert_eq!(old.needs_restart_for(&new), ["name", "etcd3"]);
+    let new = load_text(&MINIMAL.replace("2379'", "2379', password: x")).unwrap();
+    assert_eq!(old.needs_restart_for(&new), Vec::<&str>::new(), "credentials are taken over at once");
+}
+
+#[test]
+fn log_rest_and_control_sections_are_read_and_nonsense_in_them_is_survived() {
+    let rest = "8008', authentication: {username: u, password: 0123}, cafile: /ca, verify_client: Required";
+    let log =
+        "log: {level: warn, type: xml, dir: /var/log, file_num: 2, file_size: many, mode: 0640, static_fields: {a: 1}}";
+    let local = load_text(&format!("{}{log}\n", MINIMAL.replace("8008'", rest))).unwrap();
+    assert_eq!(local.log.level, tracing::level_filters::LevelFilter::WARN);
+    assert_eq!((local.log.file_num, local.log.file_size, local.log.mode), (2, 25_000_000, Some(0o640)));
+    assert_eq!(local.restapi.verify_client, "required");
+    assert_eq!(local.ctl.cacert.as_deref(), Some("/ca"));
+    let password = local.ctl.authentication.as_ref().map(|basic| basic.password.expose().to_owned());
+    assert_eq!(password.as_deref(), Some("0123"));
+    let about = |part: &str| local.warnings.iter().any(|line| line.contains(part));
+    assert!(about("log.type") && about("log.file_size"), "{:?}", local.warnings);
+}

@@ -131,8 +131,9 @@ pub fn encode_history(lines: &[HistoryLine]) -> String {
 /// The value of `regent/promise`.
 #[must_use]
 pub fn encode_promise(promise: &Promise) -> String {
-    let Promise { epoch, position, holder } = promise;
-    json!({ "epoch": epoch, "timeline": position.timeline.0, "lsn": position.lsn.0, "holder": holder.as_str() })
+    let Promise { epoch, position, parent, holder } = promise;
+    let (timeline, lsn) = (position.timeline.0, position.lsn.0);
+    json!({ "epoch": epoch, "timeline": timeline, "lsn": lsn, "parent": parent.0, "holder": holder.as_str() })
         .to_string()
 }
 

@@ -28,7 +28,7 @@ fn member(lease: LeaseId) -> Write {
 
 fn take(lease: LeaseId) -> Write {
     let position = WalPosition { timeline: Timeline(1), lsn: Lsn(1) };
-    let promise = Promise { epoch: 1, position, holder: MemberName::from("n1") };
+    let promise = Promise { epoch: 1, position, parent: Timeline(1), holder: MemberName::from("n1") };
     Write::TakeLeader { name: MemberName::from("n1"), lease, promise, promise_seen: None }
 }
 

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use regent_core::cluster::HistoryLine;
-use regent_core::units::Timeline;
+use regent_core::units::{Lsn, Timeline};
 
 use crate::PgError;
 use crate::disk::{entries, file_error, file_mode, remove, replace, sync_parent};
@@ -101,6 +101,22 @@ fn number_of(path: &Path) -> Option<u32> {
     (name.len() == 8).then(|| u32::from_str_radix(name, 16).ok()).flatten()
 }
 
+/// The newest timeline with a segment file that holds the byte before `end`.
+///
+/// File names are timeline, log and segment in eight hexadecimal digits each (PostgreSQL: `XLogFileName`).
+pub(crate) fn newest_segment_of(data_dir: &Path, end: Lsn) -> Option<Timeline> {
+    let files = std::fs::read_dir(data_dir.join("pg_wal")).ok()?.flatten();
+    let holds = |file: std::fs::DirEntry| {
+        let name = file.file_name().into_string().ok().filter(|name| name.len() == 24)?;
+        let part = |from: usize| u32::from_str_radix(name.get(from..from + 8)?, 16).ok();
+        let (timeline, log, segment) = (part(0)?, part(8)?, part(16)?);
+        let size = file.metadata().ok()?.len();
+        let start = (u64::from(log) << 32).saturating_add(u64::from(segment).saturating_mul(size));
+        (start < end.0 && end.0 <= start.saturating_add(size)).then_some(Timeline(timeline))
+    };
+    files.filter_map(holds).max()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,6 +169,27 @@ mod tests {
             let dir = data_dir(&files);
             forget_unused_reservations(dir.path()).unwrap();
             assert_eq!(numbers(dir.path()), left, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn the_newest_segment_of_a_position_tells_its_timeline() {
+        let dir = tempfile::tempdir().unwrap();
+        let wal = dir.path().join("pg_wal");
+        std::fs::create_dir(&wal).unwrap();
+        for (name, size) in [
+            ("000000010000000000000003", 16),
+            ("000000010000000000000004", 16),
+            ("000000020000000000000004", 16),
+            ("00000002.history", 16),
+            ("000000030000000000000009", 16),
+        ] {
+            std::fs::write(wal.join(name), vec![0; size]).unwrap();
+        }
+        for (end, timeline) in
+            [(3 * 16, None), (3 * 16 + 1, Some(1)), (4 * 16, Some(1)), (4 * 16 + 1, Some(2)), (5 * 16, Some(2))]
+        {
+            assert_eq!(newest_segment_of(dir.path(), Lsn(end)), timeline.map(Timeline), "{end}");
         }
     }
 }

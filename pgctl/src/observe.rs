@@ -13,7 +13,7 @@ use crate::disk::Stamp;
 use crate::history;
 use crate::postmaster::Found;
 use crate::programs;
-use crate::real::{ASK, Server, locked};
+use crate::real::{Server, locked};
 use crate::settings::Settings;
 
 /// While a server serves and nothing else has changed, its control file is read again only after this long. It changes
@@ -43,13 +43,13 @@ impl Server {
 
         // A postmaster that we hold a handle on is asked at the same time: its answers need no disk of ours.
         let known = self.known_postmaster().filter(|known| known.is_alive());
-        let (look, early) = tokio::join!(self.look_at_disk(&settings, within), async {
+        let (look, early) = tokio::join!(timeout_at(deadline, self.look_at_disk(&settings, within)), async {
             match known {
                 Some(_) => Some(self.ask(&settings, deadline).await),
                 None => None,
             }
         });
-        let (kind, found, stamp) = match look {
+        let (kind, found, stamp) = match look.ok().flatten() {
             Some(Look { kind, found, control }) => (kind, found, control),
             None => {
                 let silence = format!("{} did not answer within {within:?}", settings.data_dir.display());
@@ -61,6 +61,10 @@ impl Server {
             (None, _) => (Probe::NotAsked, None),
             (Some(_), Some(answer)) => answer,
             (Some(_), None) => self.ask(&settings, deadline).await,
+        };
+        let sql = match sql {
+            Some(sql) => Some(self.with_replayed_timeline(&settings, sql, deadline).await),
+            None => None,
         };
         let process = postmaster.as_ref().map_or(Process::Down, |postmaster| Process::Up { pid: postmaster.pid });
 
@@ -83,6 +87,19 @@ impl Server {
         state
     }
 
+    /// A standby that receives nothing says the timeline of its control file, which lags behind what it has replayed. Its
+    /// position lies in a segment file of the timeline that it was received on, and of no later one: a log that is on
+    /// another branch never was sent that file.
+    async fn with_replayed_timeline(&self, settings: &Settings, mut sql: SqlFacts, deadline: Instant) -> SqlFacts {
+        if sql.in_recovery && !sql.streaming {
+            let (data_dir, end) = (settings.data_dir.clone(), sql.position());
+            let left = deadline.saturating_duration_since(Instant::now());
+            let on_disk = self.shared.disk.ask(left, move || history::newest_segment_of(&data_dir, end)).await;
+            sql.timeline = sql.timeline.max(on_disk.flatten());
+        }
+        sql
+    }
+
     async fn ask(&self, settings: &Settings, deadline: Instant) -> (Probe, Option<SqlFacts>) {
         match timeout_at(deadline, self.shared.session.lock()).await {
             Ok(mut session) => session.look(settings, deadline).await,
@@ -102,7 +119,8 @@ impl Server {
         if let Some(version) = known {
             return Ok(version);
         }
-        let installed = programs::installed(settings.bin_dir.as_deref(), within.min(ASK)).await;
+        // Longer than the look lasts: silence of the programs' disk is silence, and no verdict on the programs.
+        let installed = programs::installed(settings.bin_dir.as_deref(), within * 2).await;
         locked(&self.shared.remembered).installed = installed.as_ref().ok().copied();
         installed
     }

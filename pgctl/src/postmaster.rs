@@ -21,6 +21,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::PgError;
+use crate::disk::Disk;
 
 /// Clock ticks per second in `/proc/PID/stat`: 100 on every architecture that Linux and PostgreSQL share (`USER_HZ`).
 const TICKS: i64 = 100;
@@ -163,9 +164,11 @@ fn raw(pid: u32) -> Option<Pid> {
 }
 
 /// Processes of a postmaster of `data_dir` that has gone: its children that have not noticed yet.
-pub(crate) fn orphans(data_dir: &Path) -> Vec<u32> {
+///
+/// The place first, then the name: reading the latter may wait for a process that hangs, and most are none of ours.
+fn orphans(data_dir: &Path) -> Vec<u32> {
     processes()
-        .filter(|pid| is_alive(*pid) && is_child_title(&command_line(*pid)) && works_in(*pid, data_dir))
+        .filter(|pid| works_in(*pid, data_dir) && is_child_title(&command_line(*pid)) && is_alive(*pid))
         .collect()
 }
 
@@ -288,25 +291,33 @@ fn watched(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
 
 /// Waits until what a dead postmaster left behind has gone: they hold the shared memory, and the next start would fail on
 /// them. They quit by themselves when they next look up; those busy with a query are told, and then killed.
-pub(crate) async fn end_orphans(data_dir: &Path) -> Result<(), PgError> {
+pub(crate) async fn end_orphans(disk: &Disk, data_dir: &Path) -> Result<(), PgError> {
     const STEPS: [(Option<Signal>, Duration); 3] = [
         (None, Duration::from_millis(500)),
         (Some(Signal::QUIT), Duration::from_secs(1)),
         (Some(Signal::KILL), Duration::from_secs(2)),
     ];
+    const SCAN: Duration = Duration::from_secs(5);
+    let left = || {
+        let data_dir = data_dir.to_owned();
+        disk.attempt("looking for processes of an earlier server", SCAN, move || Ok(orphans(&data_dir)))
+    };
     for (signal, patience) in STEPS {
-        for pid in signal.iter().flat_map(|_| orphans(data_dir)) {
-            signal_process(pid, signal.unwrap_or(Signal::QUIT))?;
+        if let Some(signal) = signal {
+            for pid in left().await? {
+                tracing::warn!(pid, ?signal, "a process of an earlier server still runs");
+                signal_process(pid, signal)?;
+            }
         }
         let until = tokio::time::Instant::now() + patience;
-        while !orphans(data_dir).is_empty() {
+        while !left().await?.is_empty() {
             if tokio::time::Instant::now() >= until {
                 break;
             }
             tokio::time::sleep(POLL / 5).await;
         }
     }
-    match orphans(data_dir).as_slice() {
+    match left().await?.as_slice() {
         [] => Ok(()),
         left => Err(PgError::Refused(format!(
             "processes {left:?} of an earlier server still use {} and do not die; the disk may hang",

@@ -35,13 +35,16 @@ pub(crate) fn program(bin_dir: Option<&Path>, name: &str) -> Command {
 pub(crate) fn plain(path: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(path);
     for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if OURS.iter().any(|prefix| text.starts_with(prefix)) || OVERRIDES.contains(&&*text) {
+        if is_kept_back(&name.to_string_lossy()) {
             command.env_remove(&name);
         }
     }
     command.stdin(Stdio::null());
     command
+}
+
+fn is_kept_back(variable: &str) -> bool {
+    OURS.iter().any(|prefix| variable.starts_with(prefix)) || OVERRIDES.contains(&variable)
 }
 
 fn name_of(command: &Command) -> String {
@@ -239,6 +242,17 @@ mod tests {
         let mut command = plain("sh");
         command.args(["-c", script]);
         command
+    }
+
+    #[test]
+    fn children_get_no_variable_of_ours() {
+        for kept_back in ["PATRONI_SUPERUSER_PASSWORD", "REGENT_NAME", "KUBERNETES_PORT", "NOTIFY_SOCKET", "PGPASSWORD"]
+        {
+            assert!(is_kept_back(kept_back), "{kept_back}");
+        }
+        for passed_on in ["PATH", "LANG", "PGTZ", "MALLOC_ARENA_MAX", "XPATRONI_"] {
+            assert!(!is_kept_back(passed_on), "{passed_on}");
+        }
     }
 
     #[test]

@@ -143,7 +143,11 @@ pub(crate) fn user_of(credentials: &Credentials) -> String {
 
 async fn connect(settings: &Settings, database: &str, options: &str) -> Result<Client, Failure> {
     let who = &settings.superuser;
-    let (mode, tls) = tls::connector(who).map_err(Failure::Answered)?;
+    // Certificates are files: read where a hung disk hangs nobody else.
+    let credentials = who.clone();
+    let connector = tokio::task::spawn_blocking(move || tls::connector(&credentials)).await;
+    let connector = connector.unwrap_or_else(|e| Err(e.to_string()));
+    let (mode, tls) = connector.map_err(Failure::Answered)?;
     let mut config = Config::new();
     config.user(user_of(who)).dbname(database).options(options).application_name("Regent");
     config.port(settings.port).ssl_mode(mode);
@@ -269,12 +273,15 @@ async fn hang_up(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Re
     Ok(())
 }
 
+/// Name, running value, wanted value.
+type Pending = Vec<(String, String, String)>;
+
 /// The persistent connection and what need not be asked twice.
 #[derive(Default)]
 pub(crate) struct Session {
     client: Option<Client>,
     /// When the server last loaded its configuration, and the settings that then waited for a restart.
-    pending: Option<(String, Vec<(String, String, String)>)>,
+    pending: Option<(String, Pending)>,
     /// The last failure, to log it once.
     complained: Option<Failure>,
 }
@@ -296,6 +303,7 @@ impl Session {
             match answer {
                 Ok(Ok(facts)) => {
                     self.client = Some(client);
+                    self.complained = None;
                     return (probe, Some(facts));
                 }
                 Ok(Err(Failure::Answered(_))) if !client.is_closed() => {

@@ -62,7 +62,7 @@ impl Server {
     /// Starts what is known to be a data directory, whole or (in a bootstrap of ours) not yet declared so.
     pub(crate) async fn start_unchecked(&self, role: Role, found: Found) -> Result<(), PgError> {
         let settings = self.settings();
-        postmaster::end_orphans(&settings.data_dir).await?;
+        postmaster::end_orphans(&self.shared.disk, &settings.data_dir).await?;
 
         let floors = match &role {
             Role::Primary => BTreeMap::new(),
@@ -253,10 +253,9 @@ impl Server {
         let limit = Duration::from_secs(settings.pg_ctl_timeout);
         let deadline = Instant::now() + limit;
         loop {
-            match standing(&client).await {
-                Ok((false, timeline)) => return Ok(timeline),
-                // An error also comes when recovery ends between two functions of the question.
-                Ok((true, _)) | Err(_) => {}
+            // An error also comes when recovery ends between two functions of the question.
+            if let Ok((false, timeline)) = standing(&client).await {
+                return Ok(timeline);
             }
             if postmaster.exits_within(TICK).await {
                 return Err(PgError::Refused("the server ended during its promotion; its log says why".to_owned()));
@@ -340,7 +339,11 @@ async fn ended(child: &mut Child, settings: &Settings) -> PgError {
         Ok(Err(error)) => error.to_string(),
         Err(_) => "ended".to_owned(),
     };
-    let output = match (configuration_error(settings).await, taken_address(settings)) {
+    let wanted = settings.clone();
+    // Resolving a name may block.
+    let taken = tokio::task::spawn_blocking(move || taken_address(&wanted));
+    let taken = tokio::time::timeout(ASK, taken).await.ok().and_then(Result::ok).flatten();
+    let output = match (configuration_error(settings).await, taken) {
         (Some(complaint), _) => complaint,
         (None, Some(address)) => format!("{address} is in use by another process; end it, or configure another port"),
         (None, None) => "its log says why".to_owned(),

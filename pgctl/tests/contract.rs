@@ -1,5 +1,7 @@
 //! The contract suite on real PostgreSQL.
 
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, unreachable_pub, reason = "a test")]
+
 mod suite;
 mod support;
 

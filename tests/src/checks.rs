@@ -173,11 +173,22 @@ pub fn look_back(world: &World, watch: &Watch) {
             watch.found("S2", now, format!("{writers:?} both wrote timeline {timeline} of {id}"));
         }
     }
-    let ids: BTreeSet<_> = world.network.history().iter().map(|written| written.system_id).collect();
-    if ids.len() > 1 {
-        watch.found("S2", now, format!("{} clusters were made under one name", ids.len()));
-    }
+    identities(world, watch);
     leadership(world, watch);
+}
+
+/// S2: a cluster that was given its name keeps it. (One whose making was given up before that was nobody's.)
+fn identities(world: &World, watch: &Watch) {
+    let mut known: Option<Vec<u8>> = None;
+    for event in world.store.log_since(regent_core::units::Revision(0)) {
+        let named = event.value.filter(|value| event.key == "initialize" && !value.is_empty());
+        if let (Some(old), Some(new)) = (&known, &named)
+            && old != new
+        {
+            watch.found("S2", event.at, "the cluster's identity changed");
+        }
+        known = named.or(known);
+    }
 }
 
 /// S7: leadership changes only by a transaction on a free key. S8: epoch and promised timeline never fall.
@@ -223,11 +234,11 @@ pub fn not_converged(world: &World) -> Option<String> {
         if name == writer {
             continue;
         }
-        let Some(status) = world.status(name) else {
-            return Some(format!("L2: the agent of {name} does not run: {:?}", node.exit()));
+        let Some(status) = world.last_words(name) else {
+            return Some(format!("L2: the agent of {name} never ran: {:?}", node.exit()));
         };
-        let streams = status.sql.as_ref().is_some_and(|sql| sql.in_recovery && sql.streaming);
-        let explained = status.rule == "stay_down_diverged";
+        let streams = node.runs() && status.sql.as_ref().is_some_and(|sql| sql.in_recovery && sql.streaming);
+        let explained = matches!(status.rule, "stay_down_diverged" | "leave_foreign_cluster");
         if !streams && !explained {
             return Some(format!("L2: {name} does not stream and does not say why: {} ({})", status.rule, status.why));
         }

@@ -53,7 +53,12 @@ pub enum Kind {
     SlowStart(String, Duration),
     /// The next start of a member's server fails.
     FailStart(String),
+    /// Whoever is promoted next is killed, agent and server, this long after; it is started again at the end.
+    KillNextPromoted(Duration),
 }
+
+/// Stands for whoever holds the leader key when the fault begins.
+pub const LEADER: &str = "the leader";
 
 impl Kind {
     /// Members that it touches.
@@ -74,7 +79,32 @@ impl Kind {
             | Kind::SlowStart(a, _)
             | Kind::FailStart(a) => vec![a],
             Kind::CutReplication(a, b) => vec![a, b],
-            Kind::EtcdOutage | Kind::EtcdElection => Vec::new(),
+            Kind::EtcdOutage | Kind::EtcdElection | Kind::KillNextPromoted(_) => Vec::new(),
+        }
+    }
+
+    /// The same with `leader` in the place of [`LEADER`].
+    #[must_use]
+    pub fn aimed_at(&self, leader: &str) -> Kind {
+        let aim = |name: &String| if name == LEADER { leader.to_owned() } else { name.clone() };
+        match self {
+            Kind::KillAgent(a) => Kind::KillAgent(aim(a)),
+            Kind::KillServer(a) => Kind::KillServer(aim(a)),
+            Kind::KillNode(a) => Kind::KillNode(aim(a)),
+            Kind::StopAgent(a) => Kind::StopAgent(aim(a)),
+            Kind::FreezeAgent(a) => Kind::FreezeAgent(aim(a)),
+            Kind::FreezeNode(a) => Kind::FreezeNode(aim(a)),
+            Kind::CutEtcd(a) => Kind::CutEtcd(aim(a)),
+            Kind::SlowEtcd(a, by) => Kind::SlowEtcd(aim(a), *by),
+            Kind::LoseAnswers(a) => Kind::LoseAnswers(aim(a)),
+            Kind::SlowWatch(a, by) => Kind::SlowWatch(aim(a), *by),
+            Kind::CutReplication(a, b) => Kind::CutReplication(aim(a), aim(b)),
+            Kind::SlowReplication(a, by) => Kind::SlowReplication(aim(a), *by),
+            Kind::SlowStart(a, by) => Kind::SlowStart(aim(a), *by),
+            Kind::FailStart(a) => Kind::FailStart(aim(a)),
+            Kind::EtcdOutage => Kind::EtcdOutage,
+            Kind::EtcdElection => Kind::EtcdElection,
+            Kind::KillNextPromoted(after) => Kind::KillNextPromoted(*after),
         }
     }
 }
@@ -89,7 +119,7 @@ pub fn grace(shape: &Shape) -> Duration {
 /// A harmless fault may not cause a failover (L3).
 #[must_use]
 pub fn harmless(fault: &Fault, shape: &Shape, leader: &str) -> bool {
-    let on_leader = fault.kind.members().iter().any(|name| *name == leader);
+    let on_leader = fault.kind.members().iter().any(|name| *name == leader || *name == LEADER);
     match &fault.kind {
         Kind::KillAgent(_) | Kind::FreezeAgent(_) => !on_leader || fault.lasts <= grace(shape),
         Kind::EtcdOutage => fault.lasts <= grace(shape),
@@ -98,26 +128,47 @@ pub fn harmless(fault: &Fault, shape: &Shape, leader: &str) -> bool {
         Kind::EtcdElection | Kind::SlowWatch(..) | Kind::CutReplication(..) | Kind::SlowReplication(..) => true,
         Kind::KillServer(_) | Kind::KillNode(_) | Kind::StopAgent(_) | Kind::FreezeNode(_) => !on_leader,
         Kind::SlowStart(..) | Kind::FailStart(_) => true,
+        Kind::KillNextPromoted(_) => false,
     }
 }
 
-/// One to five faults within `span`, of every kind on the menu.
+/// One to six faults within `span`; in one world of four only harmless ones, far from each other (L3).
 #[must_use]
 pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span: Duration) -> Vec<Fault> {
+    if rng.one_in(4) && !from.is_zero() {
+        let mut at = from;
+        return (0..=rng.below(2))
+            .map(|_| {
+                let fault = loop {
+                    let fault = one(rng, shape, names, Duration::ZERO, Duration::from_secs(5));
+                    if harmless(&fault, shape, LEADER) && harmless(&fault, shape, "") {
+                        break fault;
+                    }
+                };
+                let placed = Fault { at: at + fault.at, ..fault };
+                at = placed.at + placed.lasts + shape.ttl + Duration::from_secs(20);
+                placed
+            })
+            .collect();
+    }
     let mut faults: Vec<Fault> = (0..=rng.below(5)).map(|_| one(rng, shape, names, from, span)).collect();
+    if from.is_zero() {
+        // One of them falls into the making of the cluster and of its first copies.
+        faults.push(one(rng, shape, names, Duration::ZERO, Duration::from_secs(8)));
+    }
     faults.sort_by_key(|fault| fault.at);
     faults
 }
 
 fn one(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span: Duration) -> Fault {
     let at = rng.between(from, from + span);
-    let name = rng.pick(names).clone();
+    let name = if rng.one_in(3) { LEADER.to_owned() } else { rng.pick(names).clone() };
     let other = rng.pick(names).clone();
     let secs = Duration::from_secs;
     let long = rng.between(Duration::from_millis(100), shape.ttl * 3);
     let short = rng.between(Duration::from_millis(10), grace(shape));
     let delay = rng.between(Duration::from_millis(5), secs(2));
-    let (kind, lasts) = match rng.below(18) {
+    let (kind, lasts) = match rng.below(20) {
         0 => (Kind::KillAgent(name), short),
         1 | 2 => (Kind::KillServer(name), Duration::ZERO),
         3..=5 => (Kind::KillNode(name), long),
@@ -125,14 +176,16 @@ fn one(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span: Dur
         7 => (Kind::FreezeAgent(name), short),
         8 => (Kind::FreezeNode(name), long),
         9 | 10 => (Kind::CutEtcd(name), long),
+        11 if rng.one_in(2) => (Kind::EtcdOutage, short),
         11 => (Kind::EtcdOutage, long),
         12 => (Kind::EtcdElection, Duration::ZERO),
         13 => (Kind::SlowEtcd(name, delay), long),
         14 => (Kind::LoseAnswers(name), short),
-        15 if name != other => (Kind::CutReplication(name, other), long),
+        15 if name != other && name != LEADER => (Kind::CutReplication(name, other), long),
         15 => (Kind::SlowWatch(name, delay), long),
         16 => (Kind::SlowReplication(name, delay), long),
-        _ if rng.one_in(3) => (Kind::FailStart(name), Duration::ZERO),
+        17 => (Kind::KillNextPromoted(rng.between(Duration::ZERO, secs(1))), long + shape.ttl * 2),
+        18 => (Kind::FailStart(name), Duration::ZERO),
         _ => (Kind::SlowStart(name, rng.between(secs(1), secs(20))), long),
     };
     Fault { at, lasts, kind }
@@ -166,12 +219,12 @@ impl World {
             Kind::SlowReplication(name, by) => self.nodes[name].postgres.tune(|t| t.replication_delay = *by),
             Kind::SlowStart(name, by) => self.nodes[name].postgres.tune(|t| (t.start, t.recovery) = (*by, *by)),
             Kind::FailStart(name) => self.nodes[name].postgres.fail_starts(1),
+            Kind::KillNextPromoted(after) => self.kill_next_promoted(*after),
         }
     }
 
     /// Ends a fault.
     pub fn end(&mut self, kind: &Kind) {
-        let usual = regent_pgctl::fake::Timings::default();
         match kind {
             Kind::KillAgent(name) | Kind::KillNode(name) | Kind::StopAgent(name) => self.start(name),
             Kind::FreezeAgent(name) => self.freeze_agent(name, false),
@@ -185,10 +238,17 @@ impl World {
             Kind::SlowWatch(name, _) => self.nodes[name].dcs.set_watch_delay(Duration::from_millis(2)),
             Kind::CutReplication(a, b) => self.network.heal(a, b),
             Kind::SlowReplication(name, _) => {
+                let usual = self.nodes[name].timings;
                 self.nodes[name].postgres.tune(|t| t.replication_delay = usual.replication_delay);
             }
             Kind::SlowStart(name, _) => {
+                let usual = self.nodes[name].timings;
                 self.nodes[name].postgres.tune(|t| (t.start, t.recovery) = (usual.start, usual.recovery));
+            }
+            Kind::KillNextPromoted(_) => {
+                for name in self.names() {
+                    self.start(&name);
+                }
             }
             Kind::KillServer(_) | Kind::EtcdElection | Kind::FailStart(_) => {}
         }

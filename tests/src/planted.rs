@@ -43,10 +43,6 @@ pub const BUGS: &[Bug] = &[
     Bug { name: "a member ahead is not waited for", decide: |s| without(s, &["wait_for_member_ahead"]) },
     Bug { name: "nobody is asked before the race", decide: nobody_is_asked },
     Bug { name: "a promotion takes the next number, promised or not", decide: any_timeline },
-    Bug {
-        name: "a primary takes the key back although its timeline was superseded",
-        decide: superseded_primary_returns,
-    },
     Bug { name: "a stopped member starts as a primary", decide: start_as_primary },
     Bug { name: "any error of etcd is a lost lease", decide: error_is_loss },
     Bug { name: "a restarted agent does not adopt its key", decide: no_adoption },
@@ -102,23 +98,6 @@ fn any_timeline(s: &Snapshot) -> Decision {
     let mut decision = decide(s);
     if let (Move::Promote(timeline), Some(own)) = (&mut decision.plan.postgres, s.own_timeline()) {
         *timeline = own.next();
-    }
-    record(s, decision)
-}
-
-fn superseded_primary_returns(s: &Snapshot) -> Decision {
-    let mut forgetful = s.clone();
-    if let Ok(view) = &mut forgetful.dcs
-        && s.seat() == Seat::Vacant
-        && s.is_primary()
-    {
-        view.promise = None;
-        view.history = None;
-    }
-    let mut decision = decide_without(&forgetful, &["demote_stale_primary"]);
-    if let (Lease::Take { promise, seen }, Ok(view)) = (&mut decision.plan.lease, &s.dcs) {
-        *seen = view.promise.as_ref().map(|key| key.modified);
-        promise.epoch = view.promise.as_ref().map_or(1, |key| key.promise.epoch + 1);
     }
     record(s, decision)
 }

@@ -113,9 +113,9 @@ async fn live(seed: u64, judge: Judge) -> Outcome {
     let settle = if rng.one_in(4) { Duration::ZERO } else { Duration::from_secs(25) };
     let span = shape.ttl * 4;
     let faults = faults::draw(&mut rng, &shape, &world.names(), settle, span);
-    let leader_before = play(&mut world, &watch, &faults, settle).await;
+    let (leader_before, faults) = play(&mut world, &watch, faults, settle).await;
     heal(&mut world, &faults);
-    converge(&world, &watch, &mut rng).await;
+    converge(&mut world, &watch, &mut rng).await;
     look_back(&world, &watch);
     no_needless_failover(&world, &watch, &faults, leader_before.as_deref(), settle);
     Outcome {
@@ -148,8 +148,13 @@ fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
     });
 }
 
-/// Lets the faults happen. Returns who led when they began.
-async fn play(world: &mut World, watch: &Watch, faults: &[Fault], settle: Duration) -> Option<String> {
+/// Lets the faults happen. Returns who led when they began, and at whom they were aimed.
+async fn play(
+    world: &mut World,
+    watch: &Watch,
+    mut faults: Vec<Fault>,
+    settle: Duration,
+) -> (Option<String>, Vec<Fault>) {
     enum Turn {
         Begin,
         End,
@@ -164,23 +169,31 @@ async fn play(world: &mut World, watch: &Watch, faults: &[Fault], settle: Durati
     let leader = world.leader();
     for (at, index, turn) in turns {
         sleep_until(world, at).await;
-        let Some(fault) = faults.get(index) else { continue };
+        let Some(fault) = faults.get_mut(index) else { continue };
         match turn {
             Turn::Begin => {
+                fault.kind = fault.kind.aimed_at(&world.leader().unwrap_or_else(|| "a".to_owned()));
                 for name in fault.kind.members() {
                     watch.disturb(name, fault.at + fault.lasts + Duration::from_secs(40));
                 }
-                if matches!(fault.kind, Kind::EtcdOutage) {
+                if matches!(fault.kind, Kind::EtcdOutage | Kind::KillNextPromoted(_)) {
                     for name in world.names() {
                         watch.disturb(&name, fault.at + fault.lasts + Duration::from_secs(10));
                     }
                 }
-                world.begin(&fault.kind);
+                if matches!(fault.kind, Kind::KillAgent(_) | Kind::FreezeAgent(_)) {
+                    // Not the agent of a server whose lease is about to end: see `may_be_away`.
+                    let away = fault.kind.members().iter().all(|name| world.may_be_away(name, fault.lasts));
+                    fault.lasts = if away { fault.lasts } else { Duration::ZERO };
+                }
+                if !fault.lasts.is_zero() || !matches!(fault.kind, Kind::KillAgent(_) | Kind::FreezeAgent(_)) {
+                    world.begin(&fault.kind);
+                }
             }
             Turn::End => world.end(&fault.kind),
         }
     }
-    leader
+    (leader, faults)
 }
 
 async fn sleep_until(world: &World, at: Duration) {
@@ -198,12 +211,13 @@ fn heal(world: &mut World, faults: &[Fault]) {
 }
 
 /// L1, L2: within a bound that follows from the settings, all is well again.
-async fn converge(world: &World, watch: &Watch, rng: &mut Rng) {
+async fn converge(world: &mut World, watch: &Watch, rng: &mut Rng) {
     let bound = world.shape.ttl * 2 + world.shape.loop_wait * 3 + Duration::from_secs(90);
     let deadline = world.now() + bound;
     let mut why = None;
     while world.now() < deadline {
         tokio::time::sleep(rng.between(Duration::from_millis(400), Duration::from_millis(600))).await;
+        world.restart_failed();
         why = not_converged(world);
         if why.is_none() {
             return;

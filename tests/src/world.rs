@@ -22,7 +22,7 @@ use regent_core::plan::Exit;
 use regent_core::snapshot::LeaseView;
 use regent_core::units::{Instant, MemberName};
 use regent_dcs::memory::{MemoryDcs, MemoryStore};
-use regent_pgctl::fake::{FakeNetwork, FakePostgres};
+use regent_pgctl::fake::{FakeNetwork, FakePostgres, Timings, Transition};
 use regent_pgctl::settings::{Credentials, Settings};
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, watch};
@@ -69,6 +69,8 @@ pub struct World {
 
 /// One machine.
 pub struct Node {
+    /// How fast its server is when nothing is wrong.
+    pub timings: Timings,
     /// Its server.
     pub postgres: FakePostgres,
     /// Its way to etcd.
@@ -257,13 +259,10 @@ impl World {
                 primary_start_timeout: Duration::from_secs(30),
                 ..Config::of(MemberName::from(name.as_str()))
             };
-            let node = Node {
-                postgres: network.add(&name, &conn_url(&name)),
-                dcs: store.client(name.as_str()),
-                clock,
-                config,
-                process: None,
-            };
+            let postgres = network.add(&name, &conn_url(&name));
+            let timings = draw_timings(rng);
+            postgres.tune(|in_force| *in_force = timings);
+            let node = Node { timings, postgres, dcs: store.client(name.as_str()), clock, config, process: None };
             nodes.insert(name, node);
         }
         World { shape, store, network, nodes, judge, directory: Directory::default(), epoch }
@@ -343,6 +342,28 @@ impl World {
         }
     }
 
+    /// Kills whoever is promoted next, agent and server, so long after.
+    pub fn kill_next_promoted(&self, after: Duration) {
+        let (directory, network) = (self.directory.clone(), self.network.clone());
+        let armed = Rc::new(Cell::new(true));
+        self.network.on_transition(Box::new(move |node, transition| {
+            if transition != Transition::Promoted || !armed.replace(false) {
+                return;
+            }
+            let (directory, network, node) = (directory.clone(), network.clone(), node.to_owned());
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(after).await;
+                if let Some(door) = directory.borrow().get(&node) {
+                    door.life.killed.set(true);
+                    door.life.wake();
+                }
+                if let Some(postgres) = network.node(&node) {
+                    postgres.kill();
+                }
+            });
+        }));
+    }
+
     /// Sends SIGTERM to the agent of a member.
     pub fn terminate(&self, name: &str) {
         if let Some(process) = self.nodes.get(name).and_then(|node| node.process.as_ref()) {
@@ -357,6 +378,32 @@ impl World {
         let directory = self.directory.borrow();
         let door = directory.get(name).filter(|door| !door.life.killed.get())?;
         Some(door.status.borrow().clone())
+    }
+
+    /// What a member published last, whether its agent runs or not.
+    #[must_use]
+    pub fn last_words(&self, name: &str) -> Option<Arc<Status>> {
+        self.directory.borrow().get(name).map(|door| door.status.borrow().clone())
+    }
+
+    /// May the agent of this member be away for so long without its lease ending under a server that writes? (Beyond that
+    /// only the guardian, a later issue, keeps such a server from writing.)
+    #[must_use]
+    pub fn may_be_away(&self, name: &str, long: Duration) -> bool {
+        let Some(node) = self.nodes.get(name).filter(|node| node.postgres.can_write()) else { return true };
+        let until = self.status(name).and_then(|status| status.lock_until).unwrap_or_default();
+        // Back again, it looks at etcd for up to two seconds before it concludes that nobody answers.
+        let needed = long + self.shape.stop_budget + Duration::from_millis(2_500);
+        node.clock.now().until(until) > needed
+    }
+
+    /// What systemd does: an agent that failed is started again.
+    pub fn restart_failed(&mut self) {
+        for name in self.names() {
+            if self.nodes.get(&name).is_some_and(|node| node.exit() == Some(Exit::Failed)) {
+                self.start(&name);
+            }
+        }
     }
 
     /// The holder of the leader key.
@@ -383,6 +430,24 @@ impl Node {
     #[must_use]
     pub fn exit(&self) -> Option<Exit> {
         self.process.as_ref().and_then(|process| process.exit.get())
+    }
+}
+
+/// No two machines are alike.
+fn draw_timings(rng: &mut Rng) -> Timings {
+    let millis = Duration::from_millis;
+    let slow_replication = rng.one_in(3);
+    Timings {
+        start: rng.between(millis(50), millis(900)),
+        recovery: rng.between(millis(100), millis(4_000)),
+        stop: rng.between(millis(20), millis(1_500)),
+        immediate_stop: rng.between(millis(5), millis(300)),
+        promote: rng.between(millis(30), millis(600)),
+        checkpoint: rng.between(millis(10), millis(2_000)),
+        clone: rng.between(millis(500), millis(6_000)),
+        bootstrap: rng.between(millis(500), millis(4_000)),
+        replication_delay: rng.between(millis(1), millis(if slow_replication { 400 } else { 10 })),
+        ..Timings::default()
     }
 }
 

@@ -187,6 +187,8 @@ pub struct Promise {
     pub epoch: u64,
     /// The timeline that the holder may write, and where its log ended when it was promised; never falls.
     pub position: WalPosition,
+    /// The timeline that ends there: `position.lsn` lies on it. The same as `position.timeline` for a primary that goes on.
+    pub parent: Timeline,
     /// Who holds it.
     pub holder: MemberName,
 }

@@ -88,6 +88,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
             promise: Promise {
                 epoch: 1,
                 position: WalPosition { timeline: Timeline(1), lsn: Lsn(0) },
+                parent: Timeline(1),
                 holder: leader.into(),
             },
             modified: Revision(50),
@@ -234,7 +235,8 @@ impl Builder {
     pub fn promised(self, holder: &str, timeline: u32) -> Builder {
         self.view(|view| {
             let position = WalPosition { timeline: Timeline(timeline), lsn: Lsn(0) };
-            let promise = Promise { epoch: 1, position, holder: holder.into() };
+            let parent = Timeline(timeline.saturating_sub(1).max(1));
+            let promise = Promise { epoch: 1, position, parent, holder: holder.into() };
             view.promise = Some(PromiseKey { promise, modified: Revision(60) });
         })
     }

@@ -86,9 +86,11 @@ fn view() -> impl Strategy<Value = ClusterView> {
         at: None,
         promoted: None,
     });
-    let promise = option::of((0u64..9, timeline(), lsn(), name()).prop_map(move |(epoch, timeline, lsn, holder)| {
-        PromiseKey { promise: Promise { epoch, position: WalPosition { timeline, lsn }, holder }, modified }
-    }));
+    let promise =
+        option::of((0u64..9, timeline(), lsn(), name()).prop_map(move |(epoch, timeline, lsn, holder)| PromiseKey {
+            promise: Promise { epoch, position: WalPosition { timeline, lsn }, parent: Timeline(1), holder },
+            modified,
+        }));
     let history = option::of(prop::collection::vec(line, 0..4));
     (initialize, leader, members(), config, history, option::of(lsn()), promise).prop_map(
         |(initialize, leader, members, config, history, optime, promise)| ClusterView {

@@ -1,5 +1,9 @@
 //! The way to etcd (config.md 2.4), and the refusal of other stores (section 12).
 
+use std::path::PathBuf;
+
+use regent_dcs::etcd::{Credentials, EtcdSettings, TlsFiles};
+
 use super::address;
 use super::node::{Node, Value};
 use super::secret::Secret;
@@ -22,6 +26,49 @@ pub struct EtcdConfig {
     pub key: Option<String>,
     /// `use_proxies`: the endpoints are used as they are, members are not discovered.
     pub use_proxies: bool,
+}
+
+impl EtcdConfig {
+    /// The store behind one URL, as [`EtcdConfig::endpoint`] makes it.
+    #[must_use]
+    pub fn of_endpoint(endpoint: String) -> EtcdConfig {
+        EtcdConfig {
+            endpoints: vec![endpoint],
+            username: None,
+            password: None,
+            cacert: None,
+            cert: None,
+            key: None,
+            use_proxies: false,
+        }
+    }
+
+    /// The URL of `host[:port]`.
+    ///
+    /// # Errors
+    /// What was expected instead.
+    pub fn endpoint(place: &str) -> Result<String, String> {
+        address::parse(place, Some(DEFAULT_PORT)).map(|address| format!("http://{address}"))
+    }
+}
+
+impl EtcdConfig {
+    /// What the client needs to reach the cluster at `path` (`/service/demo`).
+    #[must_use]
+    pub fn settings(&self, path: &str) -> EtcdSettings {
+        let file = |file: &Option<String>| file.as_ref().map(PathBuf::from);
+        let (namespace, scope) = path.rsplit_once('/').unwrap_or(("", path));
+        EtcdSettings {
+            endpoints: self.endpoints.clone(),
+            namespace: namespace.to_owned(),
+            scope: scope.to_owned(),
+            credentials: self.username.clone().map(|username| Credentials {
+                username,
+                password: self.password.as_ref().map(|secret| secret.expose().to_owned()).unwrap_or_default(),
+            }),
+            tls: TlsFiles { ca: file(&self.cacert), cert: file(&self.cert), key: file(&self.key) },
+        }
+    }
 }
 
 const DEFAULT_PORT: u16 = 2379;

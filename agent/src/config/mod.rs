@@ -40,3 +40,7 @@ pub use problem::{ConfigErrors, Problem};
 pub use secret::Secret;
 pub use sources::Sources;
 pub use yaml::{YamlError, parse as parse_yaml};
+
+pub(crate) use local::{log_level, store_path};
+pub(crate) use node::python_float;
+pub(crate) use resolve::is_plain_text;

@@ -35,6 +35,68 @@ pub(super) fn resolve(text: &str) -> Scalar {
     int(text).map_or(Scalar::Text, Scalar::Int)
 }
 
+/// Whether a YAML 1.1 reader takes this unquoted scalar for text.
+pub(crate) fn is_plain_text(text: &str) -> bool {
+    resolve(text) == Scalar::Text && !is_date(text) && !is_large_int(text)
+}
+
+/// An integer that no 64 bits hold; Python's have no end.
+fn is_large_int(text: &str) -> bool {
+    let (_, body) = sign(text);
+    let all = |digits: &str, fits: fn(u8) -> bool| !digits.is_empty() && digits.bytes().all(|b| b == b'_' || fits(b));
+    if let Some(hex) = body.strip_prefix("0x") {
+        return all(hex, |b| b.is_ascii_hexdigit());
+    }
+    if let Some(bits) = body.strip_prefix("0b") {
+        return all(bits, |b| matches!(b, b'0' | b'1'));
+    }
+    let octal = body.starts_with('0');
+    let groups = body.split_once(':').map_or((body, None), |(first, rest)| (first, Some(rest)));
+    match groups {
+        (first, None) => digits(first) && !(octal && first.bytes().any(|b| matches!(b, b'8' | b'9'))),
+        (first, Some(rest)) => !octal && digits(first) && sixties(rest.split(':')).is_some(),
+    }
+}
+
+/// PyYAML's expression for dates and timestamps.
+fn is_date(text: &str) -> bool {
+    let mut rest = text;
+    let mut digits = |least: usize, most: usize| {
+        let count = rest.bytes().take_while(u8::is_ascii_digit).count().min(most);
+        rest = rest.get(count..).unwrap_or("");
+        (count >= least).then_some(count)
+    };
+    let Some(4) = digits(4, 4) else { return false };
+    let mut parts = rest.splitn(3, '-');
+    let (Some(""), Some(month), Some(tail)) = (parts.next(), parts.next(), parts.next()) else { return false };
+    let number = |text: &str| matches!(text.len(), 1 | 2) && text.bytes().all(|b| b.is_ascii_digit());
+    if !number(month) {
+        return false;
+    }
+    let Some(end) = tail.find(|c: char| !c.is_ascii_digit()) else { return month.len() == 2 && tail.len() == 2 };
+    let (day, time) = tail.split_at(end);
+    let Some(time) = time.strip_prefix(['T', 't']).or_else(|| time.strip_prefix([' ', '\t'])) else { return false };
+    number(day) && is_time(time.trim_start_matches([' ', '\t']))
+}
+
+/// `h:mm:ss`, a fraction, a zone.
+fn is_time(text: &str) -> bool {
+    let mut parts = text.splitn(3, ':');
+    let (Some(hour), Some(minute), Some(rest)) = (parts.next(), parts.next(), parts.next()) else { return false };
+    let number =
+        |text: &str, least: usize| (least..=2).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    let Some((second, rest)) = rest.split_at_checked(2) else { return false };
+    let fraction = rest.strip_prefix('.').map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+    let zone = fraction.unwrap_or(rest).trim_start_matches([' ', '\t']);
+    let blanks_only = zone.is_empty() && fraction.unwrap_or(rest).is_empty();
+    let zoned = zone == "Z"
+        || zone.strip_prefix(['+', '-']).is_some_and(|zone| {
+            let (hour, minute) = zone.split_once(':').map_or((zone, None), |(hour, minute)| (hour, Some(minute)));
+            number(hour, 1) && minute.is_none_or(|minute| number(minute, 2))
+        });
+    number(hour, 1) && number(minute, 2) && number(second, 2) && (blanks_only || zoned)
+}
+
 fn sign(text: &str) -> (bool, &str) {
     match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -133,6 +195,40 @@ fn float(text: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dates_and_large_numbers_are_no_text() {
+        let other = [
+            "2024-01-02",
+            "2024-01-02 03:04:05",
+            "2024-1-2T3:04:05.5Z",
+            "2024-01-02t03:04:05 +1:30",
+            "2024-01-02\t03:04:05.",
+            "99999999999999999999",
+            "-0xffffffffffffffffffff",
+            "999999999999999999999:30",
+            "2024-01-02 03:04:05-07",
+        ];
+        for text in other {
+            assert!(!is_plain_text(text), "{text}");
+        }
+        let texts = [
+            "2024-1-2",
+            "2024-01-02T",
+            "2024-01-02 03:04",
+            "2024-01-02T03:04:05x",
+            "202-01-02",
+            "2024-01-02 03:04:5",
+            "2026-11-21-1",
+            "2024-",
+            "é",
+            "2024-01-02 03:04:05 ",
+            "2024-01-0é",
+        ];
+        for text in texts {
+            assert!(is_plain_text(text), "{text}");
+        }
+    }
 
     #[test]
     fn scalars_mean_what_pyyaml_says() {

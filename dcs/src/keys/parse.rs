@@ -222,10 +222,11 @@ fn promise(value: &[u8]) -> Result<Promise, String> {
     let value = json(value)?;
     let field = |name: &str| value.get(name).ok_or_else(|| format!("{name} is missing"));
     let number = |name: &str| field(name)?.as_u64().ok_or_else(|| format!("{name} is not a number"));
-    let timeline = u32::try_from(number("timeline")?).map_err(|_| "timeline is too large".to_owned())?;
+    let timeline =
+        |name| Ok::<_, String>(Timeline(u32::try_from(number(name)?).map_err(|_| format!("{name} is too large"))?));
     let holder = field("holder")?.as_str().filter(|name| !name.is_empty()).ok_or("holder is not a name")?;
-    let position = WalPosition { timeline: Timeline(timeline), lsn: Lsn(number("lsn")?) };
-    Ok(Promise { epoch: number("epoch")?, position, holder: MemberName::from(holder) })
+    let position = WalPosition { timeline: timeline("timeline")?, lsn: Lsn(number("lsn")?) };
+    Ok(Promise { epoch: number("epoch")?, position, parent: timeline("parent")?, holder: MemberName::from(holder) })
 }
 
 #[cfg(test)]

@@ -127,5 +127,5 @@ pub(crate) async fn connected(settings: EtcdSettings) -> EtcdDcs {
 
 pub(crate) fn promise(epoch: u64, holder: &str) -> Promise {
     let position = WalPosition { timeline: Timeline(1), lsn: Lsn(0x0300_0000) };
-    Promise { epoch, position, holder: MemberName::from(holder) }
+    Promise { epoch, position, parent: Timeline(1), holder: MemberName::from(holder) }
 }

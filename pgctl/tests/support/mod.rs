@@ -1,5 +1,7 @@
 //! Real PostgreSQL for tests, never as root, and nothing left behind.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
@@ -8,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use regent_core::units::MemberName;
@@ -51,8 +54,14 @@ fn run_as_postgres(closure: &str) {
     }
     let mut command = Command::new(binary);
     command.args(["--exact", test, "--nocapture"]).current_dir("/").env("HOME", place.path());
+    // A file, not a pipe: a server that a broken test leaves behind must not keep us waiting for its end.
+    let log = place.path().join("output");
+    let output = fs::File::create(&log).unwrap();
+    command.stdout(output.try_clone().unwrap()).stderr(output);
     let status = command.uid(postgres.uid.as_raw()).gid(postgres.gid.as_raw()).status().unwrap();
-    assert!(status.success(), "{test} as user postgres: {status}");
+    let printed = String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();
+    assert!(status.success(), "{test} as user postgres: {status}\n{printed}");
+    assert!(printed.contains("1 passed"), "{test} did not run:\n{printed}");
 }
 
 fn open_to_all(path: &Path) {
@@ -79,14 +88,14 @@ fn free_port() -> u16 {
 
 /// Real servers, each in a temporary directory.
 pub struct Real {
-    place: TempDir,
+    place: Rc<TempDir>,
 }
 
 impl Real {
     pub fn new() -> Real {
         let place = tempfile::Builder::new().prefix("regent-pgctl-").tempdir().unwrap();
         open_to_all(place.path());
-        Real { place }
+        Real { place: Rc::new(place) }
     }
 
     /// Settings of a node of this name, with an own port.
@@ -112,6 +121,7 @@ impl Real {
             ("max_replication_slots", "10"),
             ("max_worker_processes", "8"),
             ("wal_log_hints", "on"),
+            ("password_encryption", "scram-sha-256"),
             ("wal_keep_size", "128MB"),
         ];
         let port = free_port();
@@ -138,7 +148,10 @@ impl Real {
             ]),
             pg_ident: None,
             bootstrap_pg_hba: Vec::new(),
-            initdb_options: vec!["--no-sync".to_owned(), "--encoding=UTF8".to_owned(), "--data-checksums".to_owned()],
+            // Before 14 only --auth makes initdb store a password that scram-sha-256 accepts.
+            initdb_options: ["--no-sync", "--encoding=UTF8", "--data-checksums", "--auth=scram-sha-256"]
+                .map(str::to_owned)
+                .to_vec(),
             basebackup_options: vec!["--no-sync".to_owned()],
             post_bootstrap: None,
             recovery_conf: BTreeMap::new(),
@@ -149,7 +162,7 @@ impl Real {
     }
 
     pub fn node_with(&self, settings: Settings) -> RealNode {
-        RealNode { server: Server::new(settings.clone()), settings }
+        RealNode { server: Server::new(settings.clone()), settings, _place: Rc::clone(&self.place) }
     }
 }
 
@@ -165,6 +178,8 @@ impl Harness for Real {
 pub struct RealNode {
     pub server: Server,
     pub settings: Settings,
+    /// The directory goes after the last of its servers.
+    _place: Rc<TempDir>,
 }
 
 impl RealNode {

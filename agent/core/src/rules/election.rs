@@ -117,9 +117,9 @@ fn epoch_and_revision(s: &Snapshot) -> (u64, Option<Revision>) {
 /// The promise that goes with a promotion of this standby: a timeline that nobody has or was promised (S2).
 pub(super) fn next_promise(s: &Snapshot, standby: &SqlFacts) -> Option<(Promise, Option<Revision>)> {
     let (epoch, seen) = epoch_and_revision(s);
-    let timeline = highest_timeline(s, standby.timeline?).next();
-    let position = WalPosition { timeline, lsn: standby.position() };
-    Some((Promise { epoch: epoch.saturating_add(1), position, holder: s.config.name.clone() }, seen))
+    let parent = standby.timeline?;
+    let position = WalPosition { timeline: highest_timeline(s, parent).next(), lsn: standby.position() };
+    Some((Promise { epoch: epoch.saturating_add(1), position, parent, holder: s.config.name.clone() }, seen))
 }
 
 /// Was a later timeline, or this one, given to somebody else?
@@ -143,13 +143,18 @@ pub(super) fn demote_stale_primary(s: &Snapshot) -> Option<Verdict> {
     Some(Verdict::new(Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)), why))
 }
 
+/// The promise of a primary that goes on with the timeline it has.
+pub(super) fn present_promise(s: &Snapshot) -> Option<(Promise, Option<Revision>)> {
+    let sql = s.sql().filter(|sql| !sql.in_recovery)?;
+    let parent = sql.timeline?;
+    let (epoch, seen) = epoch_and_revision(s);
+    let position = WalPosition { timeline: parent, lsn: sql.flush_lsn };
+    Some((Promise { epoch: epoch.saturating_add(1), position, parent, holder: s.config.name.clone() }, seen))
+}
+
 /// Take the key as the primary that runs already, on a timeline that nobody else was promised.
 pub(super) fn take_as_primary(s: &Snapshot, why: &str) -> Option<Verdict> {
-    let sql = s.sql().filter(|sql| !sql.in_recovery)?;
-    let timeline = sql.timeline.filter(|own| superseded(s, *own).is_none())?;
-    let (epoch, seen) = epoch_and_revision(s);
-    let position = WalPosition { timeline, lsn: sql.flush_lsn };
-    let promise = Promise { epoch: epoch.saturating_add(1), position, holder: s.config.name.clone() };
+    let (promise, seen) = present_promise(s).filter(|(promise, _)| superseded(s, promise.parent).is_none())?;
     Some(Verdict::new(Plan::of(Lease::Take { promise, seen }, Move::Stay), why).again_in(Duration::ZERO))
 }
 

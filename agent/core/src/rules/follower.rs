@@ -117,9 +117,18 @@ fn ancestry(view: &ClusterView, cluster: Timeline, own: Timeline, lsn: Lsn, at_f
             Ancestry::Diverged { forked_at: Some(line.switched_at) }
         }
         Some(_) => Ancestry::Shared,
-        None if lines.last().is_some_and(|last| last.parent > own) => Ancestry::Diverged { forked_at: None },
+        // The line is missing: either this history is complete without it, or its leader has not written it yet.
+        None if tells_all(view, cluster) => Ancestry::Diverged { forked_at: None },
         None => Ancestry::Unclear,
     }
+}
+
+/// Does the published history reach up to where `cluster` began? Its last line then names the timeline that `cluster` branched
+/// off: the one before by number, as PostgreSQL counts, or the one that the promise of a skipped number names.
+fn tells_all(view: &ClusterView, cluster: Timeline) -> bool {
+    let Some(last) = view.history.as_deref().and_then(<[_]>::last) else { return false };
+    let promised = view.promise.as_ref().map(|key| &key.promise).filter(|promise| promise.position.timeline == cluster);
+    last.parent.next() == cluster || promised.is_some_and(|promise| promise.parent == last.parent)
 }
 
 /// Where the local log ends for certain, and whether an end exactly at a fork is already beyond it.
@@ -351,8 +360,17 @@ mod tests {
 
     #[test]
     fn a_timeline_that_history_skips_is_diverged() {
-        let s = standby().cluster_on_timeline(3, &[(1, 1_000)]).on_timeline(2).at(Lsn(1_100));
-        assert_eq!(decide(&s.build()).rule, "stay_standby", "unclear: the leader may not have written its history yet");
+        let s = || standby().cluster_on_timeline(3, &[(1, 1_000)]).on_timeline(2).at(Lsn(1_100));
+        assert_eq!(
+            decide(&s().build()).rule,
+            "stay_standby",
+            "unclear: the leader may not have written its history yet"
+        );
+        let skipped = s().promised("b", 3).with(|s| {
+            let key = s.dcs.as_mut().expect("reachable").promise.as_mut().expect("promised");
+            key.promise.parent = Timeline(1);
+        });
+        assert_eq!(decide(&skipped).rule, "stop_diverged", "timeline 3 was promised as a branch of 1");
         let s = standby().cluster_on_timeline(4, &[(1, 1_000), (3, 2_000)]).on_timeline(2).at(Lsn(1_100));
         assert_eq!(decide(&s.build()).rule, "stop_diverged");
     }

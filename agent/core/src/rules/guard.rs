@@ -70,6 +70,16 @@ pub(super) fn stop_bootstrap_without_key(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
+/// Ordered to stop in the middle of making the cluster: somebody else shall make it.
+pub(super) fn abandon_bootstrap_when_ordered(s: &Snapshot) -> Option<Verdict> {
+    let making = s.memory.bootstrapping && s.view().is_none_or(|view| view.initialize.system_id().is_none());
+    let under_way = matches!(s.job.as_ref().map(|j| &j.job), Some(Job::SetAside));
+    (s.order == Order::Stop && making && !under_way).then(|| {
+        let plan = Plan::of(Lease::AbandonBootstrap, Move::SetAside).and_exit(Exit::Done);
+        Verdict::new(plan, "ordered to stop while making the cluster: leaving that to another member")
+    })
+}
+
 /// In maintenance mode an agent comes and goes without touching the server or the key.
 pub(super) fn leave_postgres_in_pause(s: &Snapshot) -> Option<Verdict> {
     (s.order == Order::Stop && s.config.pause).then(|| {
@@ -242,6 +252,13 @@ mod tests {
         assert_eq!(decide(&released.build()).rule, "exit_when_stopped");
         let paused = primary().ordered_to_stop().paused().build();
         assert_eq!((decide(&paused).rule, decide(&paused).plan.postgres), ("leave_postgres_in_pause", Move::Stay));
+    }
+
+    #[test]
+    fn abandon_bootstrap_when_ordered() {
+        let making = primary().vacant().bootstrapping().ordered_to_stop().build();
+        let d = decide(&making);
+        assert_eq!((d.rule, d.plan.postgres), ("abandon_bootstrap_when_ordered", Move::SetAside));
     }
 
     #[test]

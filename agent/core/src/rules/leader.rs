@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::election::{could_lead, next_promise};
+use super::election::{could_lead, next_promise, present_promise};
 use crate::cluster::{ConfigKey, HistoryLine, Initialize, Status};
 use crate::memory::Role;
 use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
@@ -170,6 +170,16 @@ pub(super) fn demote_behind_the_promise(s: &Snapshot) -> Option<Verdict> {
             format!("timeline {} was promised to {}, ours is {own}", promise.position.timeline, promise.holder),
         )
     })
+}
+
+/// A primary on a later timeline than any promise: promoted by hand, or by the peer. It is recorded before anybody is given
+/// the same number.
+pub(super) fn record_own_timeline(s: &Snapshot) -> Option<Verdict> {
+    let recorded = s.view()?.promise.as_ref().map(|key| key.promise.position.timeline);
+    let (promise, seen) =
+        present_promise(s).filter(|(promise, _)| recorded.is_none_or(|last| promise.parent > last))?;
+    let why = format!("recording timeline {}, which we found running", promise.parent);
+    Some(Verdict::new(Plan::of(Lease::Promise { promise, seen }, Move::Stay), why).again_in(Duration::ZERO))
 }
 
 /// The timeline that a promotion may write, when it has been promised to us.
@@ -396,6 +406,14 @@ mod tests {
     }
 
     #[test]
+    fn record_own_timeline() {
+        let by_hand = primary().on_timeline(3).promised("a", 1).build();
+        let Lease::Promise { promise, .. } = decide(&by_hand).plan.lease else { panic!("{:?}", decide(&by_hand)) };
+        assert_eq!((promise.position.timeline, promise.parent), (Timeline(3), Timeline(3)));
+        assert_eq!(decide(&primary().on_timeline(3).promised("a", 3).build()).rule, "lead");
+    }
+
+    #[test]
     fn the_holder_repairs_what_an_operator_removed() {
         let identity = decide(&primary().uninitialized().build()).plan.keys;
         assert!(matches!(identity[..], [KeyWrite::Identify { seen: None, .. }]));
@@ -407,7 +425,7 @@ mod tests {
     fn create_member_slots_then_checkpoint_then_lead() {
         let fresh = primary().without_slots();
         assert_eq!(decide(&fresh.build()).plan.postgres, Move::CreateSlots(vec!["b".into(), "c".into()]));
-        let promoted = primary().on_timeline(2).with(|s| {
+        let promoted = primary().on_timeline(2).promised("a", 2).with(|s| {
             if let DataDir::Present(p) = &mut s.postgres.data_dir {
                 p.control.as_mut().expect("has one").timeline = Timeline(1);
             }
@@ -430,7 +448,7 @@ mod tests {
             at: Some(format!("file {parent}")),
             promoted: None,
         };
-        let s = primary().on_timeline(3).with(|s| {
+        let s = primary().on_timeline(3).promised("a", 3).with(|s| {
             s.postgres.local_history = vec![line(1, 100), line(2, 200)];
             let old = HistoryLine { at: Some("stored".into()), promoted: Some("c".into()), ..line(1, 100) };
             s.dcs.as_mut().expect("reachable").history = Some(vec![old]);

@@ -68,6 +68,7 @@ pub const GUARDS: &[Rule] = rules! {
     guard::leave_living_namesake       ["B12"]        "two agents of one name, so two keepers of one lock";
     guard::stop_before_lease_ends      ["F2 L5 22.2"] "two primaries: we accept writes after our lease has passed to another member";
     guard::stop_bootstrap_without_key  ["B5"]         "two clusters under one name: our right to make it has run out";
+    guard::abandon_bootstrap_when_ordered ["B5 D8"]   "a cluster half made that nobody finishes";
     guard::leave_postgres_in_pause     ["M12 D8"]     "maintenance that ends when the agent is upgraded";
     guard::stop_postgres_when_ordered  ["D8 D9"]      "a running primary without a keeper of its lock";
     guard::hand_over_early             ["D3 D4"]      "a slow archive_command that delays the next primary";
@@ -116,6 +117,7 @@ pub const LEADER: Table = Table {
         leader::give_up_slow_start         ["C7"]        "an unbounded outage in crash recovery";
         leader::wait_for_start             ["C7 C8"]     "a second start while the first one runs";
         leader::demote_behind_the_promise  ["S2 S8"]     "two histories under one timeline number";
+        leader::record_own_timeline        ["L11 S2"]    "a timeline given to another member although it is in use";
         leader::promise_next_timeline      ["S2 S8"]     "two histories under one timeline number";
         leader::promote                    ["L13 CY1"]   "a cluster without a primary";
         leader::repair_identity            ["cycle row 5"] "a cluster that forgets who it is";

@@ -146,16 +146,16 @@ fn the_legacy_optime_counts_only_without_a_status() {
 #[test]
 fn a_promise_reads_as_it_was_written_or_not_at_all() {
     let position = WalPosition { timeline: Timeline(3), lsn: Lsn(u64::MAX) };
-    let promise = Promise { epoch: 12, position, holder: MemberName::from("n1") };
-    let text = r#"{"epoch":12,"timeline":3,"lsn":18446744073709551615,"holder":"n1"}"#;
+    let promise = Promise { epoch: 12, position, parent: Timeline(6), holder: MemberName::from("n1") };
+    let text = r#"{"epoch":12,"timeline":3,"lsn":18446744073709551615,"parent":6,"holder":"n1"}"#;
     assert_eq!(encode_promise(&promise), text);
     assert_eq!(read(&[(PROMISE, text)]).view.promise, Some(PromiseKey { promise, modified: Revision(5) }));
     for bad in [
         "",
         "{}",
-        r#"{"epoch":"12","timeline":3,"lsn":1,"holder":"n1"}"#,
-        r#"{"epoch":12,"timeline":4294967296,"lsn":1,"holder":"n1"}"#,
-        r#"{"epoch":12,"timeline":3,"lsn":1,"holder":""}"#,
+        r#"{"epoch":"12","timeline":3,"lsn":1,"parent":1,"holder":"n1"}"#,
+        r#"{"epoch":12,"timeline":4294967296,"lsn":1,"parent":1,"holder":"n1"}"#,
+        r#"{"epoch":12,"timeline":3,"lsn":1,"parent":1,"holder":""}"#,
     ] {
         let view = read(&[(PROMISE, bad)]).view;
         assert!(view.promise.is_none() && view.garbage.contains_key(PROMISE), "{bad:?}");

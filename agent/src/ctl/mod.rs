@@ -1,0 +1,191 @@
+//! `regentctl`: what an operator sees and asks of a cluster (contract `cli.md`).
+//!
+//! Output for stdout is made as text and tested byte by byte; only [`run`] writes it.
+
+mod args;
+mod list;
+mod output;
+mod store;
+mod table;
+mod version;
+mod yaml_writer;
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use regent_dcs::{Dcs, DcsError};
+
+pub use args::{Cli, Command, Format, ListArgs, VersionArgs};
+pub use list::{ClusterTable, MemberTable};
+pub use yaml_writer::to_yaml;
+
+use crate::config::{ConfigErrors, ControlConfig, Sources, store_path};
+
+/// How long a read of etcd may take; the peer would wait for ever (cli.md 10).
+const READ: Duration = Duration::from_secs(10);
+
+/// Why a command ended early. Shown as `Error: ...`, exit status 1.
+#[derive(Debug, thiserror::Error)]
+pub enum CtlError {
+    /// A file was named and is not there.
+    #[error("Provided config file {0} not existing or no read rights. Check the -c/--config-file parameter")]
+    ConfigFile(PathBuf),
+    /// The configuration cannot be used.
+    #[error("{0}")]
+    Config(#[from] ConfigErrors),
+    /// `-d` is no URL of a store.
+    #[error("{0}")]
+    StoreUrl(String),
+    /// etcd did not answer.
+    #[error("{0}")]
+    Dcs(#[from] DcsError),
+    /// The connection could not be set up.
+    #[error("cannot connect to etcd: {0}")]
+    Connect(String),
+    /// An option that means nothing without Citus.
+    #[error("Citus clusters are not supported: --group cannot be used")]
+    Group,
+    /// stdout is closed.
+    #[error("cannot write the output: {0}")]
+    Output(#[from] std::io::Error),
+    /// Ctrl-C.
+    #[error("Aborted!")]
+    Aborted,
+}
+
+impl CtlError {
+    /// The line for stderr.
+    #[must_use]
+    pub fn line(&self) -> String {
+        match self {
+            CtlError::Aborted => "\nAborted!".to_owned(),
+            CtlError::ConfigFile(_)
+            | CtlError::Config(_)
+            | CtlError::StoreUrl(_)
+            | CtlError::Dcs(_)
+            | CtlError::Connect(_)
+            | CtlError::Group
+            | CtlError::Output(_) => format!("Error: {self}"),
+        }
+    }
+}
+
+/// Carries out one command. `connect` makes the way to one cluster in etcd, whose path is `namespace/scope`.
+///
+/// # Errors
+/// [`CtlError`]; the caller prints [`CtlError::line`] to stderr and exits with status 1.
+pub async fn run<D: Dcs>(
+    cli: &Cli,
+    connect: impl AsyncFn(&ControlConfig, &str) -> Result<D, CtlError>,
+) -> Result<(), CtlError> {
+    match &cli.command {
+        Command::List(list) => {
+            let config = configuration(cli)?;
+            refuse_group(list.group)?;
+            let scopes = if list.cluster_names.is_empty() {
+                config.scope.iter().cloned().collect()
+            } else {
+                list.cluster_names.clone()
+            };
+            if scopes.is_empty() {
+                warn("Listing members: No cluster names were provided");
+                return Ok(());
+            }
+            let mut clusters = Vec::new();
+            for scope in scopes {
+                clusters.push((connect(&config, &scope).await?, scope));
+            }
+            rounds(list, &clusters).await
+        }
+        Command::Version(asked) => {
+            refuse_group(asked.group)?;
+            print(&version::own())?;
+            let Some(scope) = &asked.cluster_name else { return Ok(()) };
+            let config = configuration(cli)?;
+            let read = connect(&config, scope).await?.read(READ).await?;
+            print(&version::of_members(&read.members, &asked.member_names).await)
+        }
+    }
+}
+
+/// Repeats the table as long as `-W` or `-w` asks for it.
+async fn rounds<D: Dcs>(list: &ListArgs, clusters: &[(D, String)]) -> Result<(), CtlError> {
+    let period = list.period();
+    loop {
+        let started = tokio::time::Instant::now();
+        let mut text = String::new();
+        if list.timestamp {
+            text.push_str(&format!("{}\n", jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S")));
+        }
+        for (dcs, scope) in clusters {
+            let read = interruptible(dcs.read(READ)).await??;
+            text.push_str(&ClusterTable::of_read(scope, &read).show(list.format, list.extended));
+        }
+        if period.is_some() && std::io::stdout().is_terminal() {
+            text.insert_str(0, "\u{1b}[2J\u{1b}[1;1H");
+        }
+        print(&text)?;
+        let Some(period) = period else { return Ok(()) };
+        interruptible(tokio::time::sleep_until(started + period)).await?;
+    }
+}
+
+/// Ctrl-C ends with a word and status 1; SIGTERM ends the process as it is.
+async fn interruptible<T>(work: impl Future<Output = T>) -> Result<T, CtlError> {
+    tokio::select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => Err(CtlError::Aborted),
+        done = work => Ok(done),
+    }
+}
+
+fn print(text: &str) -> Result<(), CtlError> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
+}
+
+/// A line of the program's own log, in the peer's form, unless `LOGLEVEL` and the like ask for errors only.
+fn warn(text: &str) {
+    let level =
+        ["PATRONI_LOG_LEVEL", "PATRONI_LOGLEVEL", "LOGLEVEL"].into_iter().find_map(|name| std::env::var(name).ok());
+    let level = level.and_then(|level| crate::config::log_level(&level.to_ascii_uppercase()));
+    if level.is_none_or(|level| level >= tracing::level_filters::LevelFilter::WARN) {
+        let time = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S,%3f").to_string();
+        // There is nobody left to tell that stderr is closed.
+        let _ = writeln!(std::io::stderr(), "{time} - WARNING - {text}");
+    }
+}
+
+fn refuse_group(group: Option<i64>) -> Result<(), CtlError> {
+    if group.is_some() { Err(CtlError::Group) } else { Ok(()) }
+}
+
+/// `-c`, `PATRONICTL_CONFIG_FILE`, the default file, and `PATRONI_*` over them (cli.md 1.1).
+fn configuration(cli: &Cli) -> Result<ControlConfig, CtlError> {
+    let given = cli.config_file.clone().filter(|path| !path.as_os_str().is_empty());
+    if let Some(path) = &given {
+        let readable = if path.is_dir() { std::fs::read_dir(path).is_ok() } else { std::fs::File::open(path).is_ok() };
+        if !readable {
+            return Err(CtlError::ConfigFile(path.clone()));
+        }
+    }
+    let file = given.or_else(default_file);
+    let url = cli.dcs_url.as_deref().filter(|url| !url.is_empty());
+    let store = url.map(store::parse).transpose().map_err(CtlError::StoreUrl)?;
+    let mut config = ControlConfig::load(&Sources::of_process(file), store)?;
+    config.ctl.insecure |= cli.insecure;
+    Ok(config)
+}
+
+fn default_file() -> Option<PathBuf> {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty())?;
+    Some(PathBuf::from(home).join(".config/patroni/patronictl.yaml")).filter(|path| path.exists())
+}
+
+/// Where a cluster lives in etcd, for the function that connects.
+#[must_use]
+pub fn cluster_path(config: &ControlConfig, scope: &str) -> String {
+    store_path(&config.namespace, scope)
+}
