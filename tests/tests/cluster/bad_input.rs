@@ -14,7 +14,7 @@ fn broken_yaml_is_refused_with_its_place() -> Result<(), Trouble> {
     // Line 3, in the middle of a flow sequence that never ends as one.
     rig.write(&node.config(), "scope: demo\nname: n1\nrestapi: [one, }two\n")?;
     node.start()?;
-    refuses(&rig, node, &["patroni.yml", "line 3", "column"])?;
+    refuses(node, &["patroni.yml:3:"])?;
     assert!(!node.data().exists());
     Ok(())
 }
@@ -37,7 +37,7 @@ fn missing_scope_and_name_and_wrong_types_are_refused_by_name() -> Result<(), Tr
         rig.write(&node.config(), &broken)?;
         let _ = std::fs::remove_file(node.dir().join("agent.log"));
         node.start()?;
-        refuses(&rig, node, words)?;
+        refuses(node, words)?;
     }
     assert!(!node.data().exists());
     assert!(rig.etcd.keys("/service/")?.is_empty());
@@ -52,7 +52,7 @@ fn a_rest_port_in_use_is_refused() -> Result<(), Trouble> {
     let port = node.ports().rest;
     let _other = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
     node.start()?;
-    refuses(&rig, node, &[&port.to_string()])?;
+    refuses(node, &[&port.to_string()])?;
     assert!(!node.data().exists());
     assert!(rig.etcd.keys("/service/")?.is_empty());
     Ok(())
@@ -89,7 +89,7 @@ fn a_second_agent_of_the_same_name_is_refused() -> Result<(), Trouble> {
     rig.wait_primary(PATIENCE)?;
     reconfigure(&rig, second, |yml| yml.replace("name: n2\n", "name: n1\n"))?;
     second.start()?;
-    refuses(&rig, second, &["n1"])?;
+    refuses(second, &["n1"])?;
     assert!(!second.data().exists());
     assert_eq!(rig.primaries(), ["n1"]);
     Ok(())
