@@ -189,6 +189,8 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 Some(patience) => self.seams.dcs.read(patience).await,
             }
         };
+        // Taken before the look: a job that ends while we look still counts as running, as what we see may be older than its end.
+        let ended = self.jobs.take(self.seams.clock.now());
         let look = self.seams.postgres.observe(patience.unwrap_or(HURRY).min(LOOK_PATIENCE));
         let (read, postgres) = tokio::join!(read, look);
         let dcs = match read {
@@ -206,7 +208,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         };
         let namesake = self.namesake().await;
         let now = self.seams.clock.now();
-        if let Some(ended) = self.jobs.take(now) {
+        if let Some(ended) = ended {
             let timeline = postgres.sql.as_ref().and_then(|sql| sql.timeline);
             self.memory.job_ended(ended, timeline);
         }

@@ -36,7 +36,7 @@ fn play(stage: &Stage) -> Result<(), Trouble> {
 
     stage.title("Three agents start at once, on empty directories");
     rig.start_all()?;
-    let primary = stage.watch(&rig, "the cluster is whole", |rig| rig.wait_whole(Duration::ZERO))?;
+    let primary = stage.watch(&rig, "the cluster is whole", Rig::is_whole)?;
     stage.say(&format!("{} is the primary, the others stream from it:", primary.name()));
     println!("{}", rig.regentctl(&["list"])?);
 
@@ -54,8 +54,8 @@ fn play(stage: &Stage) -> Result<(), Trouble> {
     primary.kill();
     let killed = Instant::now();
     let next = stage.watch(&rig, "there is a new primary", |rig| {
-        let next = rig.wait_primary(Duration::ZERO)?;
-        if next.name() == primary.name() { Err(Trouble::new("the dead one")) } else { Ok(next) }
+        let next = rig.one_primary()?;
+        if next.name() == primary.name() { Err("the dead one".to_owned()) } else { Ok(next) }
     })?;
     stage.say(&format!("{} is the primary now, {:.1} s after the kill", next.name(), killed.elapsed().as_secs_f64()));
     writer.wait_for(1, PATIENCE)?;
@@ -65,7 +65,7 @@ fn play(stage: &Stage) -> Result<(), Trouble> {
 
     stage.title(&format!("{} starts again", primary.name()));
     primary.start()?;
-    match stage.watch(&rig, "the cluster is whole", |rig| rig.wait_whole(Duration::ZERO)) {
+    match stage.watch(&rig, "the cluster is whole", Rig::is_whole) {
         Ok(_) => stage.say(&format!("{} is back, as a standby:", primary.name())),
         Err(_) => stage.say(&format!(
             "{} did not come back as a standby; its agent says why:\n{}",
@@ -141,7 +141,7 @@ impl Stage {
         &self,
         rig: &'a Rig,
         what: &str,
-        look: impl Fn(&'a Rig) -> Result<T, Trouble>,
+        look: impl Fn(&'a Rig) -> Result<T, String>,
     ) -> Result<T, Trouble> {
         let mut shown: Vec<String> = vec![String::new(); rig.nodes().len()];
         let mut leader = None;
@@ -158,13 +158,9 @@ impl Stage {
                 self.say(&format!("   leader key: {}", now.as_deref().unwrap_or("nobody")));
                 leader = Some(now);
             }
-            look(rig).map_err(|e| first_line(&e.to_string()))
+            look(rig)
         })
     }
-}
-
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
 }
 
 /// What a node's agent says of itself, in a few words.

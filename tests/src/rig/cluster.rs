@@ -192,7 +192,11 @@ impl Rig {
         self.wait(within, "there is one primary", Rig::one_primary)
     }
 
-    fn one_primary(&self) -> Result<&Node, String> {
+    /// One look at what [`Rig::wait_primary`] waits for.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn one_primary(&self) -> Result<&Node, String> {
         let leader = self.leader().map_err(|e| e.to_string())?;
         match leader.in_recovery() {
             Ok(false) => {}
@@ -214,7 +218,11 @@ impl Rig {
         self.wait(within, "the cluster is whole", Rig::is_whole)
     }
 
-    fn is_whole(&self) -> Result<&Node, String> {
+    /// One look at what [`Rig::wait_whole`] waits for.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn is_whole(&self) -> Result<&Node, String> {
         let primary = self.one_primary()?;
         let text = |e: Trouble| e.to_string();
         let streaming = primary
@@ -260,7 +268,7 @@ impl Rig {
         command.arg("-c").arg(node.config()).args(args);
         let out = output(&mut command, Duration::from_secs(30))?;
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        if out.status.success() {
+        if out.status.success() && !text.is_empty() {
             return Ok(text);
         }
         let why = String::from_utf8_lossy(&out.stderr);
