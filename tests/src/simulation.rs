@@ -190,7 +190,12 @@ async fn play(
                     world.begin(&fault.kind);
                 }
             }
-            Turn::End => world.end(&fault.kind),
+            Turn::End => {
+                if let Kind::FreezeNode(name) = &fault.kind {
+                    watch.wakes(name, world.now());
+                }
+                world.end(&fault.kind);
+            }
         }
     }
     (leader, faults)
