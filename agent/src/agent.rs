@@ -10,7 +10,7 @@ use std::time::Duration;
 use regent_core::inspector::{Objection, inspect};
 use regent_core::memory::{LeaseOutcome, Memory, Role};
 use regent_core::peers::PeerReply;
-use regent_core::plan::{Decision, Exit, Lease, Plan};
+use regent_core::plan::{Decision, Exit, Lease, Move, Plan};
 use regent_core::postgres::Job;
 use regent_core::rules::decide;
 use regent_core::snapshot::{LeaseView, Order, Peers, Snapshot};
@@ -312,6 +312,12 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             layers: self.layers.as_ref(),
             patience,
         };
+        // A stop waits for nobody, least of all for etcd: it goes before the lease half. Everything else comes after it.
+        let stops = matches!(plan.postgres, Move::Stop(_) | Move::SetAside);
+        if stops {
+            self.channels.status.send_modify(|status| Arc::make_mut(status).demoting = true);
+            hands.postgres(seen, &plan.postgres, seen.now).await;
+        }
         let mut outcome = hands.lease(seen, plan, &mut done).await;
         let lock_until = match outcome {
             LeaseOutcome::Done(_) if matches!(plan.lease, Lease::Take { .. } | Lease::Adopt { .. }) => {
@@ -336,7 +342,9 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         );
         // Published before the server is touched: `/primary` turns 503 before it stops taking writes, not after.
         self.channels.status.send_replace(Arc::new(status.clone()));
-        hands.postgres(seen, &plan.postgres, seen.now).await;
+        if !stops {
+            hands.postgres(seen, &plan.postgres, seen.now).await;
+        }
         if seen.dcs.is_ok() {
             hands.keys(seen, &plan.keys, &mut done).await;
         }
@@ -371,7 +379,8 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             as_of,
             good_for: core.loop_wait + core.retry_timeout,
             ttl: core.ttl,
-            patience: (core.ttl / 3).min(core.retry_timeout).max(Duration::from_millis(200)),
+            // One lost answer must not cost the lease: a renewal that is not answered soon is sent again (ha-rules 22.2, r).
+            patience: (core.ttl / 8).clamp(Duration::from_millis(300), Duration::from_secs(2)),
         }));
     }
 

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!            claim fresh                      acknowledged: ends = max(ends, sent + T·(1 − ρ))
-//!   none ────────────────► granted ──────────► renewed every T/3 ──┐
+//!   none ────────────────► granted ──────────► renewed every T/4 ──┐
 //!    ▲                        ▲                    │   ▲            │ no answer: unknown, try again soon,
 //!    │   store: lease is gone │                    │   └────────────┘ `ends` stays as it was
 //!    └────────────────────────┴────────────────────┘
@@ -68,7 +68,7 @@ pub async fn keep<D: Dcs, C: Clock>(
                             (ttl_asked, ttl_granted) = (claim.ttl, lease.ttl);
                             tracing::debug!(lease = %lease.id, ttl = ?lease.ttl, "lease granted");
                             state.send_replace(LeaseView { id: Some(lease.id), ends: Some(ends(sent, lease.ttl)) });
-                            Some(ttl_granted / 3)
+                            Some(ttl_granted / 4)
                         }
                         Err(error) => {
                             tracing::warn!("no lease: {error}");
@@ -80,7 +80,7 @@ pub async fn keep<D: Dcs, C: Clock>(
                             ttl_granted = ttl;
                             let until = ends(sent, ttl).max(held.ends.unwrap_or_default());
                             state.send_replace(LeaseView { id: Some(id), ends: Some(until) });
-                            Some(ttl / 3)
+                            Some(ttl / 4)
                         }
                         Err(DcsError::LeaseGone) => {
                             tracing::warn!(lease = %id, "the lease is gone");

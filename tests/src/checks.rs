@@ -74,6 +74,11 @@ impl Watch {
         *entry = (*entry).max(until);
     }
 
+    /// This machine goes on now, after it was frozen as a whole.
+    pub fn wakes(&self, name: &str, now: Duration) {
+        self.0.borrow_mut().waking.insert(name.to_owned(), now + WAKING);
+    }
+
     /// Promotions so far, with their times.
     #[must_use]
     pub fn promotions(&self) -> Vec<(Duration, String)> {
@@ -90,11 +95,7 @@ impl Watch {
         let now = network.now();
         match transition {
             Transition::Frozen => drop(self.0.borrow_mut().frozen.insert(node.to_owned())),
-            Transition::Thawed => {
-                let mut seen = self.0.borrow_mut();
-                seen.frozen.remove(node);
-                seen.waking.insert(node.to_owned(), now + WAKING);
-            }
+            Transition::Thawed => drop(self.0.borrow_mut().frozen.remove(node)),
             Transition::NotWritable => self.0.borrow_mut().demotions += 1,
             Transition::Promoted => {
                 self.0.borrow_mut().promotions.push((now, node.to_owned()));

@@ -190,7 +190,12 @@ async fn play(
                     world.begin(&fault.kind);
                 }
             }
-            Turn::End => world.end(&fault.kind),
+            Turn::End => {
+                if let Kind::FreezeNode(name) = &fault.kind {
+                    watch.wakes(name, world.now());
+                }
+                world.end(&fault.kind);
+            }
         }
     }
     (leader, faults)
@@ -217,7 +222,7 @@ async fn converge(world: &mut World, watch: &Watch, rng: &mut Rng) {
     let mut why = None;
     while world.now() < deadline {
         tokio::time::sleep(rng.between(Duration::from_millis(400), Duration::from_millis(600))).await;
-        world.restart_failed();
+        world.restart_ended();
         why = not_converged(world);
         if why.is_none() {
             return;

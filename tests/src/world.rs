@@ -390,6 +390,10 @@ impl World {
     /// only the guardian, a later issue, keeps such a server from writing.)
     #[must_use]
     pub fn may_be_away(&self, name: &str, long: Duration) -> bool {
+        let frozen = |node: &Node| node.process.as_ref().is_some_and(|process| process.life.frozen.get());
+        if self.nodes.get(name).is_some_and(frozen) {
+            return false; // A machine that stands still starts no process anew.
+        }
         let Some(node) = self.nodes.get(name).filter(|node| node.postgres.can_write()) else { return true };
         let until = self.status(name).and_then(|status| status.lock_until).unwrap_or_default();
         // Back again, it looks at etcd for up to two seconds before it concludes that nobody answers.
@@ -397,10 +401,10 @@ impl World {
         node.clock.now().until(until) > needed
     }
 
-    /// What systemd does: an agent that failed is started again.
-    pub fn restart_failed(&mut self) {
+    /// What systemd and operators do: an agent that ended is started again.
+    pub fn restart_ended(&mut self) {
         for name in self.names() {
-            if self.nodes.get(&name).is_some_and(|node| node.exit() == Some(Exit::Failed)) {
+            if self.nodes.get(&name).is_some_and(|node| node.exit().is_some()) {
                 self.start(&name);
             }
         }

@@ -111,14 +111,28 @@ impl Memory {
             self.starting_since = self.starting_since.or(Some(seen.now));
         } else if !seen.postgres.is_up() {
             self.starting_since = None;
-            self.role = match &seen.postgres.data_dir {
-                DataDir::Empty | DataDir::Unfinished => Role::Uninitialized,
-                DataDir::Present(present) if self.role == Role::Uninitialized => {
-                    // "At start: from signal files in PGDATA; a stopped node with no signal file counts as demoted."
-                    if present.standby_signal { Role::Replica } else { Role::Demoted }
-                }
-                DataDir::Present(_) | DataDir::Unreadable(_) | DataDir::Unusable(_) => self.role,
-            };
+        }
+        if seen.sql().is_none() {
+            self.role = self.role_on_disk(seen);
+        }
+    }
+
+    /// "At start: from signal files in PGDATA; a stopped node with no signal file counts as demoted" (ha-rules section 2).
+    /// One that runs and does not answer counts as what its files say, too: it may be a primary that is frozen.
+    fn role_on_disk(&self, seen: &Snapshot) -> Role {
+        let up = seen.postgres.is_up();
+        match &seen.postgres.data_dir {
+            DataDir::Empty | DataDir::Unfinished if !up => Role::Uninitialized,
+            DataDir::Present(present) if self.role == Role::Uninitialized => match (present.standby_signal, up) {
+                (true, _) => Role::Replica,
+                (false, true) => Role::Primary,
+                (false, false) => Role::Demoted,
+            },
+            DataDir::Empty
+            | DataDir::Unfinished
+            | DataDir::Present(_)
+            | DataDir::Unreadable(_)
+            | DataDir::Unusable(_) => self.role,
         }
     }
 
@@ -182,5 +196,63 @@ impl Memory {
             self.role = Role::Replica;
         }
         self.last_job = Some(ended);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{primary, standby};
+    use crate::postgres::Probe;
+    use crate::rules::decide;
+
+    fn after(seen: &Snapshot) -> Memory {
+        seen.memory.after(seen, &decide(seen), LeaseOutcome::NotTried)
+    }
+
+    #[test]
+    fn a_new_agent_takes_the_role_from_the_files() {
+        let forgot = |s: &mut Snapshot| s.memory = Memory::default();
+        let silent = |s: &mut Snapshot| {
+            forgot(s);
+            (s.postgres.sql, s.postgres.probe) = (None, Probe::Silent);
+        };
+        for (seen, role) in [
+            (standby().down().with(forgot), Role::Replica),
+            (primary().down().with(forgot), Role::Demoted),
+            (primary().led_by("b").with(silent), Role::Primary),
+            (standby().with(silent), Role::Replica),
+            (standby().empty().with(forgot), Role::Uninitialized),
+        ] {
+            let mut memory = Memory::default();
+            memory.observe(&seen);
+            assert_eq!(memory.role, role);
+        }
+    }
+
+    #[test]
+    fn a_frozen_former_primary_is_stopped_before_it_wakes() {
+        let mut seen = primary().led_by("b").with(|s| {
+            s.memory = Memory::default();
+            (s.postgres.sql, s.postgres.probe) = (None, Probe::Silent);
+        });
+        seen.memory = after(&seen);
+        assert_eq!(decide(&seen).rule, "demote_when_another_leads");
+    }
+
+    #[test]
+    fn a_failed_query_changes_no_role() {
+        let seen = primary().with(|s| (s.postgres.sql, s.postgres.probe) = (None, Probe::Silent));
+        assert_eq!(after(&seen).role, Role::Primary);
+    }
+
+    #[test]
+    fn recovering_lasts_from_a_start_to_the_first_answer() {
+        let crashed = primary().down().build();
+        let started = after(&crashed);
+        assert!(started.recovering);
+        let mut up = primary().build();
+        up.memory = started;
+        assert!(!after(&up).recovering);
     }
 }
