@@ -3,8 +3,6 @@
 //! A planted bug lives in here, not in the product: it is the real judgement without a row, on an altered snapshot, or with
 //! an altered plan; the inspector is switched off, as a bug in a rule may be one that the inspector's author shared.
 
-use std::time::Duration;
-
 use regent::agent::Judge;
 use regent_core::cluster::Initialize;
 use regent_core::plan::{Decision, Lease, Move, Plan, Verdict};
@@ -45,7 +43,6 @@ pub const BUGS: &[Bug] = &[
     Bug { name: "a promotion takes the next number, promised or not", decide: any_timeline },
     Bug { name: "a stopped member starts as a primary", decide: start_as_primary },
     Bug { name: "any error of etcd is a lost lease", decide: error_is_loss },
-    Bug { name: "a restarted agent does not adopt its key", decide: no_adoption },
     Bug { name: "every empty member makes a cluster", decide: everybody_bootstraps },
     Bug { name: "an interrupted clone is left lying", decide: |s| without_then_stay(s, &["clear_unfinished_copy"]) },
     Bug { name: "a standby does not follow the new leader", decide: |s| without(s, &["follow_leader"]) },
@@ -82,7 +79,10 @@ fn clock_without_suspend(s: &Snapshot) -> Decision {
 
 fn release_before_stop(s: &Snapshot) -> Decision {
     if s.order == Order::Stop && s.seat() == Seat::Mine && s.postgres.is_up() && s.key_to_adopt().is_none() {
-        return instead(s, Verdict::new(Plan::of(Lease::Release, Move::Stay), "planted").again_in(Duration::ZERO));
+        return instead(s, Verdict::new(Plan::of(Lease::Release, Move::Stay), "planted"));
+    }
+    if s.order == Order::Stop && s.seat() == Seat::Vacant && s.is_primary() {
+        return instead(s, Verdict::new(Plan::stay(), "planted"));
     }
     record(s, decide(s))
 }
@@ -114,13 +114,6 @@ fn error_is_loss(s: &Snapshot) -> Decision {
     if s.seat() == Seat::Unknown && s.is_primary() && s.job.is_none() {
         let plan = Plan::of(Lease::LetRun, Move::Stop(StopMode::Immediate));
         return instead(s, Verdict::new(plan, "planted"));
-    }
-    record(s, decide(s))
-}
-
-fn no_adoption(s: &Snapshot) -> Decision {
-    if s.key_to_adopt().is_some() && s.lease.id.is_some() {
-        return instead(s, Verdict::new(Plan::stay(), "planted"));
     }
     record(s, decide(s))
 }

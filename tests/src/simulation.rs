@@ -132,12 +132,16 @@ async fn live(seed: u64, judge: Judge) -> Outcome {
 /// Clients that write to every member all the time: also to the wrong ones.
 fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
     let nodes: Vec<_> = world.nodes.values().map(|node| node.postgres.clone()).collect();
-    let (network, watch) = (world.network.clone(), watch.clone());
+    let (network, watch, check) = (world.network.clone(), watch.clone(), world.primary_check());
     let pace = rng.between(Duration::from_millis(80), Duration::from_millis(400));
     tokio::task::spawn_local(async move {
         let mut id = 0;
         loop {
             tokio::time::sleep(pace).await;
+            let primaries = check();
+            if primaries.len() > 1 {
+                watch.found("P5", network.now(), format!("{primaries:?} all answer 200 to /primary"));
+            }
             for node in &nodes {
                 id += 1;
                 if node.insert(id).is_ok() {

@@ -380,6 +380,23 @@ impl World {
         Some(door.status.borrow().clone())
     }
 
+    /// Asks, whenever it is called, which members answer 200 to `GET /primary` (rest-api.md 5.1, W2).
+    pub fn primary_check(&self) -> impl Fn() -> Vec<String> + 'static {
+        let directory = self.directory.clone();
+        move || Self::answering(&directory)
+    }
+
+    fn answering(directory: &Directory) -> Vec<String> {
+        let directory = directory.borrow();
+        let serves = |door: &Door| !door.life.killed.get() && !door.life.frozen.get();
+        let positive = |door: &Door| {
+            let status = door.status.borrow();
+            let runs = status.sql.as_ref().is_some_and(|sql| !sql.in_recovery);
+            runs && !status.demoting && status.lock_until.is_some_and(|until| door.clock.now() < until)
+        };
+        directory.iter().filter(|(_, door)| serves(door) && positive(door)).map(|(name, _)| name.clone()).collect()
+    }
+
     /// What a member published last, whether its agent runs or not.
     #[must_use]
     pub fn last_words(&self, name: &str) -> Option<Arc<Status>> {
