@@ -141,6 +141,9 @@ impl<D: Dcs, P: Postgres> Hands<'_, D, P> {
             Move::CreateSlots(names) => {
                 self.jobs.start(Job::CreateSlots, now, async move { postgres.create_slots(&names).await }).await;
             }
+            Move::ResumeReplay => {
+                self.jobs.start(Job::ResumeReplay, now, async move { postgres.resume_replay().await }).await;
+            }
             Move::RemoveUnfinished => {
                 self.jobs.start(Job::RemoveUnfinished, now, async move { postgres.remove_unfinished().await }).await;
             }

@@ -1,6 +1,7 @@
 //! `regent`: the agent beside one PostgreSQL.
 
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,7 +83,15 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let settings = api_settings(&rest)?;
     let server =
         api::spawn(settings, published, Arc::new(boot_time), api_commands).map_err(|error| error.to_string())?;
-    tracing::info!("REST API on {}", server.address());
+    let server = Rc::new(server);
+    let api = Rc::clone(&server);
+    let layers = layers.applied_by(move |newer| {
+        api.set_policy(api_settings(&newer.restapi)?.policy);
+        if newer.restapi.listen != rest.listen {
+            tracing::warn!("restapi.listen changed: without effect until Regent is restarted");
+        }
+        Ok(())
+    });
 
     let lease_etcd = etcd.clone();
     std::thread::Builder::new()
@@ -106,7 +115,7 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
         notify(sd_notify::NotifyState::Ready);
         Ok::<Exit, String>(agent.run().await)
     })?;
-    server.shutdown();
+    drop(server); // It answered to the last.
     Ok(match exit {
         Exit::Done => ExitCode::SUCCESS,
         Exit::Failed => ExitCode::FAILURE,

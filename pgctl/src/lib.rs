@@ -75,6 +75,9 @@ pub trait Postgres: Clone + 'static {
     /// `CHECKPOINT`.
     async fn checkpoint(&self) -> Result<(), PgError>;
 
+    /// `pg_wal_replay_resume()` on a standby (W4).
+    async fn resume_replay(&self) -> Result<(), PgError>;
+
     /// Creates the physical slots that are missing on a running server (P4), and drops nothing.
     async fn create_slots(&self, names: &[String]) -> Result<(), PgError>;
 

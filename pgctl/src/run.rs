@@ -277,6 +277,12 @@ impl Server {
         query::execute(&client, "CHECKPOINT", "CHECKPOINT", CHECKPOINT).await.map(|_| ())
     }
 
+    pub(crate) async fn go_on_replaying(&self) -> Result<(), PgError> {
+        let settings = self.settings();
+        let client = query::command(&settings, &settings.database, "resuming replay").await?;
+        query::execute(&client, "pg_wal_replay_resume", "SELECT pg_wal_replay_resume()", ASK).await.map(|_| ())
+    }
+
     pub(crate) async fn make_slots(&self, names: &[String]) -> Result<(), PgError> {
         let settings = self.settings();
         let client = query::command(&settings, &settings.database, "replication slots").await?;

@@ -182,6 +182,7 @@ impl Memory {
             | Move::Follow(_)
             | Move::Checkpoint
             | Move::CreateSlots(_)
+            | Move::ResumeReplay
             | Move::RemoveUnfinished
             | Move::SetAside => {}
         }

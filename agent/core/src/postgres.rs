@@ -249,6 +249,8 @@ pub enum Job {
     Checkpoint,
     /// Creation of replication slots.
     CreateSlots,
+    /// The end of a pause of replay.
+    ResumeReplay,
     /// Removal of a directory that an interrupted clone or initdb of ours left behind.
     RemoveUnfinished,
     /// Stop and renaming of the directory of a failed bootstrap (B5).

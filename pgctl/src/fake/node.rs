@@ -402,6 +402,11 @@ impl Postgres for FakePostgres {
         })
     }
 
+    async fn resume_replay(&self) -> Result<(), PgError> {
+        // Replay never pauses here.
+        self.accepting("pg_wal_replay_resume", |_, _| ())
+    }
+
     async fn create_slots(&self, names: &[String]) -> Result<(), PgError> {
         self.accepting("pg_create_physical_replication_slot", |world, index| {
             if let Data::Present(cluster) = &mut world.nodes[index].data {

@@ -255,6 +255,15 @@ pub(super) fn follow_leader(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
+/// A higher setting on the primary pauses the replay of a standby without a word (PostgreSQL 14 and later): without this it
+/// falls behind for ever. An operator who wants replay paused pauses the cluster.
+pub(super) fn resume_replay(s: &Snapshot) -> Option<Verdict> {
+    let paused = s.standby().is_some_and(|sql| sql.replay_paused && sql.server_version >= 140_000);
+    (paused && s.job.is_none()).then(|| {
+        Verdict::new(Plan::of(Lease::Keep, Move::ResumeReplay), "replay is paused, and the cluster is not: resuming it")
+    })
+}
+
 /// Slots of the other members, before we lead: they exist, and reserve nothing until they are used.
 pub(super) fn prepare_slots(s: &Snapshot) -> Option<Verdict> {
     let standby = s.standby().filter(|_| s.job.is_none() && !s.config.tags.nofailover)?;
@@ -403,6 +412,18 @@ mod tests {
         assert_eq!(decide(&s).plan.postgres, Move::CreateSlots(vec!["b".into(), "c".into()]));
         let never_leads = standby().without_slots().nofailover().build();
         assert_eq!(decide(&never_leads).rule, "stay_standby");
+    }
+
+    #[test]
+    fn resume_replay() {
+        let paused = || standby().with(|s| s.postgres.sql.as_mut().expect("answers").replay_paused = true);
+        assert_eq!(decide(&paused()).plan.postgres, Move::ResumeReplay);
+        let mut old = paused();
+        old.postgres.sql.as_mut().expect("answers").server_version = 130_000;
+        assert_eq!(decide(&old).rule, "stay_standby");
+        let mut cluster_paused = paused();
+        cluster_paused.config.pause = true;
+        assert_eq!(decide(&cluster_paused).rule, "hands_off");
     }
 
     #[test]

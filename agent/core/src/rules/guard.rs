@@ -19,6 +19,7 @@ fn stopping(s: &Snapshot) -> Option<StopMode> {
         | Job::Follow
         | Job::Checkpoint
         | Job::CreateSlots
+        | Job::ResumeReplay
         | Job::RemoveUnfinished
         | Job::SetAside => None,
     }
