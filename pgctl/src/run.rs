@@ -277,6 +277,8 @@ impl Server {
         query::execute(&client, "CHECKPOINT", "CHECKPOINT", CHECKPOINT).await.map(|_| ())
     }
 
+    /// A primary's slots keep WAL from now on. A standby's reserve nothing until somebody streams over them: nobody would
+    /// move them meanwhile, and its disk would fill up.
     pub(crate) async fn make_slots(&self, names: &[String]) -> Result<(), PgError> {
         let settings = self.settings();
         let client = query::command(&settings, &settings.database, "replication slots").await?;
@@ -284,7 +286,7 @@ impl Server {
             let what = format!("replication slot {name}");
             let name = escape_literal(name);
             let sql = format!(
-                "SELECT pg_create_physical_replication_slot({name}, true)
+                "SELECT pg_create_physical_replication_slot({name}, NOT pg_is_in_recovery())
                   WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {name})"
             );
             query::execute(&client, &sql, &what, ASK).await?;
