@@ -165,6 +165,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         self.claim(self.seams.clock.now());
         loop {
             let seen = self.observe().await;
+            self.copy_config(&seen);
             let decision = self.judge(&seen);
             let (outcome, done) = self.act(&seen, &decision).await;
             if let Some(exit) = decision.plan.exit {
@@ -258,9 +259,6 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             }
             self.dynamic = Some(dynamic.clone());
         }
-        if let Some(dynamic) = &self.dynamic {
-            self.layers.remember(dynamic);
-        }
         if self.unapplied && self.jobs.running().is_none() {
             let configure = self.seams.postgres.configure(self.effective.postgres.clone());
             match tokio::time::timeout(LOOK_PATIENCE, configure).await {
@@ -269,6 +267,17 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 Err(_) => tracing::error!("PostgreSQL's configuration was not taken within {LOOK_PATIENCE:?}"),
             }
             self.unapplied = false;
+        }
+    }
+
+    /// Beside this cluster's data, and no other: a foreign directory is left as it is.
+    fn copy_config(&self, seen: &Snapshot) {
+        let ours = seen.view().and_then(|view| view.initialize.system_id());
+        if let Some(dynamic) = &self.dynamic
+            && ours.is_some()
+            && ours == seen.local_system_id()
+        {
+            self.layers.remember(dynamic);
         }
     }
 
