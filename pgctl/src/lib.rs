@@ -78,8 +78,8 @@ pub trait Postgres: Clone + 'static {
     /// `pg_wal_replay_resume()` on a standby (W4).
     async fn resume_replay(&self) -> Result<(), PgError>;
 
-    /// Creates the physical slots that are missing on a running server, and drops nothing. On a primary they reserve WAL at
-    /// once (P4); on a standby they reserve nothing until they are first used, also if it is promoted before that.
+    /// Creates the physical slots that are missing on a running server. On a primary they reserve WAL at
+    /// once (P4), and one that reserves nothing and is not in use is made anew; on a standby they reserve nothing.
     async fn create_slots(&self, names: &[String]) -> Result<(), PgError>;
 
     /// Removes what an interrupted clone or initdb *of ours* left ([`regent_core::postgres::DataDir::Unfinished`]), nothing else.
