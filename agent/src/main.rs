@@ -147,7 +147,7 @@ fn api_settings(rest: &regent::config::RestConfig) -> Result<api::Settings, Stri
 fn keep_lease(etcd: EtcdSettings, claims: watch::Receiver<Option<lease::Claim>>, state: watch::Sender<LeaseView>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let kept = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
-        runtime.block_on(async {
+        tokio::task::LocalSet::new().block_on(&runtime, async {
             let dcs = EtcdDcs::connect(etcd).await.map_err(|error| error.to_string())?;
             lease::keep(dcs, BootClock, claims, state).await;
             Ok(())

@@ -218,6 +218,7 @@ fn memory() -> impl Strategy<Value = Memory> {
             last_job,
             bootstrapping,
             checkpointed: None,
+            named: false,
             last_position: None,
         })
 }
