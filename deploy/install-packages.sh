@@ -12,7 +12,8 @@ PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:$HOME/.cargo/bin"
 say() { printf 'packages: %s\n' "$*"; }
 die() { printf 'packages: %s\n' "$*" >&2; exit 1; }
 has() { command -v "$1" >/dev/null 2>&1; }
-package_exists() { apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [0-9]'; }
+# The answer is read to its end first: a pipe that `grep -q` closes early would fail under pipefail.
+package_exists() { local answer; answer=$(apt-cache policy "$1" 2>/dev/null); [[ $answer =~ Candidate:\ [0-9] ]]; }
 
 # The newest of the PostgreSQL versions that Regent serves, if one is there.
 postgres() {
@@ -70,7 +71,7 @@ if [ "$(id -u)" -ne 0 ]; then
     as_root=(sudo)
 fi
 apt() {
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@"
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null
 }
 
 say "reading the package lists"

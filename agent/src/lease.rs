@@ -121,3 +121,154 @@ pub async fn keep<D: Dcs, C: Clock>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use regent_dcs::memory::{MemoryDcs, MemoryStore, Trip};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[derive(Clone)]
+    struct Virtual(tokio::time::Instant);
+
+    impl Clock for Virtual {
+        fn now(&self) -> Instant {
+            Instant(self.0.elapsed())
+        }
+
+        fn wall(&self) -> SystemTime {
+            SystemTime::UNIX_EPOCH
+        }
+
+        fn dice(&self) -> u64 {
+            0
+        }
+    }
+
+    const TTL: Duration = Duration::from_secs(10);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    struct Bench {
+        store: MemoryStore,
+        dcs: MemoryDcs,
+        clock: Virtual,
+        claims: watch::Sender<Option<Claim>>,
+        state: watch::Receiver<LeaseView>,
+    }
+
+    impl Bench {
+        fn claim(&self) {
+            let as_of = self.clock.now();
+            self.claims.send_replace(Some(Claim { as_of, good_for: SECOND * 6, ttl: TTL, patience: SECOND }));
+        }
+
+        fn left(&self) -> Duration {
+            self.clock.now().until(self.state.borrow().ends.unwrap_or_default())
+        }
+
+        /// Claims every second for so long, as a loop that turns does.
+        async fn claim_for(&self, seconds: u32) {
+            for _ in 0..seconds {
+                self.claim();
+                sleep(SECOND).await;
+            }
+        }
+    }
+
+    async fn keeping<T>(test: impl AsyncFn(Bench) -> T) -> T {
+        let store = MemoryStore::new();
+        let dcs = store.client("a");
+        let clock = Virtual(tokio::time::Instant::now());
+        let (claims, claimed) = watch::channel(None);
+        let (sender, state) = watch::channel(LeaseView::default());
+        let bench = Bench { store, dcs: dcs.clone(), clock: clock.clone(), claims, state };
+        let local = tokio::task::LocalSet::new();
+        local.spawn_local(keep(dcs, clock, claimed, sender));
+        local.run_until(test(bench)).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_counts_from_the_sending_and_allows_for_clock_drift() {
+        keeping(async |bench: Bench| {
+            bench.dcs.set_trip(Trip { request: SECOND / 4, answer: SECOND / 2, ..Trip::default() });
+            let sent = bench.clock.now();
+            bench.claim();
+            sleep(SECOND).await;
+            let deadline = bench.state.borrow().ends;
+            assert_eq!(deadline, Some(sent + TTL * 99 / 100), "not from the arrival, and not from the answer");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn renewals_go_on_while_claims_are_fresh_and_end_with_them() {
+        keeping(async |bench: Bench| {
+            bench.claim_for(40).await;
+            assert!(bench.left() > TTL / 2);
+            assert_eq!(bench.store.leases().len(), 1);
+            sleep(SECOND * 6 + TTL + SECOND * 3).await;
+            assert!(bench.left().is_zero());
+            assert_eq!(bench.store.leases().len(), 0, "a loop that does not turn loses its lease");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_withdrawn_claim_ends_renewals_at_once() {
+        keeping(async |bench: Bench| {
+            bench.claim_for(5).await;
+            bench.claims.send_replace(None);
+            let ends = bench.state.borrow().ends;
+            sleep(SECOND * 5).await;
+            assert_eq!(bench.state.borrow().ends, ends, "a demotion does not renew");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_not_loss_and_one_lost_answer_costs_nothing() {
+        keeping(async |bench: Bench| {
+            bench.claim_for(3).await;
+            let id = bench.state.borrow().id;
+            bench.dcs.set_cut(true);
+            bench.claim_for(6).await;
+            assert_eq!(bench.state.borrow().id, id, "unknown is not lost");
+            bench.dcs.set_cut(false);
+            bench.claim_for(3).await;
+            assert_eq!(bench.state.borrow().id, id);
+            assert!(bench.left() > TTL / 2, "{:?}", bench.left());
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_gone_is_replaced_and_its_deadline_forgotten() {
+        keeping(async |bench: Bench| {
+            bench.claim_for(2).await;
+            let old = bench.state.borrow().id;
+            bench.store.revoke(old.unwrap());
+            bench.claim_for(4).await;
+            let new = *bench.state.borrow();
+            assert!(new.id.is_some() && new.id != old);
+            assert!(bench.left() > TTL / 2);
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_ttl_needs_another_lease() {
+        keeping(async |bench: Bench| {
+            bench.claim_for(2).await;
+            let old = bench.state.borrow().id;
+            let as_of = bench.clock.now();
+            bench.claims.send_replace(Some(Claim { as_of, good_for: SECOND * 6, ttl: TTL * 2, patience: SECOND }));
+            sleep(SECOND).await;
+            assert_ne!(bench.state.borrow().id, old);
+            assert!(bench.left() > TTL);
+        })
+        .await;
+    }
+}

@@ -151,7 +151,7 @@ pub struct SqlFacts {
     pub started_at: String,
     /// `server_version_num`
     pub server_version: u32,
-    /// Names of replication slots.
+    /// Names of replication slots; on a primary only of those that keep WAL, or are in use.
     pub slots: Vec<String>,
     /// WAL senders.
     pub replication: Vec<WalSender>,

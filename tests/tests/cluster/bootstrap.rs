@@ -8,7 +8,7 @@ use crate::support::{PATIENCE, system_id, turn};
 #[test]
 fn three_at_once_make_one_cluster() -> Result<(), Trouble> {
     let _turn = turn();
-    let races = std::env::var("REGENT_RACES").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    let races = std::env::var("REGENT_RACES").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
     for _ in 0..races {
         let rig = Rig::new(Settings { haproxy: false, ..Settings::default() })?;
         rig.start_all()?;

@@ -41,8 +41,8 @@ pub(super) fn clear_unfinished_copy(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
-/// A failure of the last job, if it is too fresh to try again.
-fn just_failed(s: &Snapshot, which: fn(&Job) -> bool) -> Option<(Duration, String)> {
+/// A failure of the last job, if it is too fresh to try again: how long to wait, and the cause.
+pub(super) fn just_failed(s: &Snapshot, which: fn(&Job) -> bool) -> Option<(Duration, String)> {
     let last = s.memory.last_job.as_ref().filter(|last| which(&last.job))?;
     let cause = last.error.clone()?;
     let wait = RETRY.min(s.config.loop_wait).saturating_sub(s.now.since(last.at));
@@ -259,7 +259,8 @@ pub(super) fn follow_leader(s: &Snapshot) -> Option<Verdict> {
 /// falls behind for ever. An operator who wants replay paused pauses the cluster.
 pub(super) fn resume_replay(s: &Snapshot) -> Option<Verdict> {
     let paused = s.standby().is_some_and(|sql| sql.replay_paused && sql.server_version >= 140_000);
-    (paused && s.job.is_none()).then(|| {
+    let refused = just_failed(s, |job| *job == Job::ResumeReplay).is_some();
+    (paused && !refused && s.job.is_none()).then(|| {
         Verdict::new(Plan::of(Lease::Keep, Move::ResumeReplay), "replay is paused, and the cluster is not: resuming it")
     })
 }
