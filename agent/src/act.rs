@@ -1,5 +1,6 @@
-//! Carries a plan out, in one fixed order: the lease, the keys, PostgreSQL, the release. No decisions, no retries: what
-//! depends on an outcome is decided from what is seen next.
+//! Carries a plan out, in one fixed order: a stop of PostgreSQL before all else, the lease, every other move of PostgreSQL,
+//! the keys, the release, the member key. No decisions, no retries: what depends on an outcome is decided from what is seen
+//! next.
 
 use std::time::Duration;
 
@@ -132,9 +133,10 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
                 self.jobs.start(job, now, async move { postgres.start_standby(&upstream).await }).await;
             }
             Move::Stop(mode) => {
-                // A clean stop takes as long as it takes: the lease, not taste, ends it.
+                // A clean stop takes as long as it takes: the lease, not taste, ends it. A forced one becomes SIGKILL half-way
+                // through its budget, so that the kill itself still lies before the lease's end.
                 let within = match mode {
-                    StopMode::Immediate => stop_budget,
+                    StopMode::Immediate => stop_budget / 2,
                     StopMode::Fast => UNBOUNDED,
                 };
                 self.jobs.start(Job::Stop(mode), now, async move { postgres.stop(mode, within).await }).await;

@@ -234,11 +234,11 @@ impl Server {
             )));
         }
         self.remember_upstream(None);
-        // It is a primary whatever the files say; they are right again at the latest before the next start.
+        // It is a primary whatever the files say; they are right again at the latest before the next start. No reload: the
+        // server would complain that `recovery_target` and its kin cannot be taken back without a restart.
         let files = self.files("writing the configuration", |settings| conf::write(settings, &Role::Primary)).await;
-        match files.and_then(|()| postmaster.signal(Signal::HUP)) {
-            Ok(()) => {}
-            Err(error) => tracing::warn!(%error, "promoted, but the configuration still speaks of a standby"),
+        if let Err(error) = files {
+            tracing::warn!(%error, "promoted, but the configuration still speaks of a standby");
         }
         Ok(())
     }

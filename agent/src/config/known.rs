@@ -44,7 +44,7 @@ const SECTIONS: &[Keys] = &[
     },
     Keys {
         path: "restapi",
-        now: &["listen", "connect_address", "authentication", "auth"],
+        now: &["listen", "connect_address", "authentication", "auth", "http_extra_headers", "server_tokens"],
         later: &[
             "certfile",
             "keyfile",
@@ -54,9 +54,7 @@ const SECTIONS: &[Keys] = &[
             "verify_client",
             "allowlist",
             "allowlist_include_members",
-            "http_extra_headers",
             "https_extra_headers",
-            "server_tokens",
         ],
         ignored: &["request_queue_size", "thread_pool_size", "cacert"],
     },
