@@ -11,17 +11,21 @@ use regent_core::units::{Instant, LeaseId, MemberName, Revision};
 use regent_dcs::{Dcs, DcsError, Write, Written};
 use regent_pgctl::Postgres;
 
+use crate::clock::Clock;
 use crate::job::Jobs;
 use crate::layers::Layers;
 
 /// What a plan is carried out with.
-pub(crate) struct Hands<'a, D, P> {
+pub(crate) struct Hands<'a, D, P, C> {
     pub(crate) dcs: &'a D,
     pub(crate) postgres: &'a P,
+    pub(crate) clock: &'a C,
     pub(crate) jobs: &'a mut Jobs,
     pub(crate) layers: &'a dyn Layers,
     /// The longest that one write may take.
     pub(crate) patience: Duration,
+    /// When a stop must begin, if this member may write: no write to etcd is waited for beyond that.
+    pub(crate) must_stop_at: Option<Instant>,
 }
 
 /// What came of it.
@@ -31,7 +35,7 @@ pub(crate) struct Done {
     pub(crate) revision: Revision,
 }
 
-impl<D: Dcs, P: Postgres> Hands<'_, D, P> {
+impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
     /// The lease half, unless it is a release.
     pub(crate) async fn lease(&self, seen: &Snapshot, plan: &Plan, done: &mut Done) -> LeaseOutcome {
         let name = seen.config.name.clone();
@@ -60,7 +64,11 @@ impl<D: Dcs, P: Postgres> Hands<'_, D, P> {
 
     async fn write(&self, lease: LeaseId, write: Write, done: &mut Done) -> LeaseOutcome {
         let what = format!("{write:?}");
-        match self.dcs.write(write, self.patience).await {
+        let left = self.must_stop_at.map_or(self.patience, |at| self.clock.now().until(at));
+        if left.is_zero() {
+            return LeaseOutcome::NotTried;
+        }
+        match self.dcs.write(write, self.patience.min(left)).await {
             Ok(Written::Done(revision)) => {
                 done.revision = done.revision.max(revision);
                 LeaseOutcome::Done(lease)
@@ -140,6 +148,9 @@ impl<D: Dcs, P: Postgres> Hands<'_, D, P> {
             Move::Checkpoint => self.jobs.start(Job::Checkpoint, now, async move { postgres.checkpoint().await }).await,
             Move::CreateSlots(names) => {
                 self.jobs.start(Job::CreateSlots, now, async move { postgres.create_slots(&names).await }).await;
+            }
+            Move::ResumeReplay => {
+                self.jobs.start(Job::ResumeReplay, now, async move { postgres.resume_replay().await }).await;
             }
             Move::RemoveUnfinished => {
                 self.jobs.start(Job::RemoveUnfinished, now, async move { postgres.remove_unfinished().await }).await;

@@ -197,7 +197,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         let dcs = match read {
             Ok(read) => {
                 self.revision = self.revision.max(read.view.revision);
-                self.take_config(&read).await;
+                self.take_config(&read, patience.unwrap_or(HURRY)).await;
                 let view = read.view.clone();
                 self.read = Some(read);
                 Ok(view)
@@ -249,7 +249,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
     }
 
     /// A changed `config` key, once it is valid, is in force from this turn on.
-    async fn take_config(&mut self, read: &Read) {
+    async fn take_config(&mut self, read: &Read, patience: Duration) {
         if let Some(dynamic) = &read.config
             && self.dynamic.as_ref() != Some(dynamic)
         {
@@ -261,10 +261,10 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         }
         if self.unapplied && self.jobs.running().is_none() {
             let configure = self.seams.postgres.configure(self.effective.postgres.clone());
-            match tokio::time::timeout(LOOK_PATIENCE, configure).await {
+            match tokio::time::timeout(patience, configure).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::error!("PostgreSQL's configuration: {error}"),
-                Err(_) => tracing::error!("PostgreSQL's configuration was not taken within {LOOK_PATIENCE:?}"),
+                Err(_) => tracing::error!("PostgreSQL's configuration was not taken within {patience:?}"),
             }
             self.unapplied = false;
         }
@@ -312,17 +312,19 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         } else {
             self.channels.claims.send_replace(None);
         }
+        // A stop waits for nobody, least of all for etcd: it goes before the lease half. Everything else comes after it.
+        let stops = matches!(plan.postgres, Move::Stop(_) | Move::SetAside);
         let mut done = Done::default();
         let patience = self.effective.core.retry_timeout.min(Duration::from_secs(3));
         let mut hands = Hands {
             dcs: &self.seams.dcs,
             postgres: &self.seams.postgres,
+            clock: &self.seams.clock,
             jobs: &mut self.jobs,
             layers: self.layers.as_ref(),
             patience,
+            must_stop_at: seen.must_stop_at().filter(|_| seen.may_write() && !stops && !seen.config.pause),
         };
-        // A stop waits for nobody, least of all for etcd: it goes before the lease half. Everything else comes after it.
-        let stops = matches!(plan.postgres, Move::Stop(_) | Move::SetAside);
         if stops {
             self.channels.status.send_modify(|status| Arc::make_mut(status).demoting = true);
             hands.postgres(seen, &plan.postgres, seen.now).await;
@@ -412,9 +414,11 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             let hands = Hands {
                 dcs: &self.seams.dcs,
                 postgres: &self.seams.postgres,
+                clock: &self.seams.clock,
                 jobs: &mut self.jobs,
                 layers: self.layers.as_ref(),
                 patience: Duration::from_secs(1),
+                must_stop_at: None,
             };
             hands.member(seen.config.name.clone(), json, lease, &mut done).await;
         }

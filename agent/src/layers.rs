@@ -52,11 +52,16 @@ pub trait Layers {
     fn reload(&mut self) -> Result<(), String>;
 }
 
+/// Puts what a reload has read into force; says why it could not.
+type Apply = Box<dyn Fn(&LocalConfig) -> Result<(), String>>;
+
 /// The layers of a real agent: files and environment, and the copy of the `config` key beside the data.
 pub struct Files {
     sources: Sources,
     local: LocalConfig,
     log: Log,
+    /// What else of the local configuration takes effect on a reload.
+    apply: Apply,
     /// The `config` key that is known to be in the copy.
     copied: Arc<Mutex<Option<Value>>>,
     /// Warnings that were given already.
@@ -67,9 +72,17 @@ impl Files {
     /// Over a local configuration that was read from `sources`.
     #[must_use]
     pub fn new(sources: Sources, local: LocalConfig, log: Log) -> Files {
-        let files = Files { sources, local, log, copied: Arc::default(), told: Mutex::default() };
+        let apply = Box::new(|_: &LocalConfig| Ok(()));
+        let files = Files { sources, local, log, apply, copied: Arc::default(), told: Mutex::default() };
         files.tell(&files.local.warnings);
         files
+    }
+
+    /// ... and calls `apply` with what a reload has read.
+    #[must_use]
+    pub fn applied_by(mut self, apply: impl Fn(&LocalConfig) -> Result<(), String> + 'static) -> Files {
+        self.apply = Box::new(apply);
+        self
     }
 
     fn tell(&self, warnings: &[String]) {
@@ -150,6 +163,7 @@ impl Layers for Files {
         if !waiting.is_empty() {
             tracing::warn!("changed, and without effect until Regent is restarted: {}", waiting.join(", "));
         }
+        (self.apply)(&newer)?;
         self.log.configure(&newer.log).map_err(|error| error.to_string())?;
         self.tell(&newer.warnings);
         self.local = newer;

@@ -1,6 +1,7 @@
 //! `regent`: the agent beside one PostgreSQL.
 
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,7 +83,15 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let settings = api_settings(&rest)?;
     let server =
         api::spawn(settings, published, Arc::new(boot_time), api_commands).map_err(|error| error.to_string())?;
-    tracing::info!("REST API on {}", server.address());
+    let server = Rc::new(server);
+    let api = Rc::clone(&server);
+    let layers = layers.applied_by(move |newer| {
+        api.set_policy(api_settings(&newer.restapi)?.policy);
+        if newer.restapi.listen != rest.listen {
+            tracing::warn!("restapi.listen changed: without effect until Regent is restarted");
+        }
+        Ok(())
+    });
 
     let lease_etcd = etcd.clone();
     std::thread::Builder::new()
@@ -106,7 +115,7 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
         notify(sd_notify::NotifyState::Ready);
         Ok::<Exit, String>(agent.run().await)
     })?;
-    server.shutdown();
+    drop(server); // It answered to the last.
     Ok(match exit {
         Exit::Done => ExitCode::SUCCESS,
         Exit::Failed => ExitCode::FAILURE,
@@ -138,7 +147,7 @@ fn api_settings(rest: &regent::config::RestConfig) -> Result<api::Settings, Stri
 fn keep_lease(etcd: EtcdSettings, claims: watch::Receiver<Option<lease::Claim>>, state: watch::Sender<LeaseView>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let kept = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
-        runtime.block_on(async {
+        tokio::task::LocalSet::new().block_on(&runtime, async {
             let dcs = EtcdDcs::connect(etcd).await.map_err(|error| error.to_string())?;
             lease::keep(dcs, BootClock, claims, state).await;
             Ok(())

@@ -127,6 +127,7 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
             | Move::Follow(_)
             | Move::Checkpoint
             | Move::CreateSlots(_)
+            | Move::ResumeReplay
             | Move::RemoveUnfinished,
             _,
         ) => {}

@@ -75,7 +75,11 @@ pub trait Postgres: Clone + 'static {
     /// `CHECKPOINT`.
     async fn checkpoint(&self) -> Result<(), PgError>;
 
-    /// Creates the physical slots that are missing on a running server (P4), and drops nothing.
+    /// `pg_wal_replay_resume()` on a standby (W4).
+    async fn resume_replay(&self) -> Result<(), PgError>;
+
+    /// Creates the physical slots that are missing on a running server. On a primary they reserve WAL at
+    /// once (P4), and one that reserves nothing and is not in use is made anew; on a standby they reserve nothing.
     async fn create_slots(&self, names: &[String]) -> Result<(), PgError>;
 
     /// Removes what an interrupted clone or initdb *of ours* left ([`regent_core::postgres::DataDir::Unfinished`]), nothing else.

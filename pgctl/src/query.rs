@@ -44,7 +44,8 @@ SELECT r AS in_recovery,
        current_setting('server_version_num') AS server_version,
        pg_conf_load_time() AS configured_at
   FROM (SELECT pg_is_in_recovery() AS r OFFSET 0) AS x LEFT JOIN pg_stat_wal_receiver AS w ON true;
-SELECT slot_name FROM pg_replication_slots ORDER BY 1;
+SELECT slot_name FROM pg_replication_slots
+ WHERE pg_is_in_recovery() OR active OR restart_lsn IS NOT NULL ORDER BY 1;
 SELECT usename, application_name, host(client_addr) AS client_addr, state, sync_state, sync_priority
   FROM pg_stat_replication ORDER BY pid";
 

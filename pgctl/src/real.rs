@@ -218,6 +218,10 @@ impl Postgres for Server {
         self.write_checkpoint().await
     }
 
+    async fn resume_replay(&self) -> Result<(), PgError> {
+        self.go_on_replaying().await
+    }
+
     async fn create_slots(&self, names: &[String]) -> Result<(), PgError> {
         self.make_slots(names).await
     }

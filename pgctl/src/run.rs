@@ -277,17 +277,31 @@ impl Server {
         query::execute(&client, "CHECKPOINT", "CHECKPOINT", CHECKPOINT).await.map(|_| ())
     }
 
+    pub(crate) async fn go_on_replaying(&self) -> Result<(), PgError> {
+        let settings = self.settings();
+        let client = query::command(&settings, &settings.database, "resuming replay").await?;
+        query::execute(&client, "SELECT pg_wal_replay_resume()", "pg_wal_replay_resume", ASK).await.map(|_| ())
+    }
+
+    /// A primary's slots keep WAL from now on. A standby's reserve nothing until somebody streams over them: nobody would
+    /// move them meanwhile, and its disk would fill up. One that it brought along into its promotion is made anew.
     pub(crate) async fn make_slots(&self, names: &[String]) -> Result<(), PgError> {
         let settings = self.settings();
         let client = query::command(&settings, &settings.database, "replication slots").await?;
         for name in names {
             let what = format!("replication slot {name}");
             let name = escape_literal(name);
-            let sql = format!(
-                "SELECT pg_create_physical_replication_slot({name}, true)
+            let reserves_nothing = format!(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+                  WHERE slot_name = {name} AND slot_type = 'physical' AND restart_lsn IS NULL AND NOT active
+                    AND NOT pg_is_in_recovery()"
+            );
+            query::execute(&client, &reserves_nothing, &what, ASK).await?;
+            let missing = format!(
+                "SELECT pg_create_physical_replication_slot({name}, NOT pg_is_in_recovery())
                   WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {name})"
             );
-            query::execute(&client, &sql, &what, ASK).await?;
+            query::execute(&client, &missing, &what, ASK).await?;
         }
         Ok(())
     }

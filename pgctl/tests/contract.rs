@@ -21,6 +21,7 @@ on_real_postgresql! {
     a_clone_streams_from_its_source
     a_clone_of_a_dead_source_fails_and_leaves_nothing
     a_promotion_begins_the_next_timeline
+    slots_of_a_standby_outlive_its_promotion
     a_promised_timeline_may_skip_numbers
     crash_recovery_stays_on_its_timeline
     the_control_data_tells_how_it_was_stopped

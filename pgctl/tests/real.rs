@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use regent_core::postgres::{ClusterState, DataDir, PgState, Probe, Process, StopMode, Upstream};
+use regent_core::units::Timeline;
 use regent_pgctl::{PgError, Postgres, Server, Settings};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -373,6 +374,39 @@ fn a_server_that_is_not_consistent_yet_rejects() {
         assert!(present.standby_signal);
         b.server.follow(&from(&a)).await.unwrap();
         see(&b, "streams", |state| state.sql.as_ref().is_some_and(|sql| sql.streaming)).await;
+    });
+}
+
+/// Which slots keep WAL: `name=t` for those that do.
+async fn reservations(node: &RealNode) -> String {
+    let sql = "SELECT string_agg(format('%s=%s', slot_name, restart_lsn IS NOT NULL), ' ' ORDER BY slot_name)
+                 FROM pg_replication_slots";
+    node.sql(&node.settings.superuser, sql).await.unwrap().unwrap_or_default()
+}
+
+#[test]
+fn slots_reserve_wal_on_a_primary_at_once_and_on_a_standby_when_used() {
+    run(|| async {
+        let real = Real::new();
+        let a = primary(&real, |_| ()).await;
+        a.server.create_slots(&["b".to_owned(), "c".to_owned()]).await.unwrap();
+        assert_eq!(reservations(&a).await, "b=t c=t");
+        let b = real.node_with(real.settings("b"));
+        let c = real.node_with(real.settings("c"));
+        for node in [&b, &c] {
+            node.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
+            node.server.start_standby(&from(&a)).await.unwrap();
+            see(node, "streams", |state| state.sql.as_ref().is_some_and(|sql| sql.streaming)).await;
+        }
+        b.server.create_slots(&["a".to_owned(), "c".to_owned()]).await.unwrap();
+        assert_eq!(reservations(&b).await, "a=f c=f", "nobody would move them on a standby: they must pin nothing");
+
+        a.server.stop(StopMode::Fast, LONG).await.unwrap();
+        b.server.promote(Timeline(2)).await.unwrap();
+        b.server.create_slots(&["d".to_owned()]).await.unwrap();
+        assert_eq!(reservations(&b).await, "a=f c=f d=t");
+        c.server.follow(&from(&b)).await.unwrap();
+        eventually("c's slot keeps what c needs", async || reservations(&b).await == "a=f c=t d=t").await;
     });
 }
 

@@ -246,9 +246,8 @@ impl World {
                 self.nodes[name].postgres.tune(|t| (t.start, t.recovery) = (usual.start, usual.recovery));
             }
             Kind::KillNextPromoted(_) => {
-                for name in self.names() {
-                    self.start(&name);
-                }
+                self.spare_the_promoted();
+                self.start_all();
             }
             Kind::KillServer(_) | Kind::EtcdElection | Kind::FailStart(_) => {}
         }

@@ -106,9 +106,7 @@ async fn live(seed: u64, judge: Judge) -> Outcome {
         async move { network.drive().await }
     });
     writers(&world, &watch, &mut rng);
-    for name in world.names() {
-        world.start(&name);
-    }
+    world.start_all();
     // Faults may fall into the bootstrap as well.
     let settle = if rng.one_in(4) { Duration::ZERO } else { Duration::from_secs(25) };
     let span = shape.ttl * 4;
@@ -214,9 +212,7 @@ fn heal(world: &mut World, faults: &[Fault]) {
     for fault in faults {
         world.end(&fault.kind);
     }
-    for name in world.names() {
-        world.start(&name);
-    }
+    world.start_all();
 }
 
 /// L1, L2: within a bound that follows from the settings, all is well again.
@@ -226,7 +222,7 @@ async fn converge(world: &mut World, watch: &Watch, rng: &mut Rng) {
     let mut why = None;
     while world.now() < deadline {
         tokio::time::sleep(rng.between(Duration::from_millis(400), Duration::from_millis(600))).await;
-        world.restart_ended();
+        world.start_all();
         why = not_converged(world);
         if why.is_none() {
             return;

@@ -94,6 +94,7 @@ fn postgres(postgres: &Move) -> String {
         Move::Follow(upstream) => format!("follow({})", of(upstream)),
         Move::Checkpoint => "checkpoint".into(),
         Move::CreateSlots(_) => "create_slots".into(),
+        Move::ResumeReplay => "resume_replay".into(),
         Move::RemoveUnfinished => "remove_unfinished".into(),
         Move::SetAside => "set_aside".into(),
     }

@@ -64,6 +64,8 @@ pub struct World {
     pub nodes: BTreeMap<String, Node>,
     judge: Judge,
     directory: Directory,
+    /// Those that wait for the next promotion; false: no more.
+    assassins: Vec<Rc<Cell<bool>>>,
     epoch: tokio::time::Instant,
 }
 
@@ -265,7 +267,7 @@ impl World {
             let node = Node { timings, postgres, dcs: store.client(name.as_str()), clock, config, process: None };
             nodes.insert(name, node);
         }
-        World { shape, store, network, nodes, judge, directory: Directory::default(), epoch }
+        World { shape, store, network, nodes, judge, directory: Directory::default(), assassins: Vec::new(), epoch }
     }
 
     /// Virtual time since the world began.
@@ -342,10 +344,18 @@ impl World {
         }
     }
 
+    /// Nobody is killed for being promoted any more.
+    pub fn spare_the_promoted(&mut self) {
+        for armed in self.assassins.drain(..) {
+            armed.set(false);
+        }
+    }
+
     /// Kills whoever is promoted next, agent and server, so long after.
-    pub fn kill_next_promoted(&self, after: Duration) {
+    pub fn kill_next_promoted(&mut self, after: Duration) {
         let (directory, network) = (self.directory.clone(), self.network.clone());
         let armed = Rc::new(Cell::new(true));
+        self.assassins.push(armed.clone());
         self.network.on_transition(Box::new(move |node, transition| {
             if transition != Transition::Promoted || !armed.replace(false) {
                 return;
@@ -418,10 +428,12 @@ impl World {
         node.clock.now().until(until) > needed
     }
 
-    /// What systemd and operators do: an agent that ended is started again.
-    pub fn restart_ended(&mut self) {
+    /// What systemd and operators do: an agent that does not run is started.
+    pub fn start_all(&mut self) {
         for name in self.names() {
-            if self.nodes.get(&name).is_some_and(|node| node.exit().is_some()) {
+            // Nobody starts again what says that it has another cluster's data.
+            let foreign = self.last_words(&name).is_some_and(|words| words.rule == "leave_foreign_cluster");
+            if !foreign {
                 self.start(&name);
             }
         }

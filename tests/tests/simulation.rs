@@ -1,5 +1,6 @@
 //! Thousands of seeds against real agents in virtual time, and planted bugs that must be found.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use regent_tests::planted::BUGS;
@@ -47,7 +48,9 @@ fn seeds() {
     let failovers: usize = outcomes.iter().map(|(failovers, ..)| failovers).sum();
     let simulated: Duration = outcomes.iter().map(|(_, lasted, _)| *lasted).sum();
     let failed: Vec<&Outcome> = outcomes.iter().flat_map(|(.., failed)| failed).collect();
-    println!(
+    // Not by `println!`, which only failing tests show.
+    let _ = writeln!(
+        std::io::stderr(),
         "{count} seeds, {failovers} simulated failovers in {took:.1?}: {:.0} failovers a minute, {:.0} cluster-seconds a second",
         failovers as f64 / took.as_secs_f64() * 60.0,
         simulated.as_secs_f64() / took.as_secs_f64()
@@ -66,7 +69,10 @@ fn every_planted_bug_is_found() {
     let mut missed = Vec::new();
     for bug in BUGS {
         match (0..budget).map(|seed| run(seed, bug.judge())).find(|outcome| !outcome.findings.is_empty()) {
-            Some(outcome) => println!("{:70} seed {:4}: {}", bug.name, outcome.seed, outcome.findings[0]),
+            Some(outcome) => {
+                let found = &outcome.findings[0];
+                let _ = writeln!(std::io::stderr(), "found: {:70} seed {:4}: {found}", bug.name, outcome.seed);
+            }
             None => missed.push(bug.name),
         }
     }

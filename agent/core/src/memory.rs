@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Member;
-use crate::plan::{Decision, Lease, Move};
+use crate::plan::{Decision, KeyWrite, Lease, Move};
 use crate::postgres::{DataDir, FinishedJob, Job, StopMode};
 use crate::snapshot::{Order, Seat, Snapshot};
 use crate::units::{Instant, LeaseId, Lsn, MemberName, Timeline};
@@ -25,6 +25,8 @@ pub struct Memory {
     pub starting_since: Option<Instant>,
     /// This agent won the right to make the cluster and has not finished (B5-B7).
     pub bootstrapping: bool,
+    /// ... and has tried to give it its name: from then on its data may be the only copy of a cluster that exists.
+    pub named: bool,
     /// The last job that ended.
     pub last_job: Option<FinishedJob>,
     /// The timeline whose post-promotion checkpoint is done (L7); also true of a timeline that was found running.
@@ -153,6 +155,7 @@ impl Memory {
                 _,
             ) => {}
         }
+        self.named |= decision.plan.keys.iter().any(|key| matches!(key, KeyWrite::Identify { .. }));
         if self.bootstrapping && seen.view().is_some_and(|view| view.initialize.system_id().is_some()) {
             self.bootstrapping = false;
         }
@@ -182,6 +185,7 @@ impl Memory {
             | Move::Follow(_)
             | Move::Checkpoint
             | Move::CreateSlots(_)
+            | Move::ResumeReplay
             | Move::RemoveUnfinished
             | Move::SetAside => {}
         }

@@ -162,6 +162,8 @@ pub enum Move {
     Checkpoint,
     /// Create replication slots that are missing.
     CreateSlots(Vec<String>),
+    /// Go on replaying.
+    ResumeReplay,
     /// Remove what an interrupted clone or initdb of ours left.
     RemoveUnfinished,
     /// Rename the data directory of a failed bootstrap (B5).

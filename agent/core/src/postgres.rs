@@ -151,7 +151,7 @@ pub struct SqlFacts {
     pub started_at: String,
     /// `server_version_num`
     pub server_version: u32,
-    /// Names of replication slots.
+    /// Names of replication slots; on a primary only of those that keep WAL, or are in use.
     pub slots: Vec<String>,
     /// WAL senders.
     pub replication: Vec<WalSender>,
@@ -249,6 +249,8 @@ pub enum Job {
     Checkpoint,
     /// Creation of replication slots.
     CreateSlots,
+    /// The end of a pause of replay.
+    ResumeReplay,
     /// Removal of a directory that an interrupted clone or initdb of ours left behind.
     RemoveUnfinished,
     /// Stop and renaming of the directory of a failed bootstrap (B5).

@@ -156,6 +156,7 @@ impl Snapshot {
                 | Job::Follow
                 | Job::Checkpoint
                 | Job::CreateSlots
+                | Job::ResumeReplay
                 | Job::RemoveUnfinished
                 | Job::SetAside,
             )
@@ -230,7 +231,7 @@ impl Snapshot {
     #[must_use]
     pub fn busy(&self) -> Option<&RunningJob> {
         self.job.as_ref().filter(|running| match running.job {
-            Job::Checkpoint | Job::CreateSlots | Job::Follow => false,
+            Job::Checkpoint | Job::CreateSlots | Job::ResumeReplay | Job::Follow => false,
             Job::Bootstrap
             | Job::Clone { .. }
             | Job::Start { .. }

@@ -187,6 +187,7 @@ fn job() -> impl Strategy<Value = Job> {
         Just(Job::Follow),
         Just(Job::Checkpoint),
         Just(Job::CreateSlots),
+        Just(Job::ResumeReplay),
         Just(Job::RemoveUnfinished),
         Just(Job::SetAside),
     ]
@@ -217,6 +218,7 @@ fn memory() -> impl Strategy<Value = Memory> {
             last_job,
             bootstrapping,
             checkpointed: None,
+            named: false,
             last_position: None,
         })
 }

@@ -7,7 +7,7 @@ use regent_core::units::{Lsn, MemberName, Timeline};
 
 use super::look::look;
 use super::wal::{CHECKPOINT_BYTES, Kind, WRITE_BYTES};
-use super::world::{Build, Data, Node, Phase, World};
+use super::world::{Build, Cluster, Data, Node, Phase, Server, World};
 use super::{FakeNetwork, Timings, Transition};
 use crate::settings::Settings;
 use crate::{PgError, Postgres};
@@ -26,7 +26,7 @@ pub struct FakePostgres {
     index: usize,
 }
 
-/// Why a client's write was not acknowledged.
+/// Why a client got nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {
     /// Nothing listens.
@@ -74,18 +74,18 @@ impl FakePostgres {
     /// Writes a record of `bytes`.
     pub fn insert_bytes(&self, id: u64, bytes: u64) -> Result<Lsn, Rejected> {
         self.with(|world, index| {
-            let node = &world.nodes[index];
-            let (Some(server), Data::Present(cluster)) = (&node.server, &node.data) else {
-                return Err(Rejected::Refused);
-            };
-            let timeline = cluster.log.timeline();
-            match server.phase {
-                _ if node.stalled() => Err(Rejected::NoAnswer),
-                Phase::Starting | Phase::Stopping { .. } | Phase::Quitting => Err(Rejected::NotAccepting),
-                Phase::Accepting if server.in_recovery => Err(Rejected::ReadOnly),
-                Phase::Accepting => Ok(world.write(index, Kind::Write(id), bytes, timeline)),
+            let (server, cluster) = connect(&world.nodes[index])?;
+            if server.in_recovery {
+                return Err(Rejected::ReadOnly);
             }
+            let timeline = cluster.log.timeline();
+            Ok(world.write(index, Kind::Write(id), bytes, timeline))
         })
+    }
+
+    /// Reads: ids of the writes that a query on this server sees now, oldest first.
+    pub fn select(&self) -> Result<Vec<u64>, Rejected> {
+        self.node(|node| connect(node).map(|(_, cluster)| cluster.log.writes()))
     }
 
     /// A write sent now would be acknowledged now.
@@ -276,6 +276,16 @@ impl Drop for BuildGuard<'_> {
     }
 }
 
+/// What a client gets to talk to.
+fn connect(node: &Node) -> Result<(&Server, &Cluster), Rejected> {
+    let (Some(server), Data::Present(cluster)) = (&node.server, &node.data) else { return Err(Rejected::Refused) };
+    match server.phase {
+        _ if node.stalled() => Err(Rejected::NoAnswer),
+        Phase::Starting | Phase::Stopping { .. } | Phase::Quitting => Err(Rejected::NotAccepting),
+        Phase::Accepting => Ok((server, cluster)),
+    }
+}
+
 fn ended(output: &str) -> PgError {
     let (program, status) = ("postgres".to_owned(), "exit status: 1".to_owned());
     PgError::Program { program, status, output: output.to_owned() }
@@ -402,6 +412,11 @@ impl Postgres for FakePostgres {
         })
     }
 
+    async fn resume_replay(&self) -> Result<(), PgError> {
+        // Replay never pauses here.
+        self.accepting("pg_wal_replay_resume", |_, _| ())
+    }
+
     async fn create_slots(&self, names: &[String]) -> Result<(), PgError> {
         self.accepting("pg_create_physical_replication_slot", |world, index| {
             if let Data::Present(cluster) = &mut world.nodes[index].data {
@@ -416,9 +431,10 @@ impl Postgres for FakePostgres {
                 node.data = Data::Empty;
                 Ok(())
             }
-            Data::Empty => Ok(()),
             Data::Unfinished => Err(PgError::Refused("a clone or initdb still runs; end it first".to_owned())),
-            Data::Present(_) => Err(PgError::Refused("the data directory is not ours to remove".to_owned())),
+            Data::Empty | Data::Present(_) => {
+                Err(PgError::Refused("the data directory is not ours to remove".to_owned()))
+            }
         })
     }
 

@@ -648,7 +648,10 @@ async fn writes_have_a_size_and_an_id() {
     let kinds: Vec<_> = network.history().into_iter().map(|written| written.kind).collect();
     assert_eq!(kinds, [Kind::Checkpoint, Kind::Write(1), Kind::Write(2), Kind::Write(3)]);
     assert_eq!(network.node("a").unwrap().records(), [1, 2, 3]);
+    assert_eq!(nodes[0].select(), Ok(vec![1, 2, 3]));
+    nodes[0].freeze();
+    assert_eq!((nodes[0].select(), nodes[0].insert(4)), (Err(Rejected::NoAnswer), Err(Rejected::NoAnswer)));
     assert!(network.node("x").is_none());
     nodes[0].kill();
-    assert_eq!(nodes[0].insert(4), Err(Rejected::Refused));
+    assert_eq!((nodes[0].select(), nodes[0].insert(4)), (Err(Rejected::Refused), Err(Rejected::Refused)));
 }

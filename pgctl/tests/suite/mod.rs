@@ -230,6 +230,28 @@ pub async fn a_promotion_begins_the_next_timeline<H: Harness>(mut harness: H) {
     assert!(is_refused(&b.pg().follow(&upstream(&a)).await), "a primary follows nobody");
 }
 
+/// P4: slots that were made on a standby are there when it is promoted, and the others stream over them.
+pub async fn slots_of_a_standby_outlive_its_promotion<H: Harness>(mut harness: H) {
+    let (a, others) = cluster(&mut harness, &["b", "c"]).await;
+    let (b, c) = (&others[0], &others[1]);
+    assert_eq!(look(b).await.sql.unwrap().slots, [""; 0], "a clone brings none");
+    for _ in 0..2 {
+        b.pg().create_slots(&[c.name().slot_name(), a.name().slot_name()]).await.unwrap();
+        assert_eq!(look(b).await.sql.unwrap().slots, ["a", "c"]);
+    }
+    assert!(streams(1)(&look(b).await), "and it still streams");
+    a.pg().stop(StopMode::Fast, NEVER).await.unwrap();
+    assert!(a.pg().create_slots(&[b.name().slot_name()]).await.is_err(), "nobody is there to ask");
+    b.pg().promote(Timeline(2)).await.unwrap();
+    assert_eq!(look(b).await.sql.unwrap().slots, ["a", "c"]);
+    c.pg().follow(&upstream(b)).await.unwrap();
+    see(c, "streams timeline 2", streams(2)).await;
+    b.pg().stop(StopMode::Immediate, NEVER).await.unwrap();
+    b.pg().start_primary().await.unwrap();
+    let state = see(b, "writes timeline 2", writes(2)).await;
+    assert_eq!(state.sql.unwrap().slots, ["a", "c"], "nor does a crash cost them");
+}
+
 /// S2: a promised number is taken as promised, whatever lies between, and the others find their way to it.
 pub async fn a_promised_timeline_may_skip_numbers<H: Harness>(mut harness: H) {
     let (a, others) = cluster(&mut harness, &["b", "c"]).await;

@@ -41,8 +41,8 @@ pub(super) fn clear_unfinished_copy(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
-/// A failure of the last job, if it is too fresh to try again.
-fn just_failed(s: &Snapshot, which: fn(&Job) -> bool) -> Option<(Duration, String)> {
+/// A failure of the last job, if it is too fresh to try again: how long to wait, and the cause.
+pub(super) fn just_failed(s: &Snapshot, which: fn(&Job) -> bool) -> Option<(Duration, String)> {
     let last = s.memory.last_job.as_ref().filter(|last| which(&last.job))?;
     let cause = last.error.clone()?;
     let wait = RETRY.min(s.config.loop_wait).saturating_sub(s.now.since(last.at));
@@ -255,6 +255,16 @@ pub(super) fn follow_leader(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
+/// A higher setting on the primary pauses the replay of a standby without a word (PostgreSQL 14 and later): without this it
+/// falls behind for ever. An operator who wants replay paused pauses the cluster.
+pub(super) fn resume_replay(s: &Snapshot) -> Option<Verdict> {
+    let paused = s.standby().is_some_and(|sql| sql.replay_paused && sql.server_version >= 140_000);
+    let refused = just_failed(s, |job| *job == Job::ResumeReplay).is_some();
+    (paused && !refused && s.job.is_none()).then(|| {
+        Verdict::new(Plan::of(Lease::Keep, Move::ResumeReplay), "replay is paused, and the cluster is not: resuming it")
+    })
+}
+
 /// Slots of the other members, before we lead: they exist, and reserve nothing until they are used.
 pub(super) fn prepare_slots(s: &Snapshot) -> Option<Verdict> {
     let standby = s.standby().filter(|_| s.job.is_none() && !s.config.tags.nofailover)?;
@@ -403,6 +413,18 @@ mod tests {
         assert_eq!(decide(&s).plan.postgres, Move::CreateSlots(vec!["b".into(), "c".into()]));
         let never_leads = standby().without_slots().nofailover().build();
         assert_eq!(decide(&never_leads).rule, "stay_standby");
+    }
+
+    #[test]
+    fn resume_replay() {
+        let paused = || standby().with(|s| s.postgres.sql.as_mut().expect("answers").replay_paused = true);
+        assert_eq!(decide(&paused()).plan.postgres, Move::ResumeReplay);
+        let mut old = paused();
+        old.postgres.sql.as_mut().expect("answers").server_version = 130_000;
+        assert_eq!(decide(&old).rule, "stay_standby");
+        let mut cluster_paused = paused();
+        cluster_paused.config.pause = true;
+        assert_eq!(decide(&cluster_paused).rule, "hands_off");
     }
 
     #[test]

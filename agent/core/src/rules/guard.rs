@@ -19,6 +19,7 @@ fn stopping(s: &Snapshot) -> Option<StopMode> {
         | Job::Follow
         | Job::Checkpoint
         | Job::CreateSlots
+        | Job::ResumeReplay
         | Job::RemoveUnfinished
         | Job::SetAside => None,
     }
@@ -51,23 +52,33 @@ pub(super) fn stop_before_lease_ends(s: &Snapshot) -> Option<Verdict> {
     ))
 }
 
-/// The right to make the cluster hangs on our lease (DL11). When it has run out, or somebody else has it, what we made is
-/// nobody's.
+/// The right to make the cluster hangs on our lease (DL11). When somebody else has it, what we made is nobody's. When we
+/// cannot know, it is nobody's too, unless we have already tried to give it its name: then it may be the only copy there is,
+/// and is stopped but kept.
 pub(super) fn stop_bootstrap_without_key(s: &Snapshot) -> Option<Verdict> {
     if !s.memory.bootstrapping || matches!(s.job.as_ref().map(|j| &j.job), Some(Job::SetAside)) {
         return None;
     }
-    let expired = s.lease.ends.is_none_or(|ends| s.now >= ends.minus(s.config.stop_budget));
-    let taken = s.view().is_some_and(|view| match &view.initialize {
-        Initialize::InProgress { lease, .. } => *lease != s.lease.id,
-        Initialize::Known(id) => s.local_system_id().is_some_and(|own| own != *id),
-        Initialize::Absent | Initialize::Garbage { .. } => true,
-    });
-    (expired || taken).then(|| {
-        let why = if expired { "our lease has run out" } else { "`initialize` is no longer ours" };
-        let plan = Plan::of(Lease::AbandonBootstrap, Move::SetAside).and_exit(Exit::Failed);
-        Verdict::new(plan, format!("the bootstrap is given up: {why}; the data directory is set aside"))
-    })
+    let why = match s.view().map(|view| &view.initialize) {
+        Some(Initialize::InProgress { lease, .. }) if *lease == s.lease.id => return None,
+        Some(Initialize::Known(id)) if s.local_system_id().is_none_or(|own| own == *id) => return None,
+        Some(Initialize::InProgress { .. } | Initialize::Known(_)) => {
+            "another member makes the cluster, or has made it"
+        }
+        Some(Initialize::Absent | Initialize::Garbage { .. }) => "`initialize` is no longer ours",
+        None if s.lease.ends.is_some_and(|ends| s.now < ends.minus(s.config.stop_budget)) => return None,
+        None if s.memory.named => {
+            let up = s.postgres.is_up() && stopping(s) != Some(StopMode::Immediate);
+            let postgres = if up { Move::Stop(StopMode::Immediate) } else { Move::Stay };
+            return Some(Verdict::new(
+                Plan::of(Lease::Keep, postgres),
+                "our lease has run out, and whether the new cluster got its name is not known: it is stopped, and kept",
+            ));
+        }
+        None => "our lease has run out",
+    };
+    let plan = Plan::of(Lease::AbandonBootstrap, Move::SetAside).and_exit(Exit::Failed);
+    Some(Verdict::new(plan, format!("the bootstrap is given up: {why}; the data directory is set aside")))
 }
 
 /// Ordered to stop in the middle of making the cluster: somebody else shall make it.
@@ -295,11 +306,14 @@ mod tests {
     fn stop_bootstrap_without_key() {
         let ours = primary().vacant().bootstrapping().build();
         assert_ne!(decide(&ours).rule, "stop_bootstrap_without_key");
-        let expired = primary().vacant().bootstrapping().lease_ends_in(secs(0)).build();
-        assert_eq!(
-            (decide(&expired).rule, decide(&expired).plan.postgres),
-            ("stop_bootstrap_without_key", Move::SetAside)
-        );
+        let expired = || primary().vacant().bootstrapping().lease_ends_in(secs(0));
+        assert_ne!(decide(&expired().build()).rule, "stop_bootstrap_without_key", "etcd says that it is still ours");
+        let unknown = expired().with(cut_off);
+        assert_eq!(decide(&unknown).plan.postgres, Move::SetAside);
+        let mut named = unknown;
+        named.memory.named = true;
+        assert_eq!(decide(&named).plan.postgres, Move::Stop(StopMode::Immediate), "it may be the only copy");
+        assert_eq!(decide(&named).plan.exit, None);
         let lost = primary().vacant().bootstrapping().uninitialized().build();
         assert_eq!(decide(&lost).rule, "stop_bootstrap_without_key");
     }

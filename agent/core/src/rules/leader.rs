@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::election::{could_lead, next_promise, present_promise};
+use super::follower::just_failed;
 use crate::cluster::{ConfigKey, HistoryLine, Initialize, Status};
 use crate::memory::Role;
 use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
-use crate::postgres::{ClusterState, DataDir, Process, SqlFacts, StopMode, Upstream};
+use crate::postgres::{ClusterState, DataDir, Job, Process, SqlFacts, StopMode, Upstream};
 use crate::snapshot::{Seat, Snapshot};
 use crate::units::Timeline;
 
@@ -204,6 +205,9 @@ pub(super) fn promise_next_timeline(s: &Snapshot) -> Option<Verdict> {
 /// The lock is mine, freshly read; the server is a standby: make it the primary.
 pub(super) fn promote(s: &Snapshot) -> Option<Verdict> {
     let timeline = s.standby().and_then(|_| promised(s))?;
+    if let Some((wait, cause)) = just_failed(s, |job| *job == Job::Promote) {
+        return Some(Verdict::new(Plan::stay(), format!("the promotion failed: {cause}; trying again")).again_in(wait));
+    }
     let must_stop_at = s.must_stop_at()?;
     if s.now >= must_stop_at {
         return Some(Verdict::new(Plan::stay(), "the lease ends too soon to promote under it").again_in(SOON));
@@ -255,7 +259,8 @@ pub(super) fn missing_slots(s: &Snapshot, sql: &SqlFacts) -> Vec<String> {
 pub(super) fn create_member_slots(s: &Snapshot) -> Option<Verdict> {
     let sql = s.sql().filter(|sql| !sql.in_recovery && s.job.is_none())?;
     let missing = missing_slots(s, sql);
-    (!missing.is_empty()).then(|| {
+    let refused = just_failed(s, |job| *job == Job::CreateSlots).is_some();
+    (!missing.is_empty() && !refused).then(|| {
         let why = format!("creating replication slots: {}", missing.join(", "));
         Verdict::new(Plan::of(Lease::Keep, Move::CreateSlots(missing)).and_write(records(s)), why)
     })
@@ -266,7 +271,8 @@ pub(super) fn checkpoint_after_promotion(s: &Snapshot) -> Option<Verdict> {
     let sql = s.sql().filter(|sql| !sql.in_recovery && s.job.is_none())?;
     let done = s.memory.checkpointed == sql.timeline
         || s.postgres.control().is_none_or(|control| Some(control.timeline) == sql.timeline);
-    (!done).then(|| {
+    let refused = just_failed(s, |job| *job == Job::Checkpoint).is_some();
+    (!done && !refused).then(|| {
         Verdict::new(
             Plan::of(Lease::Keep, Move::Checkpoint).and_write(records(s)),
             "promoted: checkpoint on the new timeline",
@@ -397,6 +403,19 @@ mod tests {
     fn nothing_is_promoted_under_a_lease_that_is_about_to_end() {
         let s = standby().holding_the_key().promised("a", 2).stop_budget(secs(3)).lease_ends_in(secs(3)).build();
         assert_eq!((decide(&s).rule, decide(&s).plan.postgres), ("promote", Move::Stay));
+    }
+
+    #[test]
+    fn what_failed_a_moment_ago_is_not_tried_a_hundred_times_a_second() {
+        let failed = |builder: crate::fixture::Builder, job: Job| {
+            builder.with(|s| {
+                let (at, error) = (s.now.minus(secs(1)), Some("no".to_owned()));
+                s.memory.last_job = Some(crate::postgres::FinishedJob { job, at, error });
+            })
+        };
+        let promoting = standby().holding_the_key().promised("a", 2);
+        assert_eq!(decide(&failed(promoting, Job::Promote)).plan.postgres, Move::Stay);
+        assert_eq!(decide(&failed(primary().without_slots(), Job::CreateSlots)).rule, "lead");
     }
 
     #[test]

@@ -143,6 +143,7 @@ pub const FOLLOWER: Table = Table {
         follower::wait_while_starting       ["W6"]      "a verdict on a server that does not know its own position yet";
         follower::stop_diverged             ["X3 W6"]   "a standby that silently stopped to follow";
         follower::follow_leader             ["W5 B15"]  "a standby that streams from a former leader";
+        follower::resume_replay             ["W4"]      "a standby that falls behind for ever, without a word";
         follower::prepare_slots             ["P4"]      "seconds without replication after a failover";
     },
     otherwise: otherwise!(follower::stay_standby ["W"] "needless action"),
