@@ -17,14 +17,18 @@ pub(super) use super::follower::{
 /// How often a candidate that has to wait looks again, at the latest.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-fn bootstrap_job_failed(s: &Snapshot) -> Option<&String> {
-    let last = s.memory.last_job.as_ref().filter(|last| last.job == Job::Bootstrap)?;
-    last.error.as_ref()
+/// Why the making of the cluster cannot go on: its job failed, or what it made does not run any more.
+fn bootstrap_failure(s: &Snapshot) -> Option<String> {
+    let last = s.memory.last_job.as_ref().filter(|last| last.job == Job::Bootstrap);
+    let failed = last.and_then(|last| last.error.clone());
+    let dead = !s.postgres.is_up() && s.postgres.data_dir != DataDir::Empty && s.job.is_none();
+    failed.or_else(|| dead.then(|| "its server does not run".to_owned()))
 }
 
 /// initdb or the first start failed: let another node try, and keep the evidence.
 pub(super) fn abandon_failed_bootstrap(s: &Snapshot) -> Option<Verdict> {
-    let cause = bootstrap_job_failed(s).filter(|_| s.memory.bootstrapping)?;
+    let named = s.view().is_some_and(|view| view.initialize.system_id().is_some());
+    let cause = bootstrap_failure(s).filter(|_| s.memory.bootstrapping && !named)?;
     let plan = Plan::of(Lease::AbandonBootstrap, Move::SetAside).and_exit(Exit::Failed);
     Some(Verdict::new(plan, format!("the bootstrap failed: {cause}")))
 }
@@ -110,8 +114,11 @@ fn highest_timeline(s: &Snapshot, own: Timeline) -> Timeline {
 }
 
 fn epoch_and_revision(s: &Snapshot) -> (u64, Option<Revision>) {
-    let last: Option<&PromiseKey> = s.view().and_then(|view| view.promise.as_ref());
-    (last.map_or(0, |key| key.promise.epoch), last.map(|key| key.modified))
+    let Some(view) = s.view() else { return (0, None) };
+    match &view.promise {
+        Some(PromiseKey { promise, modified }) => (promise.epoch, Some(*modified)),
+        None => (0, view.unreadable_promise),
+    }
 }
 
 /// The promise that goes with a promotion of this standby: a timeline that nobody has or was promised (S2).
@@ -304,6 +311,10 @@ mod tests {
         });
         assert_eq!(decide(&failed).plan.lease, Lease::AbandonBootstrap);
         assert_eq!(decide(&failed).plan.postgres, Move::SetAside);
+        let died = primary().vacant().bootstrapping().down().build();
+        assert_eq!(decide(&died).rule, "abandon_failed_bootstrap");
+        let died_named = primary().vacant().down().with(|s| s.memory.bootstrapping = true);
+        assert_eq!(decide(&died_named).rule, "start_without_upstream", "a cluster that has its name is kept");
     }
 
     #[test]
@@ -392,6 +403,16 @@ mod tests {
             a.position = Lsn(1_100);
         });
         assert_eq!(decide(&earlier.build()).rule, "run_for_leader");
+    }
+
+    #[test]
+    fn a_promise_that_cannot_be_read_is_replaced() {
+        let s = standby().vacant().alone().with(|s| {
+            let view = s.dcs.as_mut().expect("reachable");
+            (view.promise, view.unreadable_promise) = (None, Some(crate::units::Revision(77)));
+        });
+        let Lease::Take { seen, .. } = decide(&s).plan.lease else { panic!("{:?}", decide(&s)) };
+        assert_eq!(seen, Some(crate::units::Revision(77)));
     }
 
     #[test]

@@ -247,7 +247,9 @@ pub(super) fn missing_slots(s: &Snapshot, sql: &SqlFacts) -> Vec<String> {
         return Vec::new();
     }
     let Some(view) = s.view() else { return Vec::new() };
-    let others = view.members.iter().filter(|(name, member)| **name != s.config.name && !member.tags.nostream);
+    // A key without an address is no member: nobody can stream from there, nor ever asked for a slot.
+    let streams = |member: &crate::cluster::Member| member.conn_url.is_some() && !member.tags.nostream;
+    let others = view.members.iter().filter(|(name, member)| **name != s.config.name && streams(member));
     let mut wanted: Vec<String> = others.map(|(name, _)| name.slot_name()).collect();
     wanted.sort();
     wanted.dedup();

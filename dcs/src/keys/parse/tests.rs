@@ -159,6 +159,7 @@ fn a_promise_reads_as_it_was_written_or_not_at_all() {
     ] {
         let view = read(&[(PROMISE, bad)]).view;
         assert!(view.promise.is_none() && view.garbage.contains_key(PROMISE), "{bad:?}");
+        assert_eq!(view.unreadable_promise, Some(Revision(5)), "the next one must name it");
     }
 }
 
