@@ -80,6 +80,14 @@ pub struct Node {
     process: Option<Process>,
 }
 
+/// What is a machine's own.
+struct Machine {
+    drift_ppm: i32,
+    uptime: Duration,
+    seed: u64,
+    timings: Timings,
+}
+
 /// A running agent.
 struct Process {
     life: Rc<Life>,
@@ -238,19 +246,32 @@ impl World {
     /// Machines with empty disks; no agent runs yet. Call within a `LocalSet` on a paused clock.
     #[must_use]
     pub fn new(shape: Shape, rng: &mut Rng, judge: Judge) -> World {
+        World::of(shape, judge, || {
+            let drift_ppm = i32::try_from(rng.below(18_000)).unwrap_or(0) - 9_000; // within the 1 % that is allowed for
+            let uptime = rng.between(Duration::from_secs(60), Duration::from_secs(100_000));
+            Machine { drift_ppm, uptime, seed: rng.draw(), timings: draw_timings(rng) }
+        })
+    }
+
+    /// The same with machines that are all alike and keep true time: for stories in which only what is told happens.
+    #[must_use]
+    pub fn plain(shape: Shape, judge: Judge) -> World {
+        let mut seed = 0;
+        World::of(shape, judge, || {
+            seed += 1;
+            Machine { drift_ppm: 0, uptime: Duration::from_secs(1_000), seed, timings: Timings::default() }
+        })
+    }
+
+    fn of(shape: Shape, judge: Judge, mut machine: impl FnMut() -> Machine) -> World {
         let store = MemoryStore::new();
         let network = FakeNetwork::new();
         let epoch = tokio::time::Instant::now();
         let mut nodes = BTreeMap::new();
         for index in 0..shape.members {
             let name = char::from(b'a' + index).to_string();
-            let drift = i32::try_from(rng.below(18_000)).unwrap_or(0) - 9_000; // within the 1 % that is allowed for
-            let clock = SimClock {
-                epoch,
-                uptime: rng.between(Duration::from_secs(60), Duration::from_secs(100_000)),
-                drift_ppm: drift,
-                dice: Rc::new(RefCell::new(Rng::new(rng.draw()))),
-            };
+            let Machine { drift_ppm, uptime, seed, timings } = machine();
+            let clock = SimClock { epoch, uptime, drift_ppm, dice: Rc::new(RefCell::new(Rng::new(seed))) };
             let config = Config {
                 ttl: shape.ttl,
                 loop_wait: shape.loop_wait,
@@ -260,7 +281,6 @@ impl World {
                 ..Config::of(MemberName::from(name.as_str()))
             };
             let postgres = network.add(&name, &conn_url(&name));
-            let timings = draw_timings(rng);
             postgres.tune(|in_force| *in_force = timings);
             let node = Node { timings, postgres, dcs: store.client(name.as_str()), clock, config, process: None };
             nodes.insert(name, node);
