@@ -39,6 +39,11 @@ pub(super) async fn play(script: &Script<'_>) -> Result<Story, ScriptError> {
     trace::begin_again();
     events.borrow_mut().clear();
     let began = world.now();
+    for (name, node) in &world.nodes {
+        if node.config().tags.nofailover {
+            watch.disturb(name, Duration::MAX);
+        }
+    }
     let mut stage = Stage { world, watch, writing: Rc::default(), written: Rc::default() };
     for line in &script.steps {
         if line.words.first() != Some(&"run") {
@@ -95,6 +100,10 @@ struct Stage {
 impl Stage {
     /// One step: these arms are the language.
     async fn step(&mut self, words: &[&str], text: &str) -> Result<(), String> {
+        if let ["stop" | "kill" | "freeze", name, ..] | ["cut", name, "etcd"] = *words {
+            // Who is away is no candidate that anybody could have asked.
+            self.watch.disturb(self.named(name)?, Duration::MAX);
+        }
         match *words {
             // Time passes; or until a member decides by a rule, if it does.
             ["run", long] => tokio::time::sleep(time(long)?).await,

@@ -17,14 +17,12 @@ pub(super) use super::follower::{
 /// How often a candidate that has to wait looks again, at the latest.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-fn bootstrap_job_failed(s: &Snapshot) -> Option<&String> {
-    let last = s.memory.last_job.as_ref().filter(|last| last.job == Job::Bootstrap)?;
-    last.error.as_ref()
-}
-
-/// initdb or the first start failed: let another node try, and keep the evidence.
+/// initdb or the first start failed, or the new server died before the cluster had its name: let another node try, and keep
+/// the evidence.
 pub(super) fn abandon_failed_bootstrap(s: &Snapshot) -> Option<Verdict> {
-    let cause = bootstrap_job_failed(s).filter(|_| s.memory.bootstrapping)?;
+    let last = s.memory.last_job.as_ref().filter(|last| s.memory.bootstrapping && last.job == Job::Bootstrap)?;
+    let died = (!s.postgres.is_up()).then_some("the new PostgreSQL is down again");
+    let cause = last.error.as_deref().or(died)?;
     let plan = Plan::of(Lease::AbandonBootstrap, Move::SetAside).and_exit(Exit::Failed);
     Some(Verdict::new(plan, format!("the bootstrap failed: {cause}")))
 }
@@ -285,6 +283,7 @@ mod tests {
     fn only_an_empty_member_with_a_bootstrap_section_races_to_make_a_cluster() {
         let new = || standby().vacant().uninitialized().empty().alone();
         assert_eq!(decide(&new().build()).plan.lease, Lease::StartBootstrap);
+        assert_eq!(decide(&new().build()).rule, "race_to_bootstrap");
         assert_eq!(decide(&new().nofailover().build()).rule, "wait_empty");
         assert_eq!(decide(&new().with(|s| s.config.may_bootstrap = false)).rule, "wait_empty");
         assert_eq!(decide(&standby().vacant().empty().build()).rule, "wait_empty", "the cluster exists");
@@ -294,7 +293,10 @@ mod tests {
     #[test]
     fn a_won_bootstrap_goes_on_to_an_identified_cluster_and_then_to_the_key() {
         let won = standby().vacant().empty().bootstrapping();
-        assert_eq!(decide(&won.build()).plan.postgres, Move::Bootstrap);
+        assert_eq!(
+            (decide(&won.build()).rule, decide(&won.build()).plan.postgres),
+            ("make_the_cluster", Move::Bootstrap)
+        );
         let running = primary().vacant().bootstrapping().build();
         assert_eq!((decide(&running).rule, decide(&running).plan.keys.len()), ("identify_new_cluster", 1));
         let identified = primary().vacant().build();
@@ -302,8 +304,20 @@ mod tests {
         let failed = standby().vacant().empty().bootstrapping().with(|s| {
             s.memory.last_job = Some(FinishedJob { job: Job::Bootstrap, at: s.now, error: Some("no space".into()) });
         });
+        assert_eq!(decide(&failed).rule, "abandon_failed_bootstrap");
         assert_eq!(decide(&failed).plan.lease, Lease::AbandonBootstrap);
         assert_eq!(decide(&failed).plan.postgres, Move::SetAside);
+        let ended = |s: &mut crate::snapshot::Snapshot| {
+            s.memory.last_job = Some(FinishedJob { job: Job::Bootstrap, at: s.now, error: None });
+        };
+        let died = primary().vacant().bootstrapping().down().with(ended);
+        assert_eq!(decide(&died).rule, "abandon_failed_bootstrap", "made, and dead before it had a name (B5)");
+        let silent = primary().vacant().bootstrapping().with(|s| {
+            ended(s);
+            (s.postgres.sql, s.postgres.probe) = (None, crate::postgres::Probe::Silent);
+            s.memory.role = crate::memory::Role::Uninitialized;
+        });
+        assert_eq!(decide(&silent).rule, "wait_to_promote_bootstrap", "it runs, and may yet answer (B6)");
     }
 
     #[test]
