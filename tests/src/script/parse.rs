@@ -35,8 +35,10 @@ pub(super) type Setting = Box<dyn Fn(&mut Config)>;
 
 impl<'a> Script<'a> {
     pub(super) fn parse(file: &'a str, script: &'a str) -> Result<Script<'a>, ScriptError> {
-        let said = script.lines().map(str::trim).enumerate().filter(|(_, text)| !text.is_empty() && !text.starts_with('#'));
-        let mut lines = said.map(|(index, text)| Line { number: index + 1, text, words: text.split_whitespace().collect() });
+        let said =
+            script.lines().map(str::trim).enumerate().filter(|(_, text)| !text.is_empty() && !text.starts_with('#'));
+        let mut lines =
+            said.map(|(index, text)| Line { number: index + 1, text, words: text.split_whitespace().collect() });
         let wrong = |line: usize, what: String| ScriptError { file: file.to_owned(), line, what };
         let no_cluster = || "a script must begin with `cluster a b c` or `machines a b c`".to_owned();
         let first = lines.next().ok_or_else(|| wrong(1, no_cluster()))?;

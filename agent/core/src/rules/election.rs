@@ -349,6 +349,7 @@ mod tests {
         assert_eq!(decide(&standby().vacant().lease_lost().build()).rule, "wait_for_lease");
         assert_eq!(decide(&standby().vacant().starting(secs(1)).build()).rule, "wait_while_starting");
         let down = standby().vacant().down().build();
+        assert_eq!(decide(&down).rule, "start_without_upstream");
         assert_eq!(decide(&down).plan.postgres, Move::StartStandby(Upstream::Nobody));
     }
 
@@ -370,7 +371,8 @@ mod tests {
     #[test]
     fn the_race() {
         let race = || standby().vacant().at(Lsn(1_000));
-        assert!(!decide(&race().build()).plan.ask.is_empty(), "asks first");
+        assert_eq!(decide(&race().build()).rule, "ask_the_others", "before it runs");
+        assert!(!decide(&race().build()).plan.ask.is_empty());
         assert_eq!(decide(&race().answers("b", 1_000).answers("c", 999).build()).rule, "run_for_leader");
         assert_eq!(decide(&race().answers("b", 1_001).build()).rule, "wait_for_member_ahead");
         assert_eq!(decide(&race().unreachable("b").unreachable("c").build()).rule, "run_for_leader");
