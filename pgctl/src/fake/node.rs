@@ -163,6 +163,11 @@ impl FakePostgres {
         });
     }
 
+    /// The data directory is gone, and whatever runs on it does not know yet: an unmounted disk, a wrong `rm`.
+    pub fn lose_data(&self) {
+        self.node(|node| node.data = Data::Empty);
+    }
+
     /// The next `count` starts fail.
     pub fn fail_starts(&self, count: u32) {
         self.node(|node| node.failing_starts = count);

@@ -292,6 +292,7 @@ mod tests {
     fn only_an_empty_member_with_a_bootstrap_section_races_to_make_a_cluster() {
         let new = || standby().vacant().uninitialized().empty().alone();
         assert_eq!(decide(&new().build()).plan.lease, Lease::StartBootstrap);
+        assert_eq!(decide(&new().build()).rule, "race_to_bootstrap");
         assert_eq!(decide(&new().nofailover().build()).rule, "wait_empty");
         assert_eq!(decide(&new().with(|s| s.config.may_bootstrap = false)).rule, "wait_empty");
         assert_eq!(decide(&standby().vacant().empty().build()).rule, "wait_empty", "the cluster exists");
@@ -301,7 +302,10 @@ mod tests {
     #[test]
     fn a_won_bootstrap_goes_on_to_an_identified_cluster_and_then_to_the_key() {
         let won = standby().vacant().empty().bootstrapping();
-        assert_eq!(decide(&won.build()).plan.postgres, Move::Bootstrap);
+        assert_eq!(
+            (decide(&won.build()).rule, decide(&won.build()).plan.postgres),
+            ("make_the_cluster", Move::Bootstrap)
+        );
         let running = primary().vacant().bootstrapping().build();
         assert_eq!((decide(&running).rule, decide(&running).plan.keys.len()), ("identify_new_cluster", 1));
         let identified = primary().vacant().build();
@@ -309,12 +313,18 @@ mod tests {
         let failed = standby().vacant().empty().bootstrapping().with(|s| {
             s.memory.last_job = Some(FinishedJob { job: Job::Bootstrap, at: s.now, error: Some("no space".into()) });
         });
+        assert_eq!(decide(&failed).rule, "abandon_failed_bootstrap");
         assert_eq!(decide(&failed).plan.lease, Lease::AbandonBootstrap);
         assert_eq!(decide(&failed).plan.postgres, Move::SetAside);
         let died = primary().vacant().bootstrapping().down().build();
         assert_eq!(decide(&died).rule, "abandon_failed_bootstrap");
         let died_named = primary().vacant().down().with(|s| s.memory.bootstrapping = true);
         assert_eq!(decide(&died_named).rule, "start_without_upstream", "a cluster that has its name is kept");
+        let silent = primary().vacant().bootstrapping().with(|s| {
+            (s.postgres.sql, s.postgres.probe) = (None, crate::postgres::Probe::Silent);
+            s.memory.role = crate::memory::Role::Uninitialized;
+        });
+        assert_eq!(decide(&silent).rule, "wait_to_promote_bootstrap", "it runs, and may yet answer (B6)");
     }
 
     #[test]
@@ -346,6 +356,7 @@ mod tests {
         assert_eq!(decide(&standby().vacant().lease_lost().build()).rule, "wait_for_lease");
         assert_eq!(decide(&standby().vacant().starting(secs(1)).build()).rule, "wait_while_starting");
         let down = standby().vacant().down().build();
+        assert_eq!(decide(&down).rule, "start_without_upstream");
         assert_eq!(decide(&down).plan.postgres, Move::StartStandby(Upstream::Nobody));
     }
 
@@ -367,7 +378,8 @@ mod tests {
     #[test]
     fn the_race() {
         let race = || standby().vacant().at(Lsn(1_000));
-        assert!(!decide(&race().build()).plan.ask.is_empty(), "asks first");
+        assert_eq!(decide(&race().build()).rule, "ask_the_others", "before it runs");
+        assert!(!decide(&race().build()).plan.ask.is_empty());
         assert_eq!(decide(&race().answers("b", 1_000).answers("c", 999).build()).rule, "run_for_leader");
         assert_eq!(decide(&race().answers("b", 1_001).build()).rule, "wait_for_member_ahead");
         assert_eq!(decide(&race().unreachable("b").unreachable("c").build()).rule, "run_for_leader");

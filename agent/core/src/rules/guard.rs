@@ -258,7 +258,10 @@ mod tests {
         assert_eq!(decide(&running.build()).rule, "stop_postgres_when_ordered");
         assert_eq!(decide(&running.build()).plan.lease, Lease::Keep, "no release while the server runs (D9)");
         let down = primary().ordered_to_stop().shut_down();
-        assert_eq!(decide(&down.build()).plan.lease, Lease::Release);
+        assert_eq!(
+            (decide(&down.build()).rule, decide(&down.build()).plan.lease),
+            ("release_when_stopped", Lease::Release)
+        );
         let released = down.vacant();
         assert_eq!(decide(&released.build()).rule, "exit_when_stopped");
         let paused = primary().ordered_to_stop().paused().build();
