@@ -3,14 +3,13 @@
 use std::time::{Duration, Instant};
 
 use regent::agent::Judge;
-use regent_core::inspector::inspect;
 use regent_core::rules::decide;
 use tokio::task::LocalSet;
 
 use crate::checks::{Finding, Watch, look_back, not_converged};
 use crate::faults::{self, Fault, Kind};
 use crate::rng::Rng;
-use crate::trace::{self, record};
+use crate::trace::{self, inspect, record};
 use crate::world::{Shape, World};
 
 /// What came of a seed.
@@ -115,6 +114,9 @@ async fn live(seed: u64, judge: Judge) -> Outcome {
     heal(&mut world, &faults);
     converge(&mut world, &watch, &mut rng).await;
     look_back(&world, &watch);
+    for (at, objection) in trace::objections() {
+        watch.found("inspector", at, objection);
+    }
     no_needless_failover(&world, &watch, &faults, leader_before.as_deref(), settle);
     Outcome {
         seed,

@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 
-use regent_core::plan::{Decision, Lease, Move};
+use regent_core::inspector::Objection;
+use regent_core::plan::{Decision, Lease, Move, Plan};
 use regent_core::rules::{GUARDS, table};
 use regent_core::snapshot::Snapshot;
 
@@ -35,6 +36,7 @@ type Key = (&'static str, &'static str, String, String);
 struct Recorder {
     epoch: Option<tokio::time::Instant>,
     lines: Vec<Line>,
+    objections: Vec<(std::time::Duration, String)>,
     last: std::collections::BTreeMap<String, Key>,
 }
 
@@ -54,7 +56,29 @@ pub fn begin_again() {
     RECORDER.with_borrow_mut(|recorder| {
         recorder.epoch = Some(tokio::time::Instant::now());
         recorder.lines.clear();
+        recorder.objections.clear();
     });
+}
+
+/// The inspector's verdict on a plan; an objection is noted.
+///
+/// # Errors
+/// As [`regent_core::inspector::inspect`].
+pub fn inspect(seen: &Snapshot, plan: &Plan) -> Result<(), Objection> {
+    let verdict = regent_core::inspector::inspect(seen, plan);
+    if let Err(objection) = &verdict {
+        RECORDER.with_borrow_mut(|recorder| {
+            let at = recorder.epoch.map(|epoch| epoch.elapsed()).unwrap_or_default();
+            recorder.objections.push((at, format!("the inspector stops {}: {objection}", seen.config.name)));
+        });
+    }
+    verdict
+}
+
+/// Objections of the inspector since [`begin`]: when, and what. An honest judge gives it no reason for any.
+#[must_use]
+pub fn objections() -> Vec<(std::time::Duration, String)> {
+    RECORDER.with_borrow(|recorder| recorder.objections.clone())
 }
 
 /// What was recorded since [`begin`].

@@ -52,7 +52,7 @@ fn reached() -> Reached {
     let mut reached = Reached::new();
     for path in scenarios() {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let scenario = fs::read_to_string(&path).unwrap();
+        let scenario = read(&path);
         let story = play(&name, split(&scenario).0).unwrap_or_else(|error| panic!("{error}"));
         for rule in story.reached {
             reached.entry(rule).or_default().insert(name.trim_end_matches(".txt").to_owned());
@@ -217,7 +217,7 @@ fn imports_point_one_way() {
 fn rust_files(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display())) {
-        let path = entry.unwrap().path();
+        let path = entry.expect("a directory that can be listed").path();
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
         if path.is_dir() && !hidden && !path.ends_with("target") {
             files.extend(rust_files(&path));

@@ -23,14 +23,14 @@ fn scenarios_tell_their_stories() {
 
 fn check(path: &Path, update: bool) -> Option<String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let scenario = fs::read_to_string(path).unwrap();
+    let scenario = fs::read_to_string(path).expect("a scenario that can be read");
     let (script, told_before) = split(&scenario);
     let story = match play(&name, script) {
         Ok(story) => story,
         Err(error) => return Some(error.to_string()),
     };
     if update {
-        fs::write(path, join(script, &story)).unwrap();
+        fs::write(path, join(script, &story)).expect("a scenario that can be written");
         return None;
     }
     (story.text != told_before).then(|| format!("{name} tells another story:\n{}", diff(told_before, &story.text)))

@@ -53,6 +53,9 @@ pub(super) async fn play(script: &Script<'_>) -> Result<Story, ScriptError> {
     }
     stage.writing.set(false);
     look_back(&stage.world, &stage.watch);
+    for (at, objection) in trace::objections() {
+        stage.watch.found("inspector", began + at, objection);
+    }
     let events: Vec<_> = events.borrow().iter().map(|(at, event)| (at.saturating_sub(began), event.clone())).collect();
     Ok(story(script, &stage.world, events, &trace::lines(), &stage.watch.findings(), began).await)
 }

@@ -1,6 +1,6 @@
 //! Writes a story down.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use regent_core::plan::Exit;
@@ -42,12 +42,19 @@ pub(super) async fn story(
             Event::Writes(..) => {}
         }
     }
-    for Line { at, member, rule, lease, postgres, why, .. } in decisions {
+    let mut last: BTreeMap<&str, (&str, String)> = BTreeMap::new();
+    for Line { at, member, table, rule, lease, postgres, why } in decisions {
         if !shown(member) || script.hide.contains(rule) {
             continue;
         }
         let lease = format!("lease:{lease}");
-        lines.push((*at, 1, format!("{member} {rule:<28} {lease:<24} postgres:{postgres}")));
+        let line = format!("{member} {rule:<28} {lease:<24} postgres:{postgres}");
+        let same = last.get(member.as_str()).is_some_and(|old| *old == (*table, line.clone()));
+        last.insert(member, (table, line.clone()));
+        if same {
+            continue; // What came between the two is hidden.
+        }
+        lines.push((*at, 1, line));
         if script.why.contains(rule) {
             lines.push((*at, 1, format!("  because {why}")));
         }
