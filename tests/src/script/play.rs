@@ -181,6 +181,9 @@ impl Stage {
             ["config", name, word] => self.world.configure(self.named(name)?, setting(word)?),
             ["tag", name, word] => self.world.configure(self.named(name)?, tag(word)?),
 
+            // What PostgreSQL does by itself.
+            ["replay", name, "pauses"] => self.server(name)?.pause_replay(),
+
             // What an operator does by hand, past the agent.
             ["operator", "initdb", name] => done(self.server(name)?.bootstrap().await)?,
             ["operator", "stop", name] => done(self.server(name)?.stop(StopMode::Fast, PATIENCE).await)?,
