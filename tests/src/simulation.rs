@@ -23,8 +23,8 @@ pub struct Outcome {
     pub faults: Vec<Fault>,
     /// What must not be, and was.
     pub findings: Vec<Finding>,
-    /// Promotions after the first.
-    pub failovers: usize,
+    /// Promotions.
+    pub failovers: u32,
     /// Virtual time that passed.
     pub lasted: Duration,
     /// Decisions, when they were recorded.
@@ -123,7 +123,7 @@ async fn live(seed: u64, judge: Judge) -> Outcome {
         shape,
         faults,
         findings: watch.findings(),
-        failovers: watch.promotions().len(),
+        failovers: u32::try_from(watch.promotions().len()).unwrap_or(u32::MAX),
         lasted: world.now(),
         decisions: trace::lines(),
     }
