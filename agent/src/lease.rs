@@ -65,7 +65,9 @@ pub async fn keep<D: Dcs, C: Clock>(
         let fresh = claim.filter(|claim| clock.now().since(claim.as_of) <= claim.good_for);
         if let Some(claim) = fresh.filter(|_| tokio::time::Instant::now() >= due && calls.len() < CALLS) {
             let lease = state.borrow().id.filter(|_| ttl_asked == claim.ttl);
-            let (dcs, sent, within) = (dcs.clone(), clock.now(), claim.ttl / 2);
+            let (dcs, sent) = (dcs.clone(), clock.now());
+            // A renewal may be answered late; a grant that is not answered soon is asked for again.
+            let within = if lease.is_some() { claim.ttl / 2 } else { GRANT_PATIENCE.min(claim.ttl / 2) };
             match lease {
                 Some(id) => drop(
                     calls.spawn_local(async move { (sent, Answer::Renewed(id, dcs.keep_alive(id, within).await)) }),
@@ -80,6 +82,7 @@ pub async fn keep<D: Dcs, C: Clock>(
             due = tokio::time::Instant::now() + if lease.is_some() { claim.patience } else { within };
         }
         tokio::select! {
+            biased;
             Some(answered) = calls.join_next() => {
                 // An aborted call has no answer.
                 if let Ok((sent, answer)) = answered {
@@ -114,6 +117,8 @@ pub async fn keep<D: Dcs, C: Clock>(
 
 /// How many renewals may be under way at once: an etcd that answers late answers all the same.
 const CALLS: usize = 4;
+/// How long an answer to a grant is waited for.
+const GRANT_PATIENCE: Duration = Duration::from_secs(2);
 /// The pause after a call that failed at once.
 const AFTER_ERROR: Duration = Duration::from_millis(200);
 

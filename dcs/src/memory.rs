@@ -340,6 +340,7 @@ impl Dcs for MemoryDcs {
                 }
             };
             tokio::select! {
+                biased;
                 () = moved => {}
                 () = cut => {}
                 () = next => {}

@@ -309,6 +309,7 @@ impl FakeNetwork {
             }
             let wake = until.into_iter().chain(next).min().and_then(|at| self.epoch.checked_add(at));
             tokio::select! {
+                biased;
                 () = &mut changed => {}
                 () = sleep_until(wake) => {}
             }
