@@ -7,7 +7,7 @@ use crate::cluster::{Initialize, Promise};
 use crate::peers::PeerAnswer;
 use crate::plan::{Exit, KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{DataDir, Job, SqlFacts, StopMode, Upstream};
-use crate::snapshot::{Seat, Snapshot};
+use crate::snapshot::{Guardian, Seat, Snapshot};
 use crate::units::{Revision, Timeline, WalPosition};
 
 pub(super) use super::follower::{
@@ -158,6 +158,13 @@ pub(super) fn take_as_primary(s: &Snapshot, why: &str) -> Option<Verdict> {
     Some(Verdict::new(Plan::of(Lease::Take { promise, seen }, Move::Stay), why).again_in(Duration::ZERO))
 }
 
+/// Nobody would stop this server at the deadline if its agent froze: not a candidate, not even as the primary it may be.
+pub(super) fn wait_for_guardian(s: &Snapshot) -> Option<Verdict> {
+    let Guardian::Absent { why, .. } = &s.guardian else { return None };
+    let why = format!("no guardian, no leadership: {why}");
+    Some(Verdict::new(Plan::stay(), why).again_in(Duration::from_millis(200)))
+}
+
 /// A running primary that lost nothing but the key takes it back; tags, lag and peers are not asked.
 pub(super) fn keep_leading(s: &Snapshot) -> Option<Verdict> {
     if !s.is_primary() {
@@ -289,6 +296,17 @@ mod tests {
         assert_eq!(decide(&new().with(|s| s.config.may_bootstrap = false)).rule, "wait_empty");
         assert_eq!(decide(&standby().vacant().empty().build()).rule, "wait_empty", "the cluster exists");
         assert_eq!(decide(&new().being_made_by_another().build()).rule, "wait_empty");
+    }
+
+    #[test]
+    fn without_a_guardian_nobody_takes_the_key() {
+        for server in [primary().vacant(), standby().vacant().alone()] {
+            assert!(matches!(decide(&server.clone().build()).plan.lease, Lease::Take { .. }));
+            let absent = decide(&server.unguarded_for(secs(60)).build());
+            assert_eq!((absent.rule, absent.plan.lease), ("wait_for_guardian", Lease::Keep));
+        }
+        let new = standby().vacant().uninitialized().empty().alone().unguarded_for(secs(60)).build();
+        assert_eq!(decide(&new).plan.lease, Lease::StartBootstrap, "a cluster may be made; leading it comes later");
     }
 
     #[test]
