@@ -308,7 +308,7 @@ impl World {
             clock: node.clock.clone(),
             network: SimNetwork { directory: directory.clone() },
         };
-        let channels = Channels { commands: inbox, claims, lease, status };
+        let channels = Channels { commands: inbox, claims, lease, guardian: None, status };
         let life = Rc::new(Life::default());
         let exit = Rc::new(Cell::new(None));
         let body = LocalSet::new();

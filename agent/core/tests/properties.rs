@@ -258,8 +258,8 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
     let absent = moment().prop_map(|since| Guardian::Absent { why: "x".into(), since });
     let guardian = prop_oneof![3 => Just(Guardian::Ready), 1 => absent];
     let ours = (order, guardian, memory());
-    (any::<u64>(), config, dcs, lease, postgres(), option::weighted(0.2, job()), option::of(peers()), ours)
-        .prop_map(|(dice, config, dcs, lease, postgres, job, peers, (order, guardian, memory))| {
+    (any::<u64>(), config, dcs, lease, postgres(), option::weighted(0.2, job()), option::of(peers()), ours).prop_map(
+        |(dice, config, dcs, lease, postgres, job, peers, (order, guardian, memory))| {
             let now = Instant(std::time::Duration::from_secs(NOW));
             Snapshot {
                 now,
@@ -275,7 +275,8 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 memory,
                 job: job.map(|job| RunningJob { job, since: now }),
             }
-        })
+        },
+    )
 }
 
 proptest! {
