@@ -55,11 +55,13 @@ pub struct Judge {
     pub decide: fn(&Snapshot) -> Decision,
     /// Reads every plan before it is carried out.
     pub inspect: fn(&Snapshot, &Plan) -> Result<(), Objection>,
+    /// What the guardian is told.
+    pub fence: fn(&Snapshot) -> Fence,
 }
 
 impl Default for Judge {
     fn default() -> Self {
-        Judge { decide, inspect }
+        Judge { decide, inspect, fence: Snapshot::fence }
     }
 }
 
@@ -236,7 +238,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             order: self.order,
             memory: self.memory.clone(),
         };
-        seen.guardian = self.guard(seen.fence(), patience.is_some()).await;
+        seen.guardian = self.guard((self.judge.fence)(&seen), patience.is_some()).await;
         seen.now = self.seams.clock.now();
         seen
     }

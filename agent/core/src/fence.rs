@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Initialize;
 use crate::memory::Role;
 use crate::postgres::{DataDir, Job, Process};
 use crate::snapshot::{Seat, Snapshot};
@@ -35,7 +36,7 @@ impl Snapshot {
     #[must_use]
     pub fn fence(&self) -> Fence {
         if self.memory.bootstrapping {
-            return Fence::Keep; // The right to make a cluster ends by other means (B5).
+            return self.bootstrap_fence();
         }
         if self.config.pause {
             return Fence::Off;
@@ -65,6 +66,20 @@ impl Snapshot {
             }
         }
     }
+
+    /// The right to make a cluster hangs on the lease as well (DL11): who freezes in the middle of it is killed, too.
+    fn bootstrap_fence(&self) -> Fence {
+        let lease = self.view().and_then(|view| match view.initialize {
+            Initialize::InProgress { lease, .. } => lease,
+            Initialize::Known(_) => self.lease.id,
+            Initialize::Absent | Initialize::Garbage { .. } => None,
+        });
+        match self.postgres.process {
+            Process::Up { pid } => Fence::Guard { pid: Some(pid), lease },
+            // The next thing to happen is its first start.
+            Process::Down => Fence::Guard { pid: None, lease },
+        }
+    }
 }
 
 #[cfg(test)]
@@ -89,6 +104,8 @@ mod tests {
             (standby().job(Job::Promote).build(), guard(Some(42), None)),
             (primary().job(Job::Stop(StopMode::Fast)).build(), guard(Some(42), Some(1))),
             (primary().down().build(), guard(None, Some(1))),
+            (primary().vacant().bootstrapping().build(), guard(Some(42), Some(1))),
+            (standby().vacant().empty().bootstrapping().job(Job::Bootstrap).build(), guard(None, Some(1))),
         ] {
             assert_eq!(seen.fence(), fence, "{seen:#?}");
         }
@@ -102,7 +119,6 @@ mod tests {
             (standby().down().build(), Fence::Down),
             (primary().down().with(|s| s.memory.role = Role::Demoted), Fence::Down),
             (standby().with(cut_off), Fence::Keep),
-            (primary().vacant().bootstrapping().build(), Fence::Keep),
         ] {
             assert_eq!(seen.fence(), fence, "{seen:#?}");
         }

@@ -70,10 +70,10 @@ const SENTENCES: &[Sentence] = &[
             s.seat() == Seat::Vacant && s.lease.id.is_some() && s.sql().is_some(),
         )
     }),
-    ("nobody takes the key, is promoted or starts as a primary without a guardian", |s, p| {
-        let leads =
-            matches!(p.lease, Lease::Take { .. }) || matches!(p.postgres, Move::Promote(_) | Move::StartPrimary);
-        implies(leads, s.guardian == Guardian::Ready || s.config.pause)
+    ("nobody takes the key, is promoted, starts as a primary or makes a cluster without a guardian", |s, p| {
+        let leads = matches!(p.lease, Lease::Take { .. })
+            || matches!(p.postgres, Move::Promote(_) | Move::StartPrimary | Move::Bootstrap);
+        implies(leads, s.guardian == Guardian::Ready || s.config.pause && p.postgres == Move::Stay)
     }),
     ("a promise never falls and never gives a timeline that another member was promised", |s, p| {
         let (Lease::Take { promise, .. } | Lease::Promise { promise, .. }) = &p.lease else { return true };

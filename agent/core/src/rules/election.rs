@@ -31,8 +31,11 @@ pub(super) fn abandon_failed_bootstrap(s: &Snapshot) -> Option<Verdict> {
 
 /// The race to make the cluster is won.
 pub(super) fn make_the_cluster(s: &Snapshot) -> Option<Verdict> {
-    (s.memory.bootstrapping && s.postgres.data_dir == DataDir::Empty)
-        .then(|| Verdict::new(Plan::of(Lease::Keep, Move::Bootstrap), "making a new cluster"))
+    let next = s.memory.bootstrapping && s.postgres.data_dir == DataDir::Empty;
+    next.then(|| {
+        wait_for_guardian(s)
+            .unwrap_or_else(|| Verdict::new(Plan::of(Lease::Keep, Move::Bootstrap), "making a new cluster"))
+    })
 }
 
 /// It runs: now, and not before, the cluster gets its identity and its configuration.
@@ -306,7 +309,9 @@ mod tests {
             assert_eq!((absent.rule, absent.plan.lease), ("wait_for_guardian", Lease::Keep));
         }
         let new = standby().vacant().uninitialized().empty().alone().unguarded_for(secs(60)).build();
-        assert_eq!(decide(&new).plan.lease, Lease::StartBootstrap, "a cluster may be made; leading it comes later");
+        assert_eq!(decide(&new).plan.lease, Lease::StartBootstrap, "the right to make a cluster");
+        let won = standby().vacant().empty().bootstrapping().unguarded_for(secs(60)).build();
+        assert_eq!(decide(&won).plan.postgres, Move::Stay, "the making of it");
     }
 
     #[test]
