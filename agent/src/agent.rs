@@ -362,6 +362,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             clock: &self.seams.clock,
             jobs: &mut self.jobs,
             layers: self.layers.as_ref(),
+            leases: &self.channels.lease,
             patience,
             must_stop_at: seen.must_stop_at().filter(|_| seen.may_write() && !stops && !seen.config.pause),
         };
@@ -457,6 +458,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 clock: &self.seams.clock,
                 jobs: &mut self.jobs,
                 layers: self.layers.as_ref(),
+                leases: &self.channels.lease,
                 patience: Duration::from_secs(1),
                 must_stop_at: None,
             };
