@@ -1,5 +1,7 @@
 //! The real guardian process, on servers that are none: a `sleep` called postgres that works in the data directory.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "tests")]
+
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
