@@ -46,10 +46,16 @@ look() {
     has cargo || MISSING+=(rustup)
 }
 
-# Only the pinned toolchain builds Regent, so the distribution's own, older Rust will not do.
-no_cargo() {
-    die "cargo is missing and the distribution has no rustup package. Install Rust with
-    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y
+# Only the pinned toolchain builds Regent, so the distribution's own, older Rust will not do. Where there is no rustup package,
+# its authors' installer is run as they describe it, for this user alone.
+rust_from_its_authors() {
+    local url=https://sh.rustup.rs script
+    say "cargo is missing and the distribution has no rustup package: installing it from $url into ~/.cargo"
+    if script=$(curl --proto '=https' --tlsv1.2 --retry 2 -sSf --max-time 60 "$url") \
+        && sh -s -- -y --profile minimal --default-toolchain none --no-modify-path <<<"$script"; then
+        has cargo && return
+    fi
+    die "cargo is missing, and $url could not be reached or did not work. Install Rust by rustup
 and run this again (~/.cargo/bin need not be on PATH)."
 }
 
@@ -61,7 +67,7 @@ fi
 say "missing: ${MISSING[*]}"
 [ "${1:-}" = --check ] && exit 1
 
-if [ "${MISSING[*]}" = rustup ] && ! has apt-get; then no_cargo; fi
+if [ "${MISSING[*]}" = rustup ] && ! has apt-get; then rust_from_its_authors; exit 0; fi
 has apt-get || die "this script knows apt only. Install with your package manager what Debian calls: ${MISSING[*]}"
 
 as_root=()
@@ -77,6 +83,7 @@ apt() {
 say "reading the package lists"
 apt update || say "the package lists could not be refreshed; going on with those that are there"
 wanted=()
+own_rust=
 for package in "${MISSING[@]}"; do
     case $package in
         # By its version where that exists: the plain name would also pull the next one in, after an upgrade.
@@ -84,13 +91,16 @@ for package in "${MISSING[@]}"; do
                 if package_exists "postgresql-$major"; then package=postgresql-$major; break; fi
             done ;;
         etcd-server | etcd-client) package_exists "$package" || package=etcd ;;
-        rustup) package_exists rustup || no_cargo ;;
+        rustup) if ! package_exists rustup; then own_rust=yes; continue; fi ;;
     esac
     package_exists "$package" || die "the distribution has no package $package"
     wanted+=("$package")
 done
-say "installing ${wanted[*]} (services that the packages themselves start are not touched and not used)"
-apt install -y --no-install-recommends "${wanted[@]}"
+if [ ${#wanted[@]} -gt 0 ]; then
+    say "installing ${wanted[*]} (services that the packages themselves start are not touched and not used)"
+    apt install -y --no-install-recommends "${wanted[@]}"
+fi
+[ -z "$own_rust" ] || rust_from_its_authors
 
 look
 [ ${#MISSING[@]} -eq 0 ] || die "installed, but still not found: ${MISSING[*]}"

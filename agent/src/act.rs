@@ -39,6 +39,8 @@ pub(crate) struct Hands<'a, D, P, C> {
 pub(crate) struct Done {
     /// The newest revision that we made ourselves: no reason to wake up.
     pub(crate) revision: Revision,
+    /// A write was told that our lease is gone.
+    pub(crate) lease_gone: bool,
 }
 
 impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
@@ -85,6 +87,7 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
             }
             Err(DcsError::LeaseGone) => {
                 tracing::warn!("our lease is gone: {what}");
+                done.lease_gone = true;
                 LeaseOutcome::Refused
             }
             Err(DcsError::Rejected(cause)) => {

@@ -136,6 +136,8 @@ pub struct Agent<D, P, C, N> {
     last: Option<(&'static str, Plan)>,
     /// The newest revision seen or made.
     revision: Revision,
+    /// How often a write was told that the lease is gone.
+    doubts: u64,
 }
 
 impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
@@ -168,6 +170,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             published: None,
             last: None,
             revision: Revision::default(),
+            doubts: 0,
         })
     }
 
@@ -184,6 +187,10 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 return exit;
             }
             self.revision = self.revision.max(done.revision);
+            if done.lease_gone {
+                self.doubts += 1;
+                self.claim(self.seams.clock.now());
+            }
             let changed = matches!(outcome, LeaseOutcome::Done(_)) || !decision.plan.ask.is_empty();
             let pause = if changed { decision.look_again } else { decision.look_again.max(BREATH) };
             self.sleep(pause, &seen).await;
@@ -431,6 +438,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             as_of,
             good_for: core.loop_wait + core.retry_timeout,
             ttl: core.ttl,
+            doubts: self.doubts,
             // One lost answer must not cost the lease: a renewal that is not answered soon is sent again (ha-rules 22.2, r).
             patience: (core.ttl / 8).clamp(Duration::from_millis(300), Duration::from_secs(2)),
         }));

@@ -33,6 +33,8 @@ pub struct Claim {
     pub good_for: Duration,
     /// TTL to ask for.
     pub ttl: Duration,
+    /// How often a write was told that the lease is gone: a new doubt is looked into at once.
+    pub doubts: u64,
     /// After so long without an answer another call is sent; the first one may still be answered.
     pub patience: Duration,
 }
@@ -55,6 +57,7 @@ pub async fn keep<D: Dcs, C: Clock>(
 ) {
     let mut calls: JoinSet<(Instant, Answer)> = JoinSet::new();
     let mut ttl_asked = Duration::ZERO;
+    let mut doubts = 0;
     // When the next call is due; a call that is not answered within the claim's patience does not hold up the next one.
     let mut due = tokio::time::Instant::now();
     loop {
@@ -100,7 +103,8 @@ pub async fn keep<D: Dcs, C: Clock>(
                     return;
                 }
                 let other_ttl = claims.borrow().is_some_and(|claim| claim.ttl != ttl_asked && !ttl_asked.is_zero());
-                if other_ttl || fresh.is_none() {
+                let doubted = claims.borrow().is_some_and(|claim| std::mem::replace(&mut doubts, claim.doubts) != claim.doubts);
+                if other_ttl || doubted || fresh.is_none() {
                     due = tokio::time::Instant::now();
                 }
             }
@@ -198,7 +202,13 @@ mod tests {
     impl Bench {
         fn claim(&self) {
             let as_of = self.clock.now();
-            self.claims.send_replace(Some(Claim { as_of, good_for: SECOND * 6, ttl: TTL, patience: SECOND }));
+            self.claims.send_replace(Some(Claim {
+                as_of,
+                good_for: SECOND * 6,
+                ttl: TTL,
+                doubts: 0,
+                patience: SECOND,
+            }));
         }
 
         fn left(&self) -> Duration {
@@ -300,7 +310,13 @@ mod tests {
             bench.claim_for(2).await;
             let old = bench.state.borrow().id;
             let as_of = bench.clock.now();
-            bench.claims.send_replace(Some(Claim { as_of, good_for: SECOND * 6, ttl: TTL * 2, patience: SECOND }));
+            bench.claims.send_replace(Some(Claim {
+                as_of,
+                good_for: SECOND * 6,
+                ttl: TTL * 2,
+                doubts: 0,
+                patience: SECOND,
+            }));
             sleep(SECOND).await;
             assert_ne!(bench.state.borrow().id, old);
             assert!(bench.left() > TTL);

@@ -160,7 +160,7 @@ async fn bootstrap_is_won_once_and_never_forgotten(bench: impl Bench) {
     let id = SystemId(7_710_414_511_323_698_082);
     let lease = lease(&dcs).await;
 
-    let (mine, theirs) = (Write::AbandonBootstrap { lease }, Write::AbandonBootstrap { lease: LeaseId(1) });
+    let (mine, theirs) = (Write::AbandonBootstrap { lease }, Write::AbandonBootstrap { lease: LeaseId(987_654_321) });
     refused(&dcs, mine.clone()).await;
     let seen = done(&dcs, Write::StartBootstrap { lease }).await;
     let view = read(&dcs).await;

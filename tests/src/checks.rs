@@ -182,7 +182,9 @@ pub fn look_back(world: &World, watch: &Watch) {
 fn identities(world: &World, watch: &Watch) {
     let mut known: Option<Vec<u8>> = None;
     for event in world.store.log_since(regent_core::units::Revision(0)) {
-        let named = event.value.filter(|value| event.key == "initialize" && !value.is_empty());
+        // Garbage names nothing.
+        let number = |value: &Vec<u8>| str::from_utf8(value).is_ok_and(|text| text.parse::<u64>().is_ok());
+        let named = event.value.filter(|value| event.key == "initialize" && number(value));
         if let (Some(old), Some(new)) = (&known, &named)
             && old != new
         {

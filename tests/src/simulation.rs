@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use regent::agent::Judge;
-use regent_core::inspector::inspect;
 use regent_core::rules::decide;
 use regent_core::snapshot::Snapshot;
 use tokio::task::LocalSet;
@@ -11,7 +10,7 @@ use tokio::task::LocalSet;
 use crate::checks::{Finding, Watch, look_back, not_converged};
 use crate::faults::{self, Fault, Kind};
 use crate::rng::Rng;
-use crate::trace::{self, record};
+use crate::trace::{self, inspect, record};
 use crate::world::{Shape, World};
 
 /// What came of a seed.
@@ -25,8 +24,8 @@ pub struct Outcome {
     pub faults: Vec<Fault>,
     /// What must not be, and was.
     pub findings: Vec<Finding>,
-    /// Promotions after the first.
-    pub failovers: usize,
+    /// Promotions.
+    pub failovers: u32,
     /// Virtual time that passed.
     pub lasted: Duration,
     /// Decisions, when they were recorded.
@@ -116,13 +115,16 @@ async fn live(seed: u64, judge: Judge) -> Outcome {
     heal(&mut world, &faults);
     converge(&mut world, &watch, &mut rng).await;
     look_back(&world, &watch);
+    for (at, objection) in trace::objections() {
+        watch.found("inspector", at, objection);
+    }
     no_needless_failover(&world, &watch, &faults, leader_before.as_deref(), settle);
     Outcome {
         seed,
         shape,
         faults,
         findings: watch.findings(),
-        failovers: watch.promotions().len(),
+        failovers: u32::try_from(watch.promotions().len()).unwrap_or(u32::MAX),
         lasted: world.now(),
         decisions: trace::lines(),
     }

@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 
-use regent_core::plan::{Decision, Lease, Move};
+use regent_core::inspector::Objection;
+use regent_core::plan::{Decision, Lease, Move, Plan};
+use regent_core::rules::{GUARDS, table};
 use regent_core::snapshot::Snapshot;
 
 /// One decision that differed from the member's last one.
@@ -12,6 +14,8 @@ pub struct Line {
     pub at: std::time::Duration,
     /// Who decided.
     pub member: String,
+    /// By a rule of which table: its title, or [`GUARDS_TITLE`].
+    pub table: &'static str,
     /// By which rule.
     pub rule: &'static str,
     /// The lease half of the plan.
@@ -22,11 +26,18 @@ pub struct Line {
     pub why: String,
 }
 
+/// Stands for the rules that are read before every table.
+pub const GUARDS_TITLE: &str = "Before every table, whoever leads";
+
+/// What makes a decision a changed one.
+type Key = (&'static str, &'static str, String, String);
+
 #[derive(Default)]
 struct Recorder {
     epoch: Option<tokio::time::Instant>,
     lines: Vec<Line>,
-    last: std::collections::BTreeMap<String, (&'static str, String, String)>,
+    objections: Vec<(std::time::Duration, String)>,
+    last: std::collections::BTreeMap<String, Key>,
 }
 
 thread_local! {
@@ -38,6 +49,36 @@ pub fn begin() {
     RECORDER.with_borrow_mut(|recorder| {
         *recorder = Recorder { epoch: Some(tokio::time::Instant::now()), ..Recorder::default() };
     });
+}
+
+/// Forgets the lines, but not what each member decided last; time counts from now.
+pub fn begin_again() {
+    RECORDER.with_borrow_mut(|recorder| {
+        recorder.epoch = Some(tokio::time::Instant::now());
+        recorder.lines.clear();
+        recorder.objections.clear();
+    });
+}
+
+/// The inspector's verdict on a plan; an objection is noted.
+///
+/// # Errors
+/// As [`regent_core::inspector::inspect`].
+pub fn inspect(seen: &Snapshot, plan: &Plan) -> Result<(), Objection> {
+    let verdict = regent_core::inspector::inspect(seen, plan);
+    if let Err(objection) = &verdict {
+        RECORDER.with_borrow_mut(|recorder| {
+            let at = recorder.epoch.map(|epoch| epoch.elapsed()).unwrap_or_default();
+            recorder.objections.push((at, format!("the inspector stops {}: {objection}", seen.config.name)));
+        });
+    }
+    verdict
+}
+
+/// Objections of the inspector since [`begin`]: when, and what. An honest judge gives it no reason for any.
+#[must_use]
+pub fn objections() -> Vec<(std::time::Duration, String)> {
+    RECORDER.with_borrow(|recorder| recorder.objections.clone())
 }
 
 /// What was recorded since [`begin`].
@@ -53,13 +94,16 @@ pub fn record(seen: &Snapshot, decision: Decision) -> Decision {
         let Some(epoch) = recorder.epoch else { return };
         let member = seen.config.name.to_string();
         let (lease, postgres) = (lease(&decision.plan.lease), postgres(&decision.plan.postgres));
-        let key = (decision.rule, lease.clone(), postgres.clone());
+        let guard = GUARDS.iter().any(|rule| rule.name == decision.rule);
+        let table = if guard { GUARDS_TITLE } else { table(seen).title };
+        let key = (table, decision.rule, lease.clone(), postgres.clone());
         if recorder.last.get(&member) == Some(&key) {
             return;
         }
         recorder.last.insert(member.clone(), key);
         let why = decision.why.clone();
-        recorder.lines.push(Line { at: epoch.elapsed(), member, rule: decision.rule, lease, postgres, why });
+        let (at, rule) = (epoch.elapsed(), decision.rule);
+        recorder.lines.push(Line { at, member, table, rule, lease, postgres, why });
     });
     decision
 }

@@ -17,7 +17,7 @@ use regent::clock::Clock;
 use regent::guardian;
 use regent::layers::{Effective, Layers};
 use regent::status::Status;
-use regent_core::config::Config;
+use regent_core::config::{Config, Tags};
 use regent_core::fence::Fence;
 use regent_core::peers::PeerReply;
 use regent_core::plan::Exit;
@@ -88,6 +88,14 @@ pub struct Node {
     clock: SimClock,
     config: Config,
     process: Option<Process>,
+}
+
+/// What is a machine's own.
+struct Machine {
+    drift_ppm: i32,
+    uptime: Duration,
+    seed: u64,
+    timings: Timings,
 }
 
 /// A running agent.
@@ -230,21 +238,28 @@ impl SimNetwork {
     }
 }
 
-/// A configuration that is what it is.
-struct Constant(Effective);
+/// A configuration that is what it is, but for what the `config` key says of pause.
+struct Constant {
+    effective: Effective,
+    remembered: RefCell<Option<Value>>,
+}
 
 impl Layers for Constant {
     fn effective(&self, dynamic: Option<&Value>) -> Result<Effective, String> {
-        let mut effective = self.0.clone();
+        let mut effective = self.effective.clone();
         effective.core.pause = dynamic.is_some_and(|dynamic| dynamic["pause"] == json!(true));
         Ok(effective)
     }
 
     fn restorable(&self) -> Value {
-        json!({"ttl": self.0.core.ttl.as_secs(), "loop_wait": self.0.core.loop_wait.as_secs()})
+        let core = &self.effective.core;
+        let first = || json!({"ttl": core.ttl.as_secs(), "loop_wait": core.loop_wait.as_secs()});
+        self.remembered.borrow().clone().unwrap_or_else(first)
     }
 
-    fn remember(&self, _dynamic: &Value) {}
+    fn remember(&self, dynamic: &Value) {
+        *self.remembered.borrow_mut() = Some(dynamic.clone());
+    }
 
     fn reload(&mut self) -> Result<(), String> {
         Ok(())
@@ -255,19 +270,32 @@ impl World {
     /// Machines with empty disks; no agent runs yet. Call within a `LocalSet` on a paused clock.
     #[must_use]
     pub fn new(shape: Shape, rng: &mut Rng, judge: Judge) -> World {
+        World::of(shape, judge, || {
+            let drift_ppm = i32::try_from(rng.below(18_000)).unwrap_or(0) - 9_000; // within the 1 % that is allowed for
+            let uptime = rng.between(Duration::from_secs(60), Duration::from_secs(100_000));
+            Machine { drift_ppm, uptime, seed: rng.draw(), timings: draw_timings(rng) }
+        })
+    }
+
+    /// The same with machines that are all alike and keep true time: for stories in which only what is told happens.
+    #[must_use]
+    pub fn plain(shape: Shape, judge: Judge) -> World {
+        let mut seed = 0;
+        World::of(shape, judge, || {
+            seed += 1;
+            Machine { drift_ppm: 0, uptime: Duration::from_secs(1_000), seed, timings: Timings::default() }
+        })
+    }
+
+    fn of(shape: Shape, judge: Judge, mut machine: impl FnMut() -> Machine) -> World {
         let store = MemoryStore::new();
         let network = FakeNetwork::new();
         let epoch = tokio::time::Instant::now();
         let mut nodes = BTreeMap::new();
         for index in 0..shape.members {
             let name = char::from(b'a' + index).to_string();
-            let drift = i32::try_from(rng.below(18_000)).unwrap_or(0) - 9_000; // within the 1 % that is allowed for
-            let clock = SimClock {
-                epoch,
-                uptime: rng.between(Duration::from_secs(60), Duration::from_secs(100_000)),
-                drift_ppm: drift,
-                dice: Rc::new(RefCell::new(Rng::new(rng.draw()))),
-            };
+            let Machine { drift_ppm, uptime, seed, timings } = machine();
+            let clock = SimClock { epoch, uptime, drift_ppm, dice: Rc::new(RefCell::new(Rng::new(seed))) };
             let config = Config {
                 ttl: shape.ttl,
                 loop_wait: shape.loop_wait,
@@ -277,7 +305,6 @@ impl World {
                 ..Config::of(MemberName::from(name.as_str()))
             };
             let postgres = network.add(&name, &conn_url(&name));
-            let timings = draw_timings(rng);
             postgres.tune(|in_force| *in_force = timings);
             let dcs = store.client(name.as_str());
             let guardian = SimGuardian::start(clock.clone(), postgres.clone());
@@ -316,7 +343,7 @@ impl World {
             conn_url: conn_url(name),
             api_url: format!("http://{name}:8008/patroni"),
             proxy_url: None,
-            tags: Map::new(),
+            tags: published_tags(&node.config.tags),
             noloadbalance: false,
         };
         let (commands, inbox) = mpsc::channel(8);
@@ -340,8 +367,9 @@ impl World {
         let body = LocalSet::new();
         body.spawn_local(feed);
         body.spawn_local(regent::lease::keep(node.dcs.clone(), node.clock.clone(), claimed, lease_sender));
+        let layers = Constant { effective, remembered: RefCell::default() };
         let (ended, own_life) = (exit.clone(), life.clone());
-        let agent = Agent::new(seams, channels, Box::new(Constant(effective)), judge);
+        let agent = Agent::new(seams, channels, Box::new(layers), judge);
         body.spawn_local(async move {
             let Ok(agent) = agent else { return };
             ended.set(Some(agent.run().await));
@@ -484,6 +512,12 @@ impl World {
 }
 
 impl Node {
+    /// The configuration that its agent starts with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Its agent runs.
     #[must_use]
     pub fn runs(&self) -> bool {
@@ -513,6 +547,23 @@ fn draw_timings(rng: &mut Rng) -> Timings {
         replication_delay: rng.between(millis(1), millis(if slow_replication { 400 } else { 10 })),
         ..Timings::default()
     }
+}
+
+/// The tags that say something, as a member key has them.
+fn published_tags(tags: &Tags) -> Map<String, Value> {
+    let mut published = Map::new();
+    for (name, set) in [("nofailover", tags.nofailover), ("clonefrom", tags.clonefrom), ("nostream", tags.nostream)] {
+        if set {
+            published.insert(name.to_owned(), json!(true));
+        }
+    }
+    if tags.failover_priority != Tags::default().failover_priority && !tags.nofailover {
+        published.insert("failover_priority".to_owned(), json!(tags.failover_priority));
+    }
+    if let Some(upstream) = &tags.replicatefrom {
+        published.insert("replicatefrom".to_owned(), json!(upstream.as_str()));
+    }
+    published
 }
 
 fn conn_url(name: &str) -> String {

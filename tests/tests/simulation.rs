@@ -24,7 +24,7 @@ fn seeds() {
     let (first, count) = (number("REGENT_FIRST_SEED", 0), number("REGENT_SEEDS", 2_000));
     let began = Instant::now();
     let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get) as u64;
-    let outcomes: Vec<(usize, Duration, Vec<Outcome>)> = std::thread::scope(|scope| {
+    let outcomes: Vec<(u32, Duration, Vec<Outcome>)> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|worker| {
                 scope.spawn(move || {
@@ -45,14 +45,14 @@ fn seeds() {
         workers.into_iter().map(|worker| worker.join().expect("a world must not panic")).collect()
     });
     let took = began.elapsed();
-    let failovers: usize = outcomes.iter().map(|(failovers, ..)| failovers).sum();
+    let failovers: u32 = outcomes.iter().map(|(failovers, ..)| failovers).sum();
     let simulated: Duration = outcomes.iter().map(|(_, lasted, _)| *lasted).sum();
     let failed: Vec<&Outcome> = outcomes.iter().flat_map(|(.., failed)| failed).collect();
     // Not by `println!`, which only failing tests show.
     let _ = writeln!(
         std::io::stderr(),
         "{count} seeds, {failovers} simulated failovers in {took:.1?}: {:.0} failovers a minute, {:.0} cluster-seconds a second",
-        failovers as f64 / took.as_secs_f64() * 60.0,
+        f64::from(failovers) / took.as_secs_f64() * 60.0,
         simulated.as_secs_f64() / took.as_secs_f64()
     );
     for outcome in failed.iter().take(3) {

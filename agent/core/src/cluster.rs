@@ -27,6 +27,8 @@ pub struct ClusterView {
     pub status: Status,
     /// Regent's own record of who was allowed to write where.
     pub promise: Option<PromiseKey>,
+    /// Revision of a promise that cannot be read: the next one replaces it, and must name it.
+    pub unreadable_promise: Option<Revision>,
     /// Keys that could not be understood, by name, with the reason: shown, never acted upon.
     pub garbage: BTreeMap<String, String>,
 }

@@ -93,6 +93,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
             },
             modified: Revision(50),
         }),
+        unreadable_promise: None,
         garbage: std::collections::BTreeMap::new(),
     };
     let control = ControlData {

@@ -102,6 +102,7 @@ fn view() -> impl Strategy<Value = ClusterView> {
             history,
             status: Status { optime, ..Status::default() },
             promise,
+            unreadable_promise: None,
             garbage: std::collections::BTreeMap::new(),
         },
     )

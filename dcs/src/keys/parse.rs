@@ -58,7 +58,9 @@ impl Parser {
             STATUS => status(key.value, self.status.get_or_insert_default()),
             OPTIME => optime(key.value).map(|optime| self.optime = Some(optime)),
             PROMISE => {
-                promise(key.value).map(|promise| view.promise = Some(PromiseKey { promise, modified: key.modified }))
+                let read = promise(key.value);
+                view.unreadable_promise = read.is_err().then_some(key.modified);
+                read.map(|promise| view.promise = Some(PromiseKey { promise, modified: key.modified }))
             }
             _ => match name.strip_prefix(MEMBERS) {
                 Some(name) if !name.is_empty() && !name.contains('/') => self.member(name, key.value),

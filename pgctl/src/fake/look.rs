@@ -76,7 +76,7 @@ fn facts(world: &World, index: usize, server: &Server, cluster: &Cluster) -> Sql
         flush_lsn: if standby { Lsn::default() } else { end },
         receive_lsn: (standby && server.received).then_some(end),
         replay_lsn: standby.then_some(end),
-        replay_paused: false,
+        replay_paused: standby && world.nodes[index].replay_paused,
         replayed_at: replayed_at.filter(|_| standby),
         streaming: server.link.is_some(),
         latest_end_lsn: server.link.map(|_| end),

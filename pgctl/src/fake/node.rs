@@ -163,6 +163,16 @@ impl FakePostgres {
         });
     }
 
+    /// The data directory is gone, and whatever runs on it does not know yet: an unmounted disk, a wrong `rm`.
+    pub fn lose_data(&self) {
+        self.node(|node| node.data = Data::Empty);
+    }
+
+    /// Pauses replay, as PostgreSQL does when the primary's settings outgrow a standby's.
+    pub fn pause_replay(&self) {
+        self.node(|node| node.replay_paused = true);
+    }
+
     /// The next `count` starts fail.
     pub fn fail_starts(&self, count: u32) {
         self.node(|node| node.failing_starts = count);
@@ -413,8 +423,7 @@ impl Postgres for FakePostgres {
     }
 
     async fn resume_replay(&self) -> Result<(), PgError> {
-        // Replay never pauses here.
-        self.accepting("pg_wal_replay_resume", |_, _| ())
+        self.accepting("pg_wal_replay_resume", |world, index| world.nodes[index].replay_paused = false)
     }
 
     async fn create_slots(&self, names: &[String]) -> Result<(), PgError> {

@@ -52,6 +52,8 @@ pub(super) struct Node {
     pub(super) data: Data,
     pub(super) server: Option<Server>,
     pub(super) disk_hung: bool,
+    /// Replay is paused, as PostgreSQL pauses it when a setting of the primary was raised. Positions move on all the same.
+    pub(super) replay_paused: bool,
     /// The postmaster that the last observation saw.
     pub(super) watched: Option<u32>,
     pub(super) failing_starts: u32,
@@ -151,6 +153,7 @@ impl World {
             data: Data::Empty,
             server: None,
             disk_hung: false,
+            replay_paused: false,
             watched: None,
             failing_starts: 0,
             failing_clones: 0,

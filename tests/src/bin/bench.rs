@@ -15,6 +15,7 @@ use regent_core::fixture::{cut_off, primary, secs, standby};
 use regent_core::rules::decide;
 use regent_core::snapshot::Snapshot;
 use regent_tests::rig::{Rig, Settings, Trouble};
+use regent_tests::simulation;
 
 /// How long each load lasts.
 const LOAD: Duration = Duration::from_secs(10);
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
     );
     println!("{:<58} {:>16}", "figure", "value");
     decisions();
-    // Simulated cluster-seconds per second: printed by the simulation, once it is there.
+    simulated();
     match processes() {
         Ok(()) => ExitCode::SUCCESS,
         Err(trouble) => {
@@ -67,6 +68,20 @@ fn decisions() {
         };
         figure(&format!("decide(): {name}"), &format!("{nanoseconds} ns"));
     }
+}
+
+/// How fast a whole cluster runs in virtual time, on one core.
+fn simulated() {
+    let (mut lasted, mut failovers) = (Duration::ZERO, 0);
+    let began = Instant::now();
+    simulation::run_for(LOAD, |seed| {
+        let outcome = simulation::run(seed, simulation::honest());
+        lasted += outcome.lasted;
+        failovers += outcome.failovers;
+    });
+    let took = began.elapsed().as_secs_f64();
+    figure("simulation: cluster-seconds per second, one core", &format!("{:.0}", lasted.as_secs_f64() / took));
+    figure("simulation: failovers per minute, one core", &format!("{:.0}", f64::from(failovers) / took * 60.0));
 }
 
 /// What takes a real cluster.

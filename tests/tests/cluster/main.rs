@@ -1,6 +1,6 @@
 //! Clusters of real processes: etcd, PostgreSQL, HAProxy, agents. Few, slow, and nothing in them is a twin.
 //!
-//! `REGENT_RIGS` says how many run side by side (2 cores carry one or two), `REGENT_RACES` how often the bootstrap race is run.
+//! `REGENT_RIGS` says how many run side by side (as many as cores, 4 at the most), `REGENT_RACES` how often the bootstrap race is run.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 

@@ -22,7 +22,7 @@ pub(crate) fn turn() -> Turn {
     let rigs = || std::env::var("REGENT_RIGS").ok().and_then(|n| n.parse().ok());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut free = FREE.0.lock().unwrap_or_else(PoisonError::into_inner);
-    free.get_or_insert_with(|| rigs().unwrap_or(cores.div_ceil(2)).max(1));
+    free.get_or_insert_with(|| rigs().unwrap_or(cores.min(4)).max(1));
     while *free == Some(0) {
         free = FREE.1.wait(free).unwrap_or_else(PoisonError::into_inner);
     }

@@ -17,14 +17,18 @@ pub(super) use super::follower::{
 /// How often a candidate that has to wait looks again, at the latest.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-fn bootstrap_job_failed(s: &Snapshot) -> Option<&String> {
-    let last = s.memory.last_job.as_ref().filter(|last| last.job == Job::Bootstrap)?;
-    last.error.as_ref()
+/// Why the making of the cluster cannot go on: its job failed, or what it made does not run any more.
+fn bootstrap_failure(s: &Snapshot) -> Option<String> {
+    let last = s.memory.last_job.as_ref().filter(|last| last.job == Job::Bootstrap);
+    let failed = last.and_then(|last| last.error.clone());
+    let dead = !s.postgres.is_up() && s.postgres.data_dir != DataDir::Empty && s.job.is_none();
+    failed.or_else(|| dead.then(|| "its server does not run".to_owned()))
 }
 
 /// initdb or the first start failed: let another node try, and keep the evidence.
 pub(super) fn abandon_failed_bootstrap(s: &Snapshot) -> Option<Verdict> {
-    let cause = bootstrap_job_failed(s).filter(|_| s.memory.bootstrapping)?;
+    let named = s.view().is_some_and(|view| view.initialize.system_id().is_some());
+    let cause = bootstrap_failure(s).filter(|_| s.memory.bootstrapping && !named)?;
     let plan = Plan::of(Lease::AbandonBootstrap, Move::SetAside).and_exit(Exit::Failed);
     Some(Verdict::new(plan, format!("the bootstrap failed: {cause}")))
 }
@@ -113,8 +117,11 @@ fn highest_timeline(s: &Snapshot, own: Timeline) -> Timeline {
 }
 
 fn epoch_and_revision(s: &Snapshot) -> (u64, Option<Revision>) {
-    let last: Option<&PromiseKey> = s.view().and_then(|view| view.promise.as_ref());
-    (last.map_or(0, |key| key.promise.epoch), last.map(|key| key.modified))
+    let Some(view) = s.view() else { return (0, None) };
+    match &view.promise {
+        Some(PromiseKey { promise, modified }) => (promise.epoch, Some(*modified)),
+        None => (0, view.unreadable_promise),
+    }
 }
 
 /// The promise that goes with a promotion of this standby: a timeline that nobody has or was promised (S2).
@@ -295,6 +302,7 @@ mod tests {
     fn only_an_empty_member_with_a_bootstrap_section_races_to_make_a_cluster() {
         let new = || standby().vacant().uninitialized().empty().alone();
         assert_eq!(decide(&new().build()).plan.lease, Lease::StartBootstrap);
+        assert_eq!(decide(&new().build()).rule, "race_to_bootstrap");
         assert_eq!(decide(&new().nofailover().build()).rule, "wait_empty");
         assert_eq!(decide(&new().with(|s| s.config.may_bootstrap = false)).rule, "wait_empty");
         assert_eq!(decide(&standby().vacant().empty().build()).rule, "wait_empty", "the cluster exists");
@@ -317,7 +325,10 @@ mod tests {
     #[test]
     fn a_won_bootstrap_goes_on_to_an_identified_cluster_and_then_to_the_key() {
         let won = standby().vacant().empty().bootstrapping();
-        assert_eq!(decide(&won.build()).plan.postgres, Move::Bootstrap);
+        assert_eq!(
+            (decide(&won.build()).rule, decide(&won.build()).plan.postgres),
+            ("make_the_cluster", Move::Bootstrap)
+        );
         let running = primary().vacant().bootstrapping().build();
         assert_eq!((decide(&running).rule, decide(&running).plan.keys.len()), ("identify_new_cluster", 1));
         let identified = primary().vacant().build();
@@ -325,8 +336,18 @@ mod tests {
         let failed = standby().vacant().empty().bootstrapping().with(|s| {
             s.memory.last_job = Some(FinishedJob { job: Job::Bootstrap, at: s.now, error: Some("no space".into()) });
         });
+        assert_eq!(decide(&failed).rule, "abandon_failed_bootstrap");
         assert_eq!(decide(&failed).plan.lease, Lease::AbandonBootstrap);
         assert_eq!(decide(&failed).plan.postgres, Move::SetAside);
+        let died = primary().vacant().bootstrapping().down().build();
+        assert_eq!(decide(&died).rule, "abandon_failed_bootstrap");
+        let died_named = primary().vacant().down().with(|s| s.memory.bootstrapping = true);
+        assert_eq!(decide(&died_named).rule, "start_without_upstream", "a cluster that has its name is kept");
+        let silent = primary().vacant().bootstrapping().with(|s| {
+            (s.postgres.sql, s.postgres.probe) = (None, crate::postgres::Probe::Silent);
+            s.memory.role = crate::memory::Role::Uninitialized;
+        });
+        assert_eq!(decide(&silent).rule, "wait_to_promote_bootstrap", "it runs, and may yet answer (B6)");
     }
 
     #[test]
@@ -358,6 +379,7 @@ mod tests {
         assert_eq!(decide(&standby().vacant().lease_lost().build()).rule, "wait_for_lease");
         assert_eq!(decide(&standby().vacant().starting(secs(1)).build()).rule, "wait_while_starting");
         let down = standby().vacant().down().build();
+        assert_eq!(decide(&down).rule, "start_without_upstream");
         assert_eq!(decide(&down).plan.postgres, Move::StartStandby(Upstream::Nobody));
     }
 
@@ -379,7 +401,8 @@ mod tests {
     #[test]
     fn the_race() {
         let race = || standby().vacant().at(Lsn(1_000));
-        assert!(!decide(&race().build()).plan.ask.is_empty(), "asks first");
+        assert_eq!(decide(&race().build()).rule, "ask_the_others", "before it runs");
+        assert!(!decide(&race().build()).plan.ask.is_empty());
         assert_eq!(decide(&race().answers("b", 1_000).answers("c", 999).build()).rule, "run_for_leader");
         assert_eq!(decide(&race().answers("b", 1_001).build()).rule, "wait_for_member_ahead");
         assert_eq!(decide(&race().unreachable("b").unreachable("c").build()).rule, "run_for_leader");
@@ -415,6 +438,16 @@ mod tests {
             a.position = Lsn(1_100);
         });
         assert_eq!(decide(&earlier.build()).rule, "run_for_leader");
+    }
+
+    #[test]
+    fn a_promise_that_cannot_be_read_is_replaced() {
+        let s = standby().vacant().alone().with(|s| {
+            let view = s.dcs.as_mut().expect("reachable");
+            (view.promise, view.unreadable_promise) = (None, Some(crate::units::Revision(77)));
+        });
+        let Lease::Take { seen, .. } = decide(&s).plan.lease else { panic!("{:?}", decide(&s)) };
+        assert_eq!(seen, Some(crate::units::Revision(77)));
     }
 
     #[test]

@@ -330,11 +330,25 @@ mod tests {
     }
 
     #[test]
+    fn wait_after_failed_start() {
+        for (ago, rule) in [(0, "wait_after_failed_start"), (4, "wait_after_failed_start"), (5, "start_as_standby")] {
+            let failed = standby().down().with(|s| {
+                let job = Job::Start { as_primary: false };
+                s.memory.last_job = Some(FinishedJob { job, at: s.now.minus(secs(ago)), error: Some("no".into()) });
+            });
+            assert_eq!(decide(&failed).rule, rule, "{ago} s after it");
+        }
+    }
+
+    #[test]
     fn foreign_data_is_never_touched() {
         let s = standby().down().with(|s| s.postgres.data_dir = DataDir::Unusable("PG_VERSION is 12".into()));
         assert_eq!((decide(&s).rule, decide(&s).plan.postgres), ("report_unusable_data", Move::Stay));
         let ours = standby().down().with(|s| s.postgres.data_dir = DataDir::Unfinished);
-        assert_eq!(decide(&ours).plan.postgres, Move::RemoveUnfinished);
+        assert_eq!(
+            (decide(&ours).rule, decide(&ours).plan.postgres),
+            ("clear_unfinished_copy", Move::RemoveUnfinished)
+        );
     }
 
     /// Leader b is primary on timeline 2, which forked off timeline 1 at 1000.

@@ -133,7 +133,11 @@ pub(super) fn hand_over_early(s: &Snapshot) -> Option<Verdict> {
             Verdict::new(Plan::ask(whom), "shut down, the archiver still works: who has the shutdown checkpoint?")
         });
     };
-    let (name, answer) = peers.answers().find(|(_, a)| super::election::could_lead(a) && a.position > shut_down_at)?;
+    let found = peers.answers().find(|(_, a)| super::election::could_lead(a) && a.position > shut_down_at);
+    let Some((name, answer)) = found else {
+        let why = format!("shut down at {shut_down_at}, the archiver still works, and nobody has that yet");
+        return Some(Verdict::new(Plan::stay(), why).again_in(Duration::from_secs(1)));
+    };
     Some(Verdict::new(
         Plan::of(Lease::Release, Move::Stay).and_write(final_status(s)),
         format!(
@@ -258,7 +262,10 @@ mod tests {
         assert_eq!(decide(&running.build()).rule, "stop_postgres_when_ordered");
         assert_eq!(decide(&running.build()).plan.lease, Lease::Keep, "no release while the server runs (D9)");
         let down = primary().ordered_to_stop().shut_down();
-        assert_eq!(decide(&down.build()).plan.lease, Lease::Release);
+        assert_eq!(
+            (decide(&down.build()).rule, decide(&down.build()).plan.lease),
+            ("release_when_stopped", Lease::Release)
+        );
         let released = down.vacant();
         assert_eq!(decide(&released.build()).rule, "exit_when_stopped");
         let paused = primary().ordered_to_stop().paused().build();
@@ -277,7 +284,7 @@ mod tests {
         let archiving = || primary().ordered_to_stop().shut_down().still_up().job(Job::Stop(StopMode::Fast));
         assert!(!decide(&archiving().build()).plan.ask.is_empty(), "it asks who has the checkpoint");
         let behind = archiving().answers("b", 0).build();
-        assert_eq!(decide(&behind).rule, "wait_for_job");
+        assert_eq!((decide(&behind).rule, decide(&behind).look_again), ("hand_over_early", secs(1)));
         let there = archiving().answers("b", 1_000_000).build();
         assert_eq!((decide(&there).rule, &decide(&there).plan.lease), ("hand_over_early", &Lease::Release));
     }

@@ -267,7 +267,9 @@ pub(super) fn missing_slots(s: &Snapshot, sql: &SqlFacts) -> Vec<String> {
         return Vec::new();
     }
     let Some(view) = s.view() else { return Vec::new() };
-    let others = view.members.iter().filter(|(name, member)| **name != s.config.name && !member.tags.nostream);
+    // A key without an address is no member: nobody can stream from there, nor ever asked for a slot.
+    let streams = |member: &crate::cluster::Member| member.conn_url.is_some() && !member.tags.nostream;
+    let others = view.members.iter().filter(|(name, member)| **name != s.config.name && streams(member));
     let mut wanted: Vec<String> = others.map(|(name, _)| name.slot_name()).collect();
     wanted.sort();
     wanted.dedup();
@@ -357,6 +359,7 @@ mod tests {
         assert_eq!(decide(&no_lease).rule, "wait_for_own_lease");
         let adopting = primary().key_on_lease(77).build();
         assert!(matches!(decide(&adopting).plan.lease, Lease::Adopt { .. }));
+        assert_eq!(decide(&adopting).rule, "adopt_leader_key");
         assert_eq!(decide(&primary().build()).rule, "lead");
     }
 
@@ -428,6 +431,7 @@ mod tests {
         for (holder, timeline) in [("b", 2), ("a", 1)] {
             let s = standby().holding_the_key().promised(holder, timeline).build();
             let Lease::Promise { promise, .. } = decide(&s).plan.lease else { panic!("{:?}", decide(&s)) };
+            assert_eq!(decide(&s).rule, "promise_next_timeline");
             assert!(promise.position.timeline > Timeline(timeline));
             assert_eq!(promise.holder, s.config.name);
         }
@@ -468,10 +472,12 @@ mod tests {
 
     #[test]
     fn the_holder_repairs_what_an_operator_removed() {
-        let identity = decide(&primary().uninitialized().build()).plan.keys;
-        assert!(matches!(identity[..], [KeyWrite::Identify { seen: None, .. }]));
-        let config = decide(&primary().without_config().build()).plan.keys;
-        assert!(matches!(config[..], [KeyWrite::Config { seen: None }]));
+        let identity = decide(&primary().uninitialized().build());
+        assert_eq!(identity.rule, "repair_identity");
+        assert!(matches!(identity.plan.keys[..], [KeyWrite::Identify { seen: None, .. }]));
+        let config = decide(&primary().without_config().build());
+        assert_eq!(config.rule, "restore_config");
+        assert!(matches!(config.plan.keys[..], [KeyWrite::Config { seen: None }]));
     }
 
     #[test]
@@ -483,7 +489,10 @@ mod tests {
                 p.control.as_mut().expect("has one").timeline = Timeline(1);
             }
         });
-        assert_eq!(decide(&promoted).plan.postgres, Move::Checkpoint);
+        assert_eq!(
+            (decide(&promoted).rule, decide(&promoted).plan.postgres),
+            ("checkpoint_after_promotion", Move::Checkpoint)
+        );
         let mut busy = promoted.clone();
         busy.job = Some(crate::postgres::RunningJob { job: Job::Checkpoint, since: busy.now });
         assert_eq!(decide(&busy).rule, "lead", "a checkpoint does not keep the leader from leading");

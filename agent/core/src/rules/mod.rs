@@ -11,6 +11,8 @@ mod isolated;
 mod leader;
 mod pause;
 
+use std::time::Duration;
+
 use crate::plan::{Decision, Verdict};
 use crate::snapshot::{Seat, Snapshot};
 
@@ -230,7 +232,28 @@ pub fn table(s: &Snapshot) -> &'static Table {
 fn decided(s: &Snapshot, rule: &'static str, verdict: Verdict) -> Decision {
     // Whoever accepts writes wakes in time to stop, whatever the rule thought.
     let before_stop = s.must_stop_at().filter(|_| s.may_write()).map(|at| s.now.until(at));
-    let wanted = verdict.look_again.unwrap_or(s.config.loop_wait).min(s.config.loop_wait);
+    let wanted = match verdict.plan.ask.is_empty() {
+        true => verdict.look_again.unwrap_or(s.config.loop_wait).min(s.config.loop_wait),
+        false => Duration::ZERO, // Answers are decided on at once: a moment later they are stale.
+    };
     let look_again = before_stop.map_or(wanted, |left| wanted.min(left));
     Decision { rule, plan: verdict.plan, why: verdict.why, look_again }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::decide;
+    use crate::fixture::{primary, secs, standby};
+    use std::time::Duration;
+
+    #[test]
+    fn who_asks_decides_on_the_answers_at_once() {
+        let crashed = primary().down().start_timeout(secs(0)).build();
+        let starting = primary().starting(secs(301)).start_timeout(secs(300)).build();
+        for s in [crashed, starting, standby().vacant().build()] {
+            let d = decide(&s);
+            assert!(!d.plan.ask.is_empty(), "{}", d.rule);
+            assert_eq!(d.look_again, Duration::ZERO, "{}: answers are stale after a moment", d.rule);
+        }
+    }
 }

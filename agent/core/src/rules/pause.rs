@@ -67,9 +67,15 @@ mod tests {
 
     #[test]
     fn the_key_stays_true_in_pause() {
-        assert_eq!(decide(&primary().paused().build()).plan.lease, Lease::Keep);
-        assert_eq!(decide(&primary().paused().down().build()).plan.lease, Lease::Release);
-        assert!(matches!(decide(&primary().paused().vacant().build()).plan.lease, Lease::Take { .. }));
+        let (kept, released) = (decide(&primary().paused().build()), decide(&primary().paused().down().build()));
+        assert_eq!((kept.rule, kept.plan.lease), ("keep_records_in_pause", Lease::Keep));
+        assert_eq!((released.rule, released.plan.lease), ("release_key_without_primary", Lease::Release));
+        let taken = decide(&primary().paused().vacant().build());
+        assert_eq!(taken.rule, "take_key_as_primary");
+        assert!(matches!(taken.plan.lease, Lease::Take { .. }));
+        let adopted = decide(&primary().paused().key_on_lease(77).build());
+        assert_eq!(adopted.rule, "adopt_leader_key_in_pause");
+        assert!(matches!(adopted.plan.lease, Lease::Adopt { .. }));
         assert_eq!(decide(&standby().paused().vacant().build()).rule, "hands_off");
     }
 }

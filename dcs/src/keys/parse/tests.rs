@@ -159,6 +159,7 @@ fn a_promise_reads_as_it_was_written_or_not_at_all() {
     ] {
         let view = read(&[(PROMISE, bad)]).view;
         assert!(view.promise.is_none() && view.garbage.contains_key(PROMISE), "{bad:?}");
+        assert_eq!(view.unreadable_promise, Some(Revision(5)), "the next one must name it");
     }
 }
 
@@ -204,7 +205,7 @@ const GOOD: [(&str, &str); 7] = [
     (CONFIG, r#"{"ttl":20}"#),
     (HISTORY, HISTORY_CAPTURED),
     (STATUS, r#"{"optime":42}"#),
-    (PROMISE, r#"{"epoch":1,"timeline":1,"lsn":1,"holder":"n1"}"#),
+    (PROMISE, r#"{"epoch":1,"timeline":1,"lsn":1,"parent":1,"holder":"n1"}"#),
     ("members/n1", r#"{"state":"running"}"#),
 ];
 
@@ -260,7 +261,9 @@ proptest! {
             CONFIG => (seen.view.config, seen.config) = (whole.view.config.clone(), whole.config.clone()),
             HISTORY => (seen.view.history, seen.history) = (whole.view.history.clone(), whole.history.clone()),
             STATUS => seen.view.status = whole.view.status.clone(),
-            PROMISE => seen.view.promise = whole.view.promise.clone(),
+            PROMISE => {
+                (seen.view.promise, seen.view.unreadable_promise) = (whole.view.promise.clone(), None);
+            }
             _ => {
                 prop_assert_eq!(seen.view.members.len(), 1);
                 (seen.view.members, seen.members) = (whole.view.members.clone(), whole.members.clone());
