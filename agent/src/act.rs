@@ -2,15 +2,18 @@
 //! the keys, the release, the member key. No decisions, no retries: what depends on an outcome is decided from what is seen
 //! next.
 
+use std::future::Future;
+use std::task::Poll;
 use std::time::Duration;
 
 use regent_core::memory::LeaseOutcome;
 use regent_core::plan::{KeyWrite, Lease, Move, Plan};
 use regent_core::postgres::{Job, StopMode};
-use regent_core::snapshot::Snapshot;
+use regent_core::snapshot::{LeaseView, Snapshot};
 use regent_core::units::{Instant, LeaseId, MemberName, Revision};
 use regent_dcs::{Dcs, DcsError, Write, Written};
-use regent_pgctl::Postgres;
+use regent_pgctl::{PgError, Postgres};
+use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::job::Jobs;
@@ -23,6 +26,8 @@ pub(crate) struct Hands<'a, D, P, C> {
     pub(crate) clock: &'a C,
     pub(crate) jobs: &'a mut Jobs,
     pub(crate) layers: &'a dyn Layers,
+    /// The lease, as its task knows it.
+    pub(crate) leases: &'a watch::Receiver<LeaseView>,
     /// The longest that one write may take.
     pub(crate) patience: Duration,
     /// When a stop must begin, if this member may write: no write to etcd is waited for beyond that.
@@ -116,20 +121,40 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
         matches!(outcome, LeaseOutcome::Done(_))
     }
 
+    /// Does not take another step once the lease has ended: an agent that was frozen in the midst of a start must not go on
+    /// with it before its loop has looked at the clock.
+    fn under_lease(
+        &self,
+        work: impl Future<Output = Result<(), PgError>> + 'static,
+    ) -> impl Future<Output = Result<(), PgError>> + 'static {
+        let (clock, leases) = (self.clock.clone(), self.leases.clone());
+        let mut work = Box::pin(work);
+        std::future::poll_fn(move |context| {
+            if leases.borrow().ends.is_some_and(|ends| clock.now() >= ends) {
+                return Poll::Ready(Err(PgError::Refused("the lease ended before it was done".to_owned())));
+            }
+            work.as_mut().poll(context)
+        })
+    }
+
     /// The PostgreSQL half: starts the job, does not wait for it.
     pub(crate) async fn postgres(&mut self, seen: &Snapshot, wanted: &Move, now: Instant) {
         let postgres = self.postgres.clone();
         let stop_budget = seen.config.stop_budget;
         match wanted.clone() {
             Move::Stay => {}
-            Move::Bootstrap => self.jobs.start(Job::Bootstrap, now, async move { postgres.bootstrap().await }).await,
+            Move::Bootstrap => {
+                let work = self.under_lease(async move { postgres.bootstrap().await });
+                self.jobs.start(Job::Bootstrap, now, work).await;
+            }
             Move::Clone { from, conn_url } => {
                 let job = Job::Clone { from: from.clone() };
                 self.jobs.start(job, now, async move { postgres.clone_from(&from, &conn_url).await }).await;
             }
             Move::StartPrimary => {
                 let job = Job::Start { as_primary: true };
-                self.jobs.start(job, now, async move { postgres.start_primary().await }).await;
+                let work = self.under_lease(async move { postgres.start_primary().await });
+                self.jobs.start(job, now, work).await;
             }
             Move::StartStandby(upstream) => {
                 let job = Job::Start { as_primary: false };

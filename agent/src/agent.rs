@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use regent_core::fence::Fence;
 use regent_core::inspector::{Objection, inspect};
 use regent_core::memory::{LeaseOutcome, Memory, Role};
 use regent_core::peers::PeerReply;
 use regent_core::plan::{Decision, Exit, Lease, Move, Plan};
 use regent_core::postgres::Job;
 use regent_core::rules::decide;
-use regent_core::snapshot::{LeaseView, Order, Peers, Snapshot};
+use regent_core::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot};
 use regent_core::units::{Instant, LeaseId, MemberName, Revision};
 use regent_dcs::{Dcs, DcsError, Read};
 use regent_pgctl::Postgres;
@@ -21,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::act::{Done, Hands};
 use crate::clock::Clock;
+use crate::guardian;
 use crate::job::Jobs;
 use crate::layers::{Effective, Layers};
 use crate::lease::Claim;
@@ -53,11 +55,13 @@ pub struct Judge {
     pub decide: fn(&Snapshot) -> Decision,
     /// Reads every plan before it is carried out.
     pub inspect: fn(&Snapshot, &Plan) -> Result<(), Objection>,
+    /// What the guardian is told.
+    pub fence: fn(&Snapshot) -> Fence,
 }
 
 impl Default for Judge {
     fn default() -> Self {
-        Judge { decide, inspect }
+        Judge { decide, inspect, fence: Snapshot::fence }
     }
 }
 
@@ -83,12 +87,16 @@ pub struct Channels {
     pub claims: watch::Sender<Option<Claim>>,
     /// The lease, as its task knows it.
     pub lease: watch::Receiver<LeaseView>,
+    /// The guardian; `None` where the configuration wants none.
+    pub guardian: Option<guardian::Channels>,
     /// What the loop publishes.
     pub status: watch::Sender<Arc<Status>>,
 }
 
 /// The longest that one look at etcd may take; a longer silence is an observation.
 const READ_PATIENCE: Duration = Duration::from_secs(2);
+/// The longest wait for the guardian to take a new order, which takes it a fraction of a millisecond.
+const GUARDIAN_PATIENCE: Duration = Duration::from_millis(100);
 /// The shortest time worth waiting for an answer.
 const HURRY: Duration = Duration::from_millis(50);
 /// The longest that one look at PostgreSQL may take (ha-rules section 2: statement timeout 2 s).
@@ -118,6 +126,8 @@ pub struct Agent<D, P, C, N> {
     peers: Option<Peers>,
     order: Order,
     read: Option<Read>,
+    /// Since when the guardian has not been ready.
+    unguarded: Option<Instant>,
     /// The name was found to be ours alone.
     introduced: bool,
     /// The member key as it stands in etcd, and the lease that it hangs on.
@@ -155,6 +165,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             peers: None,
             order: Order::Run,
             read: None,
+            unguarded: None,
             introduced: false,
             published: None,
             last: None,
@@ -220,7 +231,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             let timeline = postgres.sql.as_ref().and_then(|sql| sql.timeline);
             self.memory.job_ended(ended, timeline);
         }
-        Snapshot {
+        let mut seen = Snapshot {
             now,
             dice: self.seams.clock.dice(),
             config: self.effective.core.clone(),
@@ -230,9 +241,38 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             job: self.jobs.running().cloned(),
             peers: self.peers.clone(),
             namesake,
+            guardian: Guardian::Ready,
             order: self.order,
             memory: self.memory.clone(),
+        };
+        seen.guardian = self.guard((self.judge.fence)(&seen), patience.is_some()).await;
+        seen.now = self.seams.clock.now();
+        seen
+    }
+
+    /// Gives the guardian its order, before anything is decided on what was seen, and tells whether it has taken it.
+    async fn guard(&mut self, fence: Fence, may_wait: bool) -> Guardian {
+        let Some(channels) = &mut self.channels.guardian else { return Guardian::Ready };
+        channels.fences.send_if_modified(|old| std::mem::replace(old, fence) != fence);
+        let guards = matches!(fence, Fence::Guard { .. });
+        if may_wait && fence != Fence::Keep {
+            // Nobody is left to wait for only when the process ends; a late answer is seen in the next turn.
+            let taken = channels.view.wait_for(|view| view.problem.is_some() || view.fence == fence);
+            let _ = tokio::time::timeout(GUARDIAN_PATIENCE, taken).await;
         }
+        let now = self.seams.clock.now();
+        let view = channels.view.borrow_and_update().clone();
+        let armed = view.fence == fence && view.armed_until.is_some_and(|until| now < until);
+        let why = match view.problem {
+            Some((why, _)) => why,
+            None if !view.met => "it has not answered yet".to_owned(),
+            None if guards && !armed => "it holds no deadline for this server yet".to_owned(),
+            None => {
+                self.unguarded = None;
+                return Guardian::Ready;
+            }
+        };
+        Guardian::Absent { why, since: *self.unguarded.get_or_insert(now) }
     }
 
     /// Asked once, when etcd is first seen: does an agent of our name live at another address than ours? (Ours is bound by
@@ -329,6 +369,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             clock: &self.seams.clock,
             jobs: &mut self.jobs,
             layers: self.layers.as_ref(),
+            leases: &self.channels.lease,
             patience,
             must_stop_at: seen.must_stop_at().filter(|_| seen.may_write() && !stops && !seen.config.pause),
         };
@@ -425,6 +466,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 clock: &self.seams.clock,
                 jobs: &mut self.jobs,
                 layers: self.layers.as_ref(),
+                leases: &self.channels.lease,
                 patience: Duration::from_secs(1),
                 must_stop_at: None,
             };
@@ -438,6 +480,8 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
     async fn sleep(&mut self, pause: Duration, seen: &Snapshot) {
         let until = tokio::time::Instant::now() + pause;
         let mut lease = self.channels.lease.clone();
+        let unguarded = seen.guardian != Guardian::Ready;
+        let mut guardian = self.channels.guardian.as_ref().map(|channels| channels.view.clone());
         let mut watches_exit = true;
         let dcs = self.seams.dcs.clone();
         let changed = dcs.changed(self.revision);
@@ -455,6 +499,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                     watches_exit = false;
                     self.exit_is_news()
                 }
+                () = guardian_comes(&mut guardian), if unguarded => true,
                 // The sender lives as long as the process; if it is gone, so is the lease.
                 _ = lease.wait_for(|lease| lease.id != seen.lease.id) => true,
                 () = &mut changed => true,
@@ -504,5 +549,14 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             }
             Err(problem) => tracing::error!("the old configuration stays in force: {problem}"),
         }
+    }
+}
+
+/// Waits for a guardian that was away to answer.
+async fn guardian_comes(view: &mut Option<watch::Receiver<guardian::View>>) {
+    match view {
+        // Its feeder ends with the process.
+        Some(view) => drop(view.changed().await),
+        None => std::future::pending().await,
     }
 }

@@ -13,7 +13,8 @@ use regent::clock::{BootClock, Clock, boot_time};
 use regent::config::{LocalConfig, Sources};
 use regent::layers::{Files, Layers};
 use regent::logging::Log;
-use regent::{init, lease, peers, report};
+use regent::{guardian, init, lease, peers, report};
+use regent_core::fence::Fence;
 use regent_core::peers::PeerReply;
 use regent_core::plan::Exit;
 use regent_core::snapshot::LeaseView;
@@ -24,6 +25,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 fn main() -> ExitCode {
+    if let Some(status) = guardian::as_guardian() {
+        return status;
+    }
     let cli = Cli::parse();
     if let Some(status) = init::as_process_one() {
         return status;
@@ -99,12 +103,13 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
         .spawn(move || keep_lease(lease_etcd, claimed, lease_sender))
         .map_err(|error| format!("cannot start the lease thread: {error}"))?;
 
+    let guardian = guard(&effective.postgres.data_dir, lease_view.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
     let exit = tokio::task::LocalSet::new().block_on(&runtime, async move {
         let dcs = EtcdDcs::connect(etcd).await.map_err(|error| error.to_string())?;
         let seams = Seams { dcs, postgres: Server::new(effective.postgres.clone()), clock, network: Http };
-        let channels = Channels { commands: inbox, claims, lease: lease_view, status };
+        let channels = Channels { commands: inbox, claims, lease: lease_view, guardian: Some(guardian), status };
         let agent = Agent::new(seams, channels, Box::new(layers), Judge::default())?;
         tokio::task::spawn_local(signals(commands.clone())?);
         tokio::task::spawn_local(async move {
@@ -120,6 +125,18 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
         Exit::Done => ExitCode::SUCCESS,
         Exit::Failed => ExitCode::FAILURE,
     })
+}
+
+/// Feeds the guardian on a thread of its own: nothing that the loop or etcd does holds up a new deadline.
+fn guard(data_dir: &std::path::Path, leases: watch::Receiver<LeaseView>) -> Result<guardian::Channels, String> {
+    let text = |error: std::io::Error| format!("the guardian cannot be fed: {error}");
+    let client = guardian::Client::of(data_dir).map_err(text)?;
+    let (fences, orders) = watch::channel(Fence::Keep);
+    let (state, view) = watch::channel(guardian::View::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(text)?;
+    let feed = move || runtime.block_on(guardian::feed(client, BootClock, orders, leases, state));
+    std::thread::Builder::new().name("guardian".to_owned()).spawn(feed).map_err(text)?;
+    Ok(guardian::Channels { fences, view })
 }
 
 fn api_settings(rest: &regent::config::RestConfig) -> Result<api::Settings, String> {

@@ -110,7 +110,7 @@ impl Kind {
 }
 
 /// The longest that an agent alone may be dead or frozen without its lease ending under it: what the last renewal left,
-/// less the budget of a stop. Beyond that only the guardian (a later issue) keeps its server from writing.
+/// less the budget of a stop. Beyond that its guardian kills the server.
 #[must_use]
 pub fn grace(shape: &Shape) -> Duration {
     (shape.ttl * 2 / 3).saturating_sub(shape.stop_budget + shape.ttl / 20 + Duration::from_millis(500))
@@ -156,6 +156,15 @@ pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span
         // One of them falls into the making of the cluster and of its first copies.
         faults.push(one(rng, shape, names, Duration::ZERO, Duration::from_secs(8)));
     }
+    if rng.one_in(8) {
+        // Two misfortunes of one member: it loses etcd, and then nobody is left who would stop its server.
+        let (at, lasts) = (rng.between(from, from + span), rng.between(shape.ttl, shape.ttl * 3));
+        let name = LEADER.to_owned();
+        let second = if rng.one_in(2) { Kind::KillAgent(name.clone()) } else { Kind::FreezeAgent(name.clone()) };
+        let later = at + rng.between(Duration::from_millis(500), shape.ttl / 3);
+        faults.push(Fault { at, lasts, kind: Kind::CutEtcd(name) });
+        faults.push(Fault { at: later, lasts, kind: second });
+    }
     faults.sort_by_key(|fault| fault.at);
     faults
 }
@@ -167,13 +176,14 @@ fn one(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span: Dur
     let secs = Duration::from_secs;
     let long = rng.between(Duration::from_millis(100), shape.ttl * 3);
     let short = rng.between(Duration::from_millis(10), grace(shape));
+    let away = if rng.one_in(2) { short } else { long };
     let delay = rng.between(Duration::from_millis(5), secs(2));
     let (kind, lasts) = match rng.below(20) {
-        0 => (Kind::KillAgent(name), short),
+        0 => (Kind::KillAgent(name), away),
         1 | 2 => (Kind::KillServer(name), Duration::ZERO),
         3..=5 => (Kind::KillNode(name), long),
         6 => (Kind::StopAgent(name), long),
-        7 => (Kind::FreezeAgent(name), short),
+        7 => (Kind::FreezeAgent(name), away),
         8 => (Kind::FreezeNode(name), long),
         9 | 10 => (Kind::CutEtcd(name), long),
         11 if rng.one_in(2) => (Kind::EtcdOutage, short),
@@ -200,12 +210,12 @@ impl World {
             Kind::KillNode(name) => {
                 self.kill_agent(name);
                 self.nodes[name].postgres.kill();
+                self.nodes[name].guardian.kill();
             }
             Kind::StopAgent(name) => self.terminate(name),
             Kind::FreezeAgent(name) => self.freeze_agent(name, true),
             Kind::FreezeNode(name) => {
-                self.freeze_agent(name, true);
-                self.nodes[name].postgres.freeze();
+                self.freeze_machine(name, true);
             }
             Kind::CutEtcd(name) => self.nodes[name].dcs.set_cut(true),
             Kind::EtcdOutage => self.store.set_outage(true),
@@ -229,8 +239,7 @@ impl World {
             Kind::KillAgent(name) | Kind::KillNode(name) | Kind::StopAgent(name) => self.start(name),
             Kind::FreezeAgent(name) => self.freeze_agent(name, false),
             Kind::FreezeNode(name) => {
-                self.freeze_agent(name, false);
-                self.nodes[name].postgres.thaw();
+                self.freeze_machine(name, false);
             }
             Kind::CutEtcd(name) => self.nodes[name].dcs.set_cut(false),
             Kind::EtcdOutage => self.store.set_outage(false),

@@ -8,6 +8,7 @@
 
 pub mod checks;
 pub mod faults;
+pub mod guardian;
 pub mod planted;
 pub mod rig;
 pub mod rng;

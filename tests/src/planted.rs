@@ -5,8 +5,9 @@
 
 use regent::agent::Judge;
 use regent_core::cluster::Initialize;
+use regent_core::fence::Fence;
 use regent_core::plan::{Decision, Lease, Move, Plan, Verdict};
-use regent_core::postgres::StopMode;
+use regent_core::postgres::{Job, StopMode};
 use regent_core::rules::{decide, decide_without};
 use regent_core::snapshot::{Order, Seat, Snapshot};
 
@@ -18,36 +19,69 @@ pub struct Bug {
     pub name: &'static str,
     /// The judgement with the bug in it.
     pub decide: fn(&Snapshot) -> Decision,
+    /// What its guardian is told.
+    pub fence: fn(&Snapshot) -> Fence,
 }
 
 impl Bug {
     /// The judge of an agent with this bug.
     #[must_use]
     pub fn judge(&self) -> Judge {
-        Judge { decide: self.decide, inspect: |_, _| Ok(()) }
+        Judge { decide: self.decide, inspect: |_, _| Ok(()), fence: self.fence }
     }
 }
 
 /// All of them.
 pub const BUGS: &[Bug] = &[
-    Bug { name: "no stop before the lease ends", decide: |s| without(s, &["stop_before_lease_ends"]) },
-    Bug { name: "the deadline counts from the answer, and an answer takes long", decide: deadline_too_late },
-    Bug { name: "time stands still while the machine sleeps", decide: clock_without_suspend },
+    Bug {
+        name: "no stop before the lease ends",
+        fence: unguarded,
+        decide: |s| without(s, &["stop_before_lease_ends"]),
+    },
+    Bug {
+        name: "the deadline counts from the answer, and an answer takes long",
+        fence: unguarded,
+        decide: deadline_too_late,
+    },
+    Bug { name: "time stands still while the machine sleeps", fence: unguarded, decide: clock_without_suspend },
     Bug {
         name: "a primary beside another leader goes on",
+        fence: unguarded,
         decide: |s| without(s, &["demote_when_another_leads", "stop_writer_beside_leader", "stop_before_lease_ends"]),
     },
-    Bug { name: "the key is released before the server is stopped", decide: release_before_stop },
-    Bug { name: "a member ahead is not waited for", decide: |s| without(s, &["wait_for_member_ahead"]) },
-    Bug { name: "nobody is asked before the race", decide: nobody_is_asked },
-    Bug { name: "a promotion takes the next number, promised or not", decide: any_timeline },
-    Bug { name: "a stopped member starts as a primary", decide: start_as_primary },
-    Bug { name: "any error of etcd is a lost lease", decide: error_is_loss },
-    Bug { name: "every empty member makes a cluster", decide: everybody_bootstraps },
-    Bug { name: "an interrupted clone is left lying", decide: |s| without_then_stay(s, &["clear_unfinished_copy"]) },
-    Bug { name: "a standby does not follow the new leader", decide: |s| without(s, &["follow_leader"]) },
-    Bug { name: "nobody runs for leader", decide: nobody_runs },
-    Bug { name: "a diverged standby is left running", decide: |s| without(s, &["stop_diverged"]) },
+    Bug { name: "the key is released before the server is stopped", fence: unguarded, decide: release_before_stop },
+    Bug {
+        name: "a member ahead is not waited for",
+        fence: Snapshot::fence,
+        decide: |s| without(s, &["wait_for_member_ahead"]),
+    },
+    Bug { name: "nobody is asked before the race", fence: Snapshot::fence, decide: nobody_is_asked },
+    Bug { name: "a promotion takes the next number, promised or not", fence: Snapshot::fence, decide: any_timeline },
+    Bug { name: "a stopped member starts as a primary", fence: Snapshot::fence, decide: start_as_primary },
+    Bug { name: "any error of etcd is a lost lease", fence: Snapshot::fence, decide: error_is_loss },
+    Bug { name: "every empty member makes a cluster", fence: Snapshot::fence, decide: everybody_bootstraps },
+    Bug {
+        name: "an interrupted clone is left lying",
+        fence: Snapshot::fence,
+        decide: |s| without_then_stay(s, &["clear_unfinished_copy"]),
+    },
+    Bug {
+        name: "a standby does not follow the new leader",
+        fence: Snapshot::fence,
+        decide: |s| without(s, &["follow_leader"]),
+    },
+    Bug { name: "nobody runs for leader", fence: Snapshot::fence, decide: nobody_runs },
+    Bug {
+        name: "a diverged standby is left running",
+        fence: Snapshot::fence,
+        decide: |s| without(s, &["stop_diverged"]),
+    },
+    Bug { name: "no guardian", fence: unguarded, decide: |s| record(s, decide(s)) },
+    Bug {
+        name: "the guardian is disarmed before the server is down",
+        fence: disarmed_early,
+        decide: |s| record(s, decide(s)),
+    },
 ];
 
 fn without(s: &Snapshot, rows: &[&str]) -> Decision {
@@ -133,4 +167,15 @@ fn everybody_bootstraps(s: &Snapshot) -> Decision {
 fn nobody_runs(s: &Snapshot) -> Decision {
     let real = decide(s);
     if real.rule == "run_for_leader" { instead(s, Verdict::new(Plan::stay(), "planted")) } else { record(s, real) }
+}
+
+/// A guardian that is there and guards nothing: it would hide what the agent itself does wrong.
+fn unguarded(_: &Snapshot) -> Fence {
+    Fence::Keep
+}
+
+/// As soon as a stop is due or under way, or etcd is silent: "we are going down anyway".
+fn disarmed_early(s: &Snapshot) -> Fence {
+    let stops = s.job.as_ref().is_some_and(|running| matches!(running.job, Job::Stop(_)));
+    if stops || s.seat() == Seat::Unknown { Fence::Off } else { s.fence() }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use regent::agent::Judge;
 use regent_core::rules::decide;
+use regent_core::snapshot::Snapshot;
 use tokio::task::LocalSet;
 
 use crate::checks::{Finding, Watch, look_back, not_converged};
@@ -60,7 +61,7 @@ impl Outcome {
 /// The real judge, recorded.
 #[must_use]
 pub fn honest() -> Judge {
-    Judge { decide: |s| record(s, decide(s)), inspect }
+    Judge { decide: |s| record(s, decide(s)), inspect, fence: Snapshot::fence }
 }
 
 /// Runs one seed with this judge.
@@ -185,14 +186,7 @@ async fn play(
                         watch.disturb(&name, fault.at + fault.lasts + Duration::from_secs(10));
                     }
                 }
-                if matches!(fault.kind, Kind::KillAgent(_) | Kind::FreezeAgent(_)) {
-                    // Not the agent of a server whose lease is about to end: see `may_be_away`.
-                    let away = fault.kind.members().iter().all(|name| world.may_be_away(name, fault.lasts));
-                    fault.lasts = if away { fault.lasts } else { Duration::ZERO };
-                }
-                if !fault.lasts.is_zero() || !matches!(fault.kind, Kind::KillAgent(_) | Kind::FreezeAgent(_)) {
-                    world.begin(&fault.kind);
-                }
+                world.begin(&fault.kind);
             }
             Turn::End => {
                 if let Kind::FreezeNode(name) = &fault.kind {

@@ -14,9 +14,11 @@ use std::time::{Duration, SystemTime};
 
 use regent::agent::{Agent, Channels, Command, Judge, Network, Seams};
 use regent::clock::Clock;
+use regent::guardian;
 use regent::layers::{Effective, Layers};
 use regent::status::Status;
 use regent_core::config::{Config, Tags};
+use regent_core::fence::Fence;
 use regent_core::peers::PeerReply;
 use regent_core::plan::Exit;
 use regent_core::snapshot::LeaseView;
@@ -28,6 +30,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
+use crate::guardian::SimGuardian;
 use crate::rng::Rng;
 
 /// What kind of cluster it is.
@@ -77,6 +80,11 @@ pub struct Node {
     pub postgres: FakePostgres,
     /// Its way to etcd.
     pub dcs: MemoryDcs,
+    /// Its guardian.
+    pub guardian: SimGuardian,
+    frozen: bool,
+    /// Its agent is to be started when the machine goes on.
+    start_later: bool,
     clock: SimClock,
     config: Config,
     process: Option<Process>,
@@ -99,12 +107,19 @@ struct Process {
 
 #[derive(Default)]
 struct Life {
-    frozen: Cell<bool>,
+    /// The process is stopped.
+    stopped: Cell<bool>,
+    /// Its machine stands still.
+    standing: Cell<bool>,
     killed: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Life {
+    fn frozen(&self) -> bool {
+        self.stopped.get() || self.standing.get()
+    }
+
     fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
@@ -127,7 +142,7 @@ impl Future for Mortal {
             self.body = None;
             return Poll::Ready(());
         }
-        if self.life.frozen.get() {
+        if self.life.frozen() {
             return Poll::Pending;
         }
         match &mut self.body {
@@ -210,7 +225,7 @@ impl SimNetwork {
         let Some(door) = directory.get(name.as_str()).filter(|door| !door.life.killed.get()) else {
             return PeerReply::Unreachable("connection refused".into());
         };
-        if door.life.frozen.get() {
+        if door.life.frozen() {
             *silent = true;
             return PeerReply::Unreachable("no answer".into());
         }
@@ -291,7 +306,10 @@ impl World {
             };
             let postgres = network.add(&name, &conn_url(&name));
             postgres.tune(|in_force| *in_force = timings);
-            let node = Node { timings, postgres, dcs: store.client(name.as_str()), clock, config, process: None };
+            let dcs = store.client(name.as_str());
+            let guardian = SimGuardian::start(clock.clone(), postgres.clone());
+            let (frozen, start_later) = (false, false);
+            let node = Node { timings, postgres, dcs, guardian, frozen, start_later, clock, config, process: None };
             nodes.insert(name, node);
         }
         World { shape, store, network, nodes, judge, directory: Directory::default(), assassins: Vec::new(), epoch }
@@ -314,6 +332,10 @@ impl World {
     pub fn start(&mut self, name: &str) {
         let (judge, directory) = (self.judge, self.directory.clone());
         let Some(node) = self.nodes.get_mut(name).filter(|node| !node.runs()) else { return };
+        if node.frozen {
+            node.start_later = true;
+            return;
+        }
         let effective = Effective {
             core: node.config.clone(),
             postgres: settings(name),
@@ -335,10 +357,15 @@ impl World {
             clock: node.clock.clone(),
             network: SimNetwork { directory: directory.clone() },
         };
-        let channels = Channels { commands: inbox, claims, lease, status };
+        let (fences, orders) = watch::channel(Fence::Keep);
+        let (guarded, view) = watch::channel(guardian::View::default());
+        let feed = guardian::feed(node.guardian.clone(), node.clock.clone(), orders, lease.clone(), guarded);
+        let guardian = Some(guardian::Channels { fences, view });
+        let channels = Channels { commands: inbox, claims, lease, guardian, status };
         let life = Rc::new(Life::default());
         let exit = Rc::new(Cell::new(None));
         let body = LocalSet::new();
+        body.spawn_local(feed);
         body.spawn_local(regent::lease::keep(node.dcs.clone(), node.clock.clone(), claimed, lease_sender));
         let layers = Constant { effective, remembered: RefCell::default() };
         let (ended, own_life) = (exit.clone(), life.clone());
@@ -367,8 +394,27 @@ impl World {
     /// Freezes the agent of a member, as SIGSTOP does, or lets it go on.
     pub fn freeze_agent(&self, name: &str, frozen: bool) {
         if let Some(process) = self.nodes.get(name).and_then(|node| node.process.as_ref()) {
-            process.life.frozen.set(frozen);
+            process.life.stopped.set(frozen);
             process.life.wake();
+        }
+    }
+
+    /// Freezes everything on a machine, as when it is paused, or lets it go on.
+    pub fn freeze_machine(&mut self, name: &str, frozen: bool) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        node.frozen = frozen;
+        if frozen {
+            node.postgres.freeze();
+        } else {
+            node.postgres.thaw();
+        }
+        node.guardian.freeze(frozen);
+        if let Some(process) = &node.process {
+            process.life.standing.set(frozen);
+            process.life.wake();
+        }
+        if !frozen && std::mem::take(&mut node.start_later) {
+            self.start(name);
         }
     }
 
@@ -426,7 +472,7 @@ impl World {
 
     fn answering(directory: &Directory) -> Vec<String> {
         let directory = directory.borrow();
-        let serves = |door: &Door| !door.life.killed.get() && !door.life.frozen.get();
+        let serves = |door: &Door| !door.life.killed.get() && !door.life.frozen();
         let positive = |door: &Door| {
             let status = door.status.borrow();
             let runs = status.sql.as_ref().is_some_and(|sql| !sql.in_recovery);
@@ -439,21 +485,6 @@ impl World {
     #[must_use]
     pub fn last_words(&self, name: &str) -> Option<Arc<Status>> {
         self.directory.borrow().get(name).map(|door| door.status.borrow().clone())
-    }
-
-    /// May the agent of this member be away for so long without its lease ending under a server that writes? (Beyond that
-    /// only the guardian, a later issue, keeps such a server from writing.)
-    #[must_use]
-    pub fn may_be_away(&self, name: &str, long: Duration) -> bool {
-        let frozen = |node: &Node| node.process.as_ref().is_some_and(|process| process.life.frozen.get());
-        if self.nodes.get(name).is_some_and(frozen) {
-            return false; // A machine that stands still starts no process anew.
-        }
-        let Some(node) = self.nodes.get(name).filter(|node| node.postgres.can_write()) else { return true };
-        let until = self.status(name).and_then(|status| status.lock_until).unwrap_or_default();
-        // Back again, it looks at etcd for up to two seconds before it concludes that nobody answers.
-        let needed = long + self.shape.stop_budget + Duration::from_millis(2_500);
-        node.clock.now().until(until) > needed
     }
 
     /// What systemd and operators do: an agent that does not run is started.

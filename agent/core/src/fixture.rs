@@ -12,7 +12,7 @@ use crate::peers::{PeerAnswer, PeerReply};
 use crate::postgres::{
     ClusterState, ControlData, DataDir, Job, PgState, Present, Probe, Process, RunningJob, SqlFacts,
 };
-use crate::snapshot::{LeaseView, Order, Peers, Snapshot};
+use crate::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot};
 use crate::units::{Instant, LeaseId, Lsn, MemberName, Revision, SystemId, Timeline, WalPosition};
 
 /// The fixtures' system identifier.
@@ -124,6 +124,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
         job: None,
         peers: None,
         namesake: None,
+        guardian: Guardian::Ready,
         order: Order::Run,
         memory: Memory {
             role: if in_recovery { Role::Replica } else { Role::Primary },
@@ -190,6 +191,12 @@ impl Builder {
     #[must_use]
     pub fn lease_ends_in(self, left: Duration) -> Builder {
         self.but(|s| s.lease.ends = Some(s.now + left))
+    }
+
+    /// The guardian has been away for so long.
+    #[must_use]
+    pub fn unguarded_for(self, long: Duration) -> Builder {
+        self.but(|s| s.guardian = Guardian::Absent { why: "it does not start".into(), since: s.now.minus(long) })
     }
 
     /// There is no lease.

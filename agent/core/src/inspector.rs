@@ -5,7 +5,7 @@
 
 use crate::plan::{KeyWrite, Lease, Move, Plan};
 use crate::postgres::{ClusterState, DataDir};
-use crate::snapshot::{Order, Seat, Snapshot};
+use crate::snapshot::{Guardian, Order, Seat, Snapshot};
 
 /// A plan that must not be carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +69,11 @@ const SENTENCES: &[Sentence] = &[
             matches!(p.lease, Lease::Take { .. }),
             s.seat() == Seat::Vacant && s.lease.id.is_some() && s.sql().is_some(),
         )
+    }),
+    ("nobody takes the key, is promoted, starts as a primary or makes a cluster without a guardian", |s, p| {
+        let leads = matches!(p.lease, Lease::Take { .. })
+            || matches!(p.postgres, Move::Promote(_) | Move::StartPrimary | Move::Bootstrap);
+        implies(leads, s.guardian == Guardian::Ready || s.config.pause && p.postgres == Move::Stay)
     }),
     ("a promise never falls and never gives a timeline that another member was promised", |s, p| {
         let (Lease::Take { promise, .. } | Lease::Promise { promise, .. }) = &p.lease else { return true };
@@ -158,6 +163,7 @@ mod tests {
             "renewing while demoting"
         );
         assert!(objects(&primary().led_by("b").build(), stay(Lease::Keep)), "two primaries");
+        assert!(objects(&holder().unguarded_for(secs(0)).build(), promote(2)), "no guardian");
         assert!(objects(&standby().down().build(), go(Move::StartPrimary)));
         assert!(objects(&standby().down().build(), go(Move::RemoveUnfinished)), "somebody's data");
         assert!(objects(&standby().build(), go(Move::Clone { from: "b".into(), conn_url: String::new() })));

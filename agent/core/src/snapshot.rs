@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub peers: Option<Peers>,
     /// Address of a living agent of the same name, if one was found when this one first saw etcd (B12).
     pub namesake: Option<String>,
+    /// Whether the guardian stands ready for what this member may do next (22.3 I3).
+    pub guardian: Guardian,
     /// What the operator or the machine wants of this process.
     pub order: Order,
     /// The past.
@@ -46,6 +48,20 @@ pub struct LeaseView {
     pub id: Option<LeaseId>,
     /// The fence deadline D = s + T·(1 − ρ), counted from the *sending* of the last acknowledged renewal (DESIGN section 4).
     pub ends: Option<Instant>,
+}
+
+/// The guardian, as this turn found it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Guardian {
+    /// It answers, and where a server may write it holds a deadline for it (or it was switched off by the configuration).
+    Ready,
+    /// It does not.
+    Absent {
+        /// Why.
+        why: String,
+        /// Since when.
+        since: Instant,
+    },
 }
 
 /// Replies of other members to one round of questions.

@@ -12,7 +12,7 @@ use regent_core::memory::{LastLed, Memory, Role};
 use regent_core::peers::{PeerAnswer, PeerReply};
 use regent_core::postgres::*;
 use regent_core::rules::decide;
-use regent_core::snapshot::{LeaseView, Order, Peers, Snapshot};
+use regent_core::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot};
 use regent_core::units::*;
 
 const NOW: u64 = 10_000;
@@ -256,8 +256,11 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
     let lease = (option::of(lease()), option::of(moment()))
         .prop_map(|(id, ends)| LeaseView { id, ends: ends.filter(|_| id.is_some()) });
     let order = prop_oneof![4 => Just(Order::Run), 1 => Just(Order::Stop)];
-    (any::<u64>(), config, dcs, lease, postgres(), option::weighted(0.2, job()), option::of(peers()), order, memory())
-        .prop_map(|(dice, config, dcs, lease, postgres, job, peers, order, memory)| {
+    let absent = moment().prop_map(|since| Guardian::Absent { why: "x".into(), since });
+    let guardian = prop_oneof![3 => Just(Guardian::Ready), 1 => absent];
+    let ours = (order, guardian, memory());
+    (any::<u64>(), config, dcs, lease, postgres(), option::weighted(0.2, job()), option::of(peers()), ours).prop_map(
+        |(dice, config, dcs, lease, postgres, job, peers, (order, guardian, memory))| {
             let now = Instant(std::time::Duration::from_secs(NOW));
             Snapshot {
                 now,
@@ -268,11 +271,13 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 postgres,
                 peers,
                 namesake: None,
+                guardian,
                 order,
                 memory,
                 job: job.map(|job| RunningJob { job, since: now }),
             }
-        })
+        },
+    )
 }
 
 proptest! {

@@ -11,8 +11,9 @@ use nix::unistd::Pid;
 use super::wait::poll;
 
 /// The programs that a rig runs. A pager that shows one of its logs is none of them.
-const OURS: [&str; 11] = [
+const OURS: [&str; 12] = [
     "regent",
+    "regent-guardian",
     "regentctl",
     "postgres",
     "etcd",

@@ -9,5 +9,6 @@ mod bad_input;
 mod bootstrap;
 mod crash;
 mod etcd_outage;
+mod guardian;
 mod peer_tool;
 mod support;

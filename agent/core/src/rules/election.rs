@@ -7,7 +7,7 @@ use crate::cluster::{Initialize, Promise};
 use crate::peers::PeerAnswer;
 use crate::plan::{Exit, KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{DataDir, Job, SqlFacts, StopMode, Upstream};
-use crate::snapshot::{Seat, Snapshot};
+use crate::snapshot::{Guardian, Seat, Snapshot};
 use crate::units::{Revision, Timeline, WalPosition};
 
 pub(super) use super::follower::{
@@ -35,8 +35,11 @@ pub(super) fn abandon_failed_bootstrap(s: &Snapshot) -> Option<Verdict> {
 
 /// The race to make the cluster is won.
 pub(super) fn make_the_cluster(s: &Snapshot) -> Option<Verdict> {
-    (s.memory.bootstrapping && s.postgres.data_dir == DataDir::Empty)
-        .then(|| Verdict::new(Plan::of(Lease::Keep, Move::Bootstrap), "making a new cluster"))
+    let next = s.memory.bootstrapping && s.postgres.data_dir == DataDir::Empty;
+    next.then(|| {
+        wait_for_guardian(s)
+            .unwrap_or_else(|| Verdict::new(Plan::of(Lease::Keep, Move::Bootstrap), "making a new cluster"))
+    })
 }
 
 /// It runs: now, and not before, the cluster gets its identity and its configuration.
@@ -163,6 +166,13 @@ pub(super) fn present_promise(s: &Snapshot) -> Option<(Promise, Option<Revision>
 pub(super) fn take_as_primary(s: &Snapshot, why: &str) -> Option<Verdict> {
     let (promise, seen) = present_promise(s).filter(|(promise, _)| superseded(s, promise.parent).is_none())?;
     Some(Verdict::new(Plan::of(Lease::Take { promise, seen }, Move::Stay), why).again_in(Duration::ZERO))
+}
+
+/// Nobody would stop this server at the deadline if its agent froze: not a candidate, not even as the primary it may be.
+pub(super) fn wait_for_guardian(s: &Snapshot) -> Option<Verdict> {
+    let Guardian::Absent { why, .. } = &s.guardian else { return None };
+    let why = format!("no guardian, no leadership: {why}");
+    Some(Verdict::new(Plan::stay(), why).again_in(Duration::from_millis(200)))
 }
 
 /// A running primary that lost nothing but the key takes it back; tags, lag and peers are not asked.
@@ -297,6 +307,19 @@ mod tests {
         assert_eq!(decide(&new().with(|s| s.config.may_bootstrap = false)).rule, "wait_empty");
         assert_eq!(decide(&standby().vacant().empty().build()).rule, "wait_empty", "the cluster exists");
         assert_eq!(decide(&new().being_made_by_another().build()).rule, "wait_empty");
+    }
+
+    #[test]
+    fn without_a_guardian_nobody_takes_the_key() {
+        for server in [primary().vacant(), standby().vacant().alone()] {
+            assert!(matches!(decide(&server.clone().build()).plan.lease, Lease::Take { .. }));
+            let absent = decide(&server.unguarded_for(secs(60)).build());
+            assert_eq!((absent.rule, absent.plan.lease), ("wait_for_guardian", Lease::Keep));
+        }
+        let new = standby().vacant().uninitialized().empty().alone().unguarded_for(secs(60)).build();
+        assert_eq!(decide(&new).plan.lease, Lease::StartBootstrap, "the right to make a cluster");
+        let won = standby().vacant().empty().bootstrapping().unguarded_for(secs(60)).build();
+        assert_eq!(decide(&won).plan.postgres, Move::Stay, "the making of it");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::cluster::{ConfigKey, HistoryLine, Initialize, Status};
 use crate::memory::Role;
 use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{ClusterState, DataDir, Job, Process, SqlFacts, StopMode, Upstream};
-use crate::snapshot::{Seat, Snapshot};
+use crate::snapshot::{Guardian, Seat, Snapshot};
 use crate::units::Timeline;
 
 /// How soon to look again at something that changes without an event.
@@ -82,6 +82,26 @@ fn successor(s: &Snapshot) -> Successor {
         could_lead(answer) && !answer.is_primary && near && same_line
     });
     if ready { Successor::Ready } else { Successor::Nobody }
+}
+
+/// How long a guardian may take to come back before the key goes to a member that has one.
+const GUARDIAN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Nobody would stop this server at the deadline if its agent froze: it does not become a primary. One that runs as a
+/// primary goes on: a guardian that cannot be started is no reason for an outage.
+pub(super) fn give_up_without_guardian(s: &Snapshot) -> Option<Verdict> {
+    let Guardian::Absent { why, since } = &s.guardian else { return None };
+    if s.is_primary() {
+        return None;
+    }
+    let took = s.now.since(*since);
+    let may_release = !s.postgres.is_up() || s.standby().is_some();
+    Some(if took >= GUARDIAN_PATIENCE && may_release {
+        let why = format!("no guardian for {took:?} ({why}), so no leadership: giving the leader key back");
+        Verdict::new(Plan::of(Lease::Release, Move::Stay), why)
+    } else {
+        Verdict::new(Plan::stay(), format!("waiting for the guardian: {why}")).again_in(SOON)
+    })
 }
 
 /// `primary_start_timeout: 0`: the operator prefers failover to crash recovery, if there is somebody to fail over to.
@@ -358,6 +378,20 @@ mod tests {
         assert_eq!(decide(&crashed.clone().build()).plan.postgres, Move::StartPrimary);
         let failed = crashed.with(|s| s.memory.recovering = true);
         assert_eq!((decide(&failed).rule, decide(&failed).plan.lease), ("give_up_after_failed_start", Lease::Release));
+    }
+
+    #[test]
+    fn without_a_guardian_nobody_becomes_a_primary_and_a_primary_goes_on() {
+        let promoting = || standby().holding_the_key().promised("a", 2);
+        for server in [promoting(), primary().down()] {
+            let absent = |long| decide(&server.clone().unguarded_for(secs(long)).build());
+            assert_eq!((absent(0).rule, absent(0).plan.lease), ("give_up_without_guardian", Lease::Keep));
+            assert_eq!((absent(3).plan.postgres, absent(3).plan.lease), (Move::Stay, Lease::Release));
+            assert_ne!(decide(&server.build()).plan.postgres, Move::Stay, "with a guardian it goes on");
+        }
+        assert_eq!(decide(&primary().unguarded_for(secs(60)).build()).rule, "lead");
+        let restarted = primary().key_on_lease(77).unguarded_for(secs(60)).build();
+        assert_eq!(decide(&restarted).rule, "adopt_leader_key", "its guardian follows; an outage would not help");
     }
 
     #[test]

@@ -1,0 +1,184 @@
+//! The guardian: what stands between a frozen or killed agent and two primaries (DESIGN section 4, ha-rules 22.3 I3).
+//!
+//! ```text
+//!   loop ──Fence──► feeder ──arm, disarm──► guardian process ──SIGKILL at the deadline──► PostgreSQL
+//!   lease ──D─────►   │ (own thread)          survives the agent; the next agent finds it again
+//!   loop ◄──View──────┘
+//! ```
+
+use std::time::Duration;
+
+use regent_core::fence::Fence;
+use regent_core::snapshot::LeaseView;
+use regent_core::units::Instant;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+
+mod client;
+mod kill;
+mod process;
+mod wire;
+
+pub use client::Client;
+pub use process::as_guardian;
+pub use wire::{Ack, Action, Granted, Request, Taken};
+
+/// The first argument of a guardian.
+const MARK: &str = "--guardian-of";
+
+/// How often a guardian is asked for a sign of life.
+const PULSE: Duration = Duration::from_secs(1);
+/// ... while it does not answer, or has not done what it should.
+const AGAIN: Duration = Duration::from_millis(100);
+/// A primary whose guardian stays away so long is worth an error in the log.
+const WORTH_AN_ERROR: Duration = Duration::from_secs(3);
+
+/// The way to a guardian; the simulation has another one.
+pub trait Guard {
+    /// The start time of the process `pid` in clock ticks since boot, by which it is told from others of its id.
+    fn started(&self, pid: u32) -> Option<u64>;
+
+    /// Asks, and returns its answer; finds or starts it if need be. Bounded by a deadline of its own.
+    ///
+    /// # Errors
+    /// There is none, and why.
+    async fn call(&mut self, request: Request) -> Result<Ack, String>;
+}
+
+/// What the loop sees of the guardian.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// The last word of the loop that it has carried out.
+    pub fence: Fence,
+    /// Until when it is armed.
+    pub armed_until: Option<Instant>,
+    /// Why it does not answer, since when.
+    pub problem: Option<(String, Instant)>,
+    /// It has answered at least once.
+    pub met: bool,
+    /// What it did last.
+    pub last: Option<Action>,
+    /// Its process id.
+    pub pid: u32,
+}
+
+/// What the loop needs of it.
+#[derive(Debug)]
+pub struct Channels {
+    /// The loop's word.
+    pub fences: watch::Sender<Fence>,
+    /// What is known of the guardian.
+    pub view: watch::Receiver<View>,
+}
+
+/// What to ask the guardian for.
+fn request(guard: &impl Guard, fence: Fence, lease: LeaseView, armed: Option<Instant>) -> Request {
+    match fence {
+        Fence::Keep => Request::Status,
+        Fence::Down => Request::Disarm { down: true },
+        Fence::Off => Request::Disarm { down: false },
+        Fence::Guard { pid, lease: held } => {
+            // A deadline that stands is moved only by a renewal of the lease that the key is known to hang on.
+            let counts = held.is_some() && held == lease.id || armed.is_none();
+            let postmaster = pid.and_then(|pid| Some((pid, guard.started(pid)?)));
+            match lease.ends.filter(|_| counts) {
+                Some(deadline) => Request::Arm { postmaster, deadline },
+                None => Request::Status,
+            }
+        }
+    }
+}
+
+/// Feeds the guardian until `fences` is dropped.
+pub async fn feed<G: Guard, C: Clock>(
+    mut guard: G,
+    clock: C,
+    mut fences: watch::Receiver<Fence>,
+    mut leases: watch::Receiver<LeaseView>,
+    state: watch::Sender<View>,
+) {
+    // Who knows what an earlier agent left armed? Before the first arming, the guardian itself does.
+    let mut complained = false;
+    loop {
+        let (fence, lease) = (*fences.borrow_and_update(), *leases.borrow_and_update());
+        let before = state.borrow().clone();
+        let wanted = if before.met { request(&guard, fence, lease, before.armed_until) } else { Request::Status };
+        let answer = guard.call(wanted).await;
+        let now = clock.now();
+        let view = match answer {
+            Ok(ack) => heard(&before, fence, wanted, &ack, now),
+            Err(why) => {
+                let since = before.problem.as_ref().map_or(now, |(_, since)| *since);
+                View {
+                    fence: Fence::Keep,
+                    met: false,
+                    armed_until: None,
+                    problem: Some((why, since)),
+                    ..before.clone()
+                }
+            }
+        };
+        match &view.problem {
+            Some((why, since)) if !complained && now.since(*since) >= WORTH_AN_ERROR => {
+                tracing::error!("no guardian: {why}. If this agent freezes, nobody stops PostgreSQL in time");
+                complained = true;
+            }
+            Some(_) => {}
+            None => complained = false,
+        }
+        let done = view.problem.is_none() && view.met && (view.fence == fence || fence == Fence::Keep);
+        let at_once = view.met && !before.met;
+        state.send_if_modified(|old| {
+            let news = *old != view;
+            *old = view;
+            news
+        });
+        if at_once {
+            continue;
+        }
+        tokio::select! {
+            changed = fences.changed() => if changed.is_err() { return },
+            changed = leases.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(if done { PULSE } else { AGAIN }) => {}
+        }
+    }
+}
+
+fn heard(before: &View, fence: Fence, wanted: Request, ack: &Ack, now: Instant) -> View {
+    let armed_left = ack.armed_until.map(|until| now.until(until));
+    if !before.met || before.pid != ack.guardian {
+        let Granted { memory_locked, real_time, oom_spared } = ack.granted;
+        tracing::info!(pid = ack.guardian, ?armed_left, memory_locked, real_time, oom_spared, "the guardian is there");
+    }
+    if let Some(action) = ack.last.filter(|action| before.last != Some(*action)) {
+        let (ago, took, killed) = (now.since(action.at), action.took, action.killed);
+        tracing::warn!(?ago, ?took, killed, "the guardian has killed PostgreSQL: the lease had ended");
+    }
+    let carried_out = match ack.taken {
+        Taken::Done => match (fence, wanted) {
+            // Asked for nothing: what stands is enough only if something stands.
+            (Fence::Guard { .. }, Request::Status) => ack.armed_until.is_some(),
+            (Fence::Keep | Fence::Guard { .. } | Fence::Down | Fence::Off, _) => before.met,
+        },
+        Taken::TooLate | Taken::NoSuchServer | Taken::StillRuns | Taken::Acting | Taken::Taken | Taken::Unknown => {
+            false
+        }
+    };
+    if carried_out && ack.armed_until.is_some() && before.armed_until.is_none() {
+        tracing::info!(?armed_left, "the guardian is armed");
+    }
+    let problem = match ack.taken {
+        Taken::Done | Taken::TooLate | Taken::NoSuchServer | Taken::StillRuns | Taken::Acting => None,
+        Taken::Taken => Some("another agent feeds the guardian of this data directory"),
+        Taken::Unknown => Some("the guardian that runs is of another version; it ends when its server is down"),
+    };
+    View {
+        fence: if carried_out { fence } else { Fence::Keep },
+        armed_until: ack.armed_until,
+        problem: problem.map(|why| (why.to_owned(), before.problem.as_ref().map_or(now, |(_, since)| *since))),
+        met: problem.is_none(),
+        last: ack.last,
+        pid: ack.guardian,
+    }
+}

@@ -1,0 +1,180 @@
+//! The real guardian process, on servers that are none: a `sleep` called postgres that works in the data directory.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "tests")]
+
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use regent::clock::boot_time;
+use regent::guardian::{Ack, Client, Guard, Request, Taken};
+use regent_core::units::Instant;
+use rustix::process::{Pid, Signal, kill_process};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+struct Bench {
+    dir: tempfile::TempDir,
+    servers: Vec<Child>,
+    guardians: Vec<u32>,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("data")).unwrap();
+        std::fs::copy("/bin/sleep", dir.path().join("postgres")).unwrap();
+        Bench { dir, servers: Vec::new(), guardians: Vec::new() }
+    }
+
+    fn data(&self) -> std::path::PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn server(&mut self) -> u32 {
+        let mut command = Command::new(self.dir.path().join("postgres"));
+        let child = command.arg("1000").current_dir(self.data()).spawn().unwrap();
+        let pid = child.id();
+        self.servers.push(child);
+        pid
+    }
+
+    fn agent(&self) -> Client {
+        Client::with_program(&self.data(), Path::new(env!("CARGO_BIN_EXE_regent"))).unwrap()
+    }
+
+    async fn ask(&mut self, agent: &mut Client, request: Request) -> Ack {
+        let ack = agent.call(request).await.unwrap();
+        if !self.guardians.contains(&ack.guardian) {
+            self.guardians.push(ack.guardian);
+        }
+        ack
+    }
+
+    async fn arm(&mut self, agent: &mut Client, pid: Option<u32>, after: Duration) -> (Ack, Instant) {
+        let deadline = boot_time() + after;
+        let postmaster = pid.map(|pid| (pid, agent.started(pid).unwrap()));
+        (self.ask(agent, Request::Arm { postmaster, deadline }).await, deadline)
+    }
+
+    fn runs(&mut self, index: usize) -> bool {
+        self.servers[index].try_wait().unwrap().is_none()
+    }
+
+    /// When it was found dead.
+    async fn dies(&mut self, index: usize, within: Duration) -> Instant {
+        let until = boot_time() + within;
+        while self.runs(index) {
+            assert!(boot_time() < until, "it lives");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        boot_time()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+        for pid in &self.guardians {
+            signal(*pid, Signal::KILL);
+        }
+    }
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+#[tokio::test]
+async fn it_kills_at_the_deadline_and_not_before_also_when_its_agent_is_gone_and_it_was_told_to_end() {
+    let mut bench = Bench::new();
+    let (known, unknown) = (bench.server(), bench.server());
+    let mut agent = bench.agent();
+    let (ack, deadline) = bench.arm(&mut agent, Some(known), SECOND).await;
+    assert_eq!((ack.taken, ack.armed_until), (Taken::Done, Some(deadline)));
+    drop(agent);
+    signal(ack.guardian, Signal::TERM);
+    for index in [0, 1] {
+        let died = bench.dies(index, SECOND * 5).await;
+        assert!(died >= deadline, "{:?} before the deadline", died.until(deadline));
+        assert!(died.since(deadline) < SECOND / 2, "{:?} after the deadline", died.since(deadline));
+    }
+    let mut next = bench.agent();
+    let told = bench.ask(&mut next, Request::Status).await;
+    assert_eq!(told.guardian, ack.guardian, "the same guardian");
+    let action = told.last.expect("it tells the next agent");
+    assert_eq!(action.killed, 2, "{known} and {unknown}");
+    println!("killed {:?} after the deadline, took {:?}", action.at.since(deadline), action.took);
+    assert_eq!(told.armed_until, None);
+}
+
+#[tokio::test]
+async fn the_next_agent_takes_the_deadline_over_and_moves_it() {
+    let mut bench = Bench::new();
+    let pid = bench.server();
+    let mut agent = bench.agent();
+    let (_, deadline) = bench.arm(&mut agent, Some(pid), SECOND).await;
+    drop(agent);
+    let mut next = bench.agent();
+    assert_eq!(bench.ask(&mut next, Request::Status).await.armed_until, Some(deadline), "handed over");
+    bench.arm(&mut next, Some(pid), SECOND * 3).await;
+    tokio::time::sleep(SECOND * 2).await;
+    assert!(bench.runs(0), "the old deadline has passed");
+    assert_eq!(bench.ask(&mut next, Request::Disarm { down: true }).await.taken, Taken::StillRuns);
+    assert!(bench.ask(&mut next, Request::Status).await.armed_until.is_some(), "a server that runs stays guarded");
+    assert_eq!(bench.ask(&mut next, Request::Disarm { down: false }).await.taken, Taken::Done);
+    tokio::time::sleep(SECOND * 2).await;
+    assert!(bench.runs(0), "disarmed");
+    assert_eq!(bench.ask(&mut next, Request::Status).await.last, None);
+}
+
+#[tokio::test]
+async fn a_server_that_starts_after_the_last_word_is_found() {
+    let mut bench = Bench::new();
+    let mut agent = bench.agent();
+    let (ack, deadline) = bench.arm(&mut agent, None, SECOND).await;
+    assert_eq!(ack.taken, Taken::Done);
+    bench.server();
+    assert!(bench.dies(0, SECOND * 5).await >= deadline);
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_and_changes_nothing() {
+    let mut bench = Bench::new();
+    let pid = bench.server();
+    let mut agent = bench.agent();
+    let (_, deadline) = bench.arm(&mut agent, Some(pid), SECOND * 60).await;
+    let started = agent.started(pid).unwrap();
+    let late = Request::Arm { postmaster: Some((pid, started)), deadline: boot_time() };
+    let other = Request::Arm { postmaster: Some((pid, started + 1)), deadline: boot_time() + SECOND };
+    for (request, taken) in [(late, Taken::TooLate), (other, Taken::NoSuchServer)] {
+        let ack = bench.ask(&mut agent, request).await;
+        assert_eq!((ack.taken, ack.armed_until), (taken, Some(deadline)));
+    }
+    let second = bench.agent().call(Request::Disarm { down: false }).await;
+    assert!(second.is_err() || second.is_ok_and(|ack| ack.taken == Taken::Taken), "one agent at a time");
+    assert_eq!(bench.ask(&mut agent, Request::Status).await.armed_until, Some(deadline));
+}
+
+#[tokio::test]
+async fn a_guardian_that_died_is_replaced() {
+    let mut bench = Bench::new();
+    let mut agent = bench.agent();
+    let first = bench.ask(&mut agent, Request::Status).await.guardian;
+    signal(first, Signal::KILL);
+    let until = boot_time() + SECOND * 5;
+    loop {
+        if let Ok(ack) = agent.call(Request::Status).await
+            && ack.guardian != first
+        {
+            bench.guardians.push(ack.guardian);
+            return;
+        }
+        assert!(boot_time() < until, "nobody came");
+    }
+}
