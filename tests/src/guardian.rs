@@ -28,6 +28,8 @@ pub struct SimGuardian {
 struct State {
     deadline: Option<Instant>,
     frozen: bool,
+    /// It cannot be started.
+    absent: bool,
     last: Option<Action>,
     /// Which guardian process it is.
     generation: u32,
@@ -53,7 +55,7 @@ impl SimGuardian {
                         self.act();
                     } else {
                         let sleep = tokio::time::sleep(left.max(TRIP));
-                        tokio::select! { () = sleep => {}, () = self.changed.notified() => {} }
+                        tokio::select! { biased; () = sleep => {}, () = self.changed.notified() => {} }
                     }
                 }
             }
@@ -70,6 +72,14 @@ impl SimGuardian {
     /// The whole machine stands still, or goes on.
     pub fn freeze(&self, frozen: bool) {
         self.state.borrow_mut().frozen = frozen;
+        self.changed.notify_one();
+    }
+
+    /// No guardian can be started on this machine, or one can again.
+    pub fn refuse(&self, absent: bool) {
+        let mut state = self.state.borrow_mut();
+        let generation = state.generation + 1;
+        *state = State { absent, generation, ..State::default() };
         self.changed.notify_one();
     }
 
@@ -93,6 +103,9 @@ impl Guard for SimGuardian {
         }
         let now = self.clock.now();
         let mut state = self.state.borrow_mut();
+        if state.absent {
+            return Err("it cannot be started".to_owned());
+        }
         let due = state.deadline.is_some_and(|deadline| now >= deadline);
         let taken = match request {
             Request::Status => Taken::Done,

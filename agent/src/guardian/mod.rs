@@ -138,6 +138,7 @@ pub async fn feed<G: Guard, C: Clock>(
             continue;
         }
         tokio::select! {
+            biased;
             changed = fences.changed() => if changed.is_err() { return },
             changed = leases.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(if done { PULSE } else { AGAIN }) => {}

@@ -181,6 +181,9 @@ impl Stage {
             ["config", name, word] => self.world.configure(self.named(name)?, setting(word)?),
             ["tag", name, word] => self.world.configure(self.named(name)?, tag(word)?),
 
+            ["guardian", name, "gone"] => self.guardian(name)?.refuse(true),
+            ["guardian", name, "back"] => self.guardian(name)?.refuse(false),
+
             // What PostgreSQL does by itself.
             ["replay", name, "pauses"] => self.server(name)?.pause_replay(),
 
@@ -211,6 +214,11 @@ impl Stage {
     fn server(&self, name: &str) -> Result<FakePostgres, String> {
         let node = self.world.nodes.get(name).ok_or_else(|| format!("no member called {name}"))?;
         Ok(node.postgres.clone())
+    }
+
+    fn guardian(&self, name: &str) -> Result<&crate::guardian::SimGuardian, String> {
+        let node = self.world.nodes.get(name).ok_or_else(|| format!("no member called {name}"))?;
+        Ok(&node.guardian)
     }
 
     fn dcs(&self, name: &str) -> Result<&regent_dcs::memory::MemoryDcs, String> {
