@@ -97,15 +97,18 @@ impl Fault {
     /// Whether these runs, all at `ttl`, keep what is demanded; times by their median, counts in every run.
     #[must_use]
     pub fn met(self, ttl: u32, runs: &[&Run]) -> bool {
-        let within = |most: f64, gap: fn(&Run) -> Option<f64>| {
+        let within = |most: f64, gap: &dyn Fn(&Run) -> Option<f64>| {
             // A client that never wrote again has an endless gap.
             median(runs.iter().map(|run| gap(run).unwrap_or(f64::INFINITY))).is_some_and(|gap| gap <= most)
         };
-        let gaps = |proxy, direct| within(proxy, |run| run.gap_proxy) && within(direct, |run| run.gap_direct);
+        let gaps = |proxy, direct| within(proxy, &|run| run.gap_proxy) && within(direct, &|run| run.gap_direct);
         let every = |good: fn(&Run) -> bool| runs.iter().all(|run| good(run));
         match self {
             Fault::PowerOff => gaps(power_off(ttl), power_off(ttl)),
-            Fault::Postmaster => gaps(1.0, 1.0),
+            Fault::Postmaster => {
+                let beside = |gap: Option<f64>, run: &Run| gap.map(|gap| gap - run.recovery.unwrap_or(0.0));
+                within(1.0, &|run| beside(run.gap_proxy, run)) && within(1.0, &|run| beside(run.gap_direct, run))
+            }
             Fault::AgentKilled | Fault::AgentFrozen => every(|run| {
                 let before = |seconds: Option<f64>| seconds.is_some_and(|seconds| seconds <= 0.0);
                 run.lost() == 0 && before(run.both) && before(run.old_dead)

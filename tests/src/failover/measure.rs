@@ -80,6 +80,8 @@ pub fn run(rig: &Rig, fault: Fault, product: &str) -> Result<Run, Trouble> {
     let crew = Crew::start(rig)?;
     sleep(phase());
 
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
     let struck = Instant::now();
     let done = AtomicBool::new(false);
     let (after, gone) = thread::scope(|scope| {
@@ -107,6 +109,11 @@ pub fn run(rig: &Rig, fault: Fault, product: &str) -> Result<Run, Trouble> {
     let first_new = others.iter().flat_map(|(_, journal)| acks(journal)).min();
     // Nobody writes in a frozen node: what counts is what it writes when it wakes.
     let from = first_new.map(|first| after.thawed.map_or(first, |thawed| thawed.max(first)));
+    let failures: Vec<_> = [&proxy, &direct]
+        .iter()
+        .flat_map(|journal| journal.failures().filter(|a| a.sent > struck))
+        .filter_map(|attempt| attempt.outcome.as_ref().err())
+        .collect();
     let changed = u32::from(new.name() != old.name() || timeline(new)? != before);
     Ok(Run {
         gap_proxy: gap(&proxy, struck),
@@ -116,9 +123,12 @@ pub fn run(rig: &Rig, fault: Fault, product: &str) -> Result<Run, Trouble> {
         acknowledged: proxy.acknowledged().count() + direct.acknowledged().count(),
         lost_clients: lost(&proxy) + lost(&direct),
         lost_nodes: nodes.iter().map(|(_, journal)| lost(journal)).sum(),
-        failed: [&proxy, &direct].iter().map(|j| j.failures().count()).sum(),
+        failed: failures.len(),
+        words: failures.into_iter().map(|(_, why)| why.clone()).collect(),
         failovers: after.failovers.max(changed),
+        recovery: (fault == Fault::Postmaster && changed == 0).then(|| recovery(old)).flatten(),
         checks: after.checks,
+        load,
         trouble: None,
         ..Run::failed(product, fault, rig.settings(), "")
     })
@@ -290,6 +300,20 @@ fn routed(rig: &Rig, primary: &Node) -> Result<(), Trouble> {
 
 fn timeline(node: &Node) -> Result<String, Trouble> {
     node.server().value("select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)", PATIENCE)
+}
+
+/// From the server's last start to its readiness, by its log.
+fn recovery(node: &Node) -> Option<f64> {
+    let log = std::fs::read_to_string(node.dir().join("postgresql.log")).ok()?;
+    let lines: Vec<&str> = log.lines().collect();
+    let start = lines.iter().rposition(|line| line.contains("starting PostgreSQL"))?;
+    let ready = lines.iter().skip(start).find(|line| line.contains("ready to accept connections"))?;
+    // "2026-11-21 15:20:25.422 UTC ...", no run lasts over midnight.
+    let seconds = |line: &str| {
+        let mut parts = line.get(11..23)?.split(':').map(str::parse::<f64>);
+        Some(parts.next()?.ok()? * 3600.0 + parts.next()?.ok()? * 60.0 + parts.next()?.ok()?)
+    };
+    Some(seconds(ready)? - seconds(lines.get(start)?)?)
 }
 
 /// Somewhere between two turns of any loop, each run elsewhere.

@@ -1,7 +1,7 @@
 //! What runs came to, one line of JSON each, and the table of many.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
@@ -40,10 +40,17 @@ pub struct Run {
     pub lost_nodes: usize,
     /// Attempts of the two clients that failed.
     pub failed: usize,
+    /// What the clients were told then.
+    #[serde(default)]
+    pub words: BTreeSet<String>,
     /// Primaries that came to be one.
     pub failovers: u32,
+    /// How long the server started in place recovered, by its own log.
+    pub recovery: Option<f64>,
     /// What health checks said.
     pub checks: Option<Checks>,
+    /// The machine's load average over a minute, as the fault came.
+    pub load: f64,
     /// Why the run was not completed.
     pub trouble: Option<String>,
 }
@@ -67,8 +74,11 @@ impl Run {
             lost_clients: 0,
             lost_nodes: 0,
             failed: 0,
+            words: BTreeSet::new(),
             failovers: 0,
+            recovery: None,
             checks: None,
+            load: 0.0,
             trouble: Some(trouble.lines().next().unwrap_or_default().to_owned()),
         }
     }
@@ -202,10 +212,18 @@ pub fn table(runs: &[Run]) -> String {
             counts(&runs, Run::lost),
             counts(&runs, |run| run.failed),
             counts(&runs, |run| run.failovers as usize),
-            fault.demand(first.ttl),
+            demanded(*fault, first.ttl, &runs),
         );
     }
+    let load: Vec<f64> = runs.iter().map(|run| run.load).collect();
+    let _ = writeln!(text, "\nLoad average of the machine over a minute, as the faults came: {}.", spread(&load, 1));
     text
+}
+
+fn demanded(fault: Fault, ttl: u32, runs: &[&Run]) -> String {
+    let recovery: Vec<f64> = runs.iter().filter_map(|run| run.recovery).collect();
+    let recovered = if recovery.is_empty() { String::new() } else { format!(" ({})", spread(&recovery, 2)) };
+    fault.demand(ttl) + &recovered
 }
 
 fn answers(checks: &[Checks]) -> String {

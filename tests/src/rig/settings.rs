@@ -194,6 +194,8 @@ pub fn haproxy_cfg(ports: ProxyPorts, nodes: &[NodeAddress]) -> String {
 defaults
     mode tcp
     retries 2
+    # Without it who connects to a server that is gone, and not yet known to be, sits out a second before each retry.
+    option redispatch 1
     timeout client 30m
     timeout connect 4s
     timeout server 30m

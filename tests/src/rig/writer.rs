@@ -298,11 +298,12 @@ async fn insert(shared: &Shared, way: &Way, client: &Client, row: i64) -> Result
     done.ok_or("no answer in time")?.map(|_| ()).map_err(|e| explain(&e))
 }
 
-/// What `work` comes to, unless it takes too long or the writer is to end.
+/// What `work` comes to, unless it takes too long. Endless patience ends with the writer.
 async fn patiently<T>(shared: &Shared, within: Duration, work: impl Future<Output = T>) -> Option<T> {
     let began = Instant::now();
     let mut work = pin!(work);
-    while began.elapsed() < within && !shared.stop.load(Ordering::SeqCst) {
+    let ends = || within == Duration::MAX && shared.stop.load(Ordering::SeqCst);
+    while began.elapsed() < within && !ends() {
         let step = Duration::from_millis(100).min(within.saturating_sub(began.elapsed()));
         if let Ok(done) = timeout(step, &mut work).await {
             return Some(done);
