@@ -9,7 +9,7 @@ use std::time::Duration;
 use regent::agent::Network;
 use regent::clock::Clock;
 use regent::status::Status;
-use regent_core::peers::PeerReply;
+use regent_core::peers::{PeerReply, Question};
 use regent_core::units::MemberName;
 use tokio::sync::watch;
 
@@ -32,17 +32,21 @@ pub struct SimNetwork {
 }
 
 impl Network for SimNetwork {
-    async fn ask(&self, whom: BTreeMap<MemberName, String>, within: Duration) -> BTreeMap<MemberName, PeerReply> {
-        let mut silent = false;
+    async fn ask(&self, whom: BTreeMap<MemberName, Question>) -> BTreeMap<MemberName, PeerReply> {
+        let mut took = Duration::from_millis(2);
         let replies: BTreeMap<_, _> = whom
-            .into_keys()
-            .map(|name| {
+            .into_iter()
+            .map(|(name, question)| {
+                let mut silent = false;
                 let reply = self.answer(&name, &mut silent);
+                if silent {
+                    took = took.max(question.within);
+                }
                 (name, reply)
             })
             .collect();
         // A process that is stopped keeps its connections and answers nothing.
-        tokio::time::sleep(if silent { within } else { Duration::from_millis(2) }).await;
+        tokio::time::sleep(took).await;
         replies
     }
 
