@@ -377,6 +377,34 @@ fn a_server_that_is_not_consistent_yet_rejects() {
     });
 }
 
+#[test]
+fn a_fast_stop_does_not_wait_for_a_standby_that_is_out_of_reach() {
+    run(|| async {
+        let real = Real::new();
+        let a = primary(&real, |settings| {
+            settings.parameters.insert("wal_sender_timeout".to_owned(), "0".to_owned());
+        })
+        .await;
+        let b = real.node_with(real.settings("b"));
+        b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
+        b.server.start_standby(&from(&a)).await.unwrap();
+        see(&b, "streams", |state| state.sql.as_ref().is_some_and(|sql| sql.streaming)).await;
+        let unreachable = users_of(&b.settings.data_dir);
+        for pid in &unreachable {
+            kill_process(Pid::from_raw(*pid).unwrap(), Signal::STOP).unwrap();
+        }
+        a.insert().await.unwrap();
+        // PostgreSQL alone would wait for ever: `wal_sender_timeout` is 0.
+        let stopped = a.server.stop(StopMode::Fast, LONG).await;
+        for pid in &unreachable {
+            let _ = kill_process(Pid::from_raw(*pid).unwrap(), Signal::CONT);
+        }
+        stopped.unwrap();
+        let state = a.server.observe(LOOK).await;
+        assert_eq!(state.control().map(|control| control.state), Some(ClusterState::ShutDown));
+    });
+}
+
 /// Which slots keep WAL: `name=t` for those that do.
 async fn reservations(node: &RealNode) -> String {
     let sql = "SELECT string_agg(format('%s=%s', slot_name, restart_lsn IS NOT NULL), ' ' ORDER BY slot_name)
