@@ -193,25 +193,26 @@ impl Server {
                 None => return Ok(()),
             },
         };
-        let signal = match mode {
-            StopMode::Fast => Signal::INT,
-            StopMode::Immediate => Signal::QUIT,
+        let (fast, immediate) = match mode {
+            StopMode::Fast => (within, None),
+            StopMode::FastThenImmediate => (within * 2 / 3, Some(within / 3)),
+            StopMode::Immediate => (Duration::ZERO, Some(within)),
         };
-        postmaster.signal(signal)?;
-        let ended = match mode {
-            StopMode::Fast => self.shuts_down_within(&postmaster, within).await,
-            StopMode::Immediate => postmaster.exits_within(within).await,
-        };
-        if ended {
-            return Ok(());
-        }
-        match mode {
-            StopMode::Fast => Err(PgError::Timeout { what: "a fast stop, which goes on,".to_owned(), limit: within }),
-            StopMode::Immediate => {
-                tracing::warn!(pid = postmaster.pid, ?within, "an immediate stop did not end; killing every process");
-                postmaster.kill(KILL).await
+        if mode != StopMode::Immediate {
+            postmaster.signal(Signal::INT)?;
+            if self.shuts_down_within(&postmaster, fast).await {
+                return Ok(());
             }
         }
+        let Some(immediate) = immediate else {
+            return Err(PgError::Timeout { what: "a fast stop, which goes on,".to_owned(), limit: within });
+        };
+        postmaster.signal(Signal::QUIT)?;
+        if postmaster.exits_within(immediate).await {
+            return Ok(());
+        }
+        tracing::warn!(pid = postmaster.pid, ?within, "a forced stop did not end; killing every process");
+        postmaster.kill(KILL).await
     }
 
     /// Waits for the end of a fast stop.

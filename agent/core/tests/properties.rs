@@ -183,6 +183,7 @@ fn job() -> impl Strategy<Value = Job> {
         name().prop_map(|from| Job::Clone { from }),
         any::<bool>().prop_map(|as_primary| Job::Start { as_primary }),
         Just(Job::Stop(StopMode::Fast)),
+        Just(Job::Stop(StopMode::FastThenImmediate)),
         Just(Job::Stop(StopMode::Immediate)),
         Just(Job::Promote),
         Just(Job::Follow),
