@@ -90,8 +90,10 @@ fn a_primary_that_dies_writing_loses_no_more_than_it_had_not_sent() -> Result<()
 #[test]
 fn a_restarted_agent_disturbs_nobody() -> Result<(), Trouble> {
     let _turn = turn();
-    // Room for a busy machine to start the agent again.
-    let rig = Rig::whole(Settings { ttl: 20, loop_wait: 5, retry_timeout: 5, ..Settings::default() })?;
+    // Room for a busy machine to start the agent again; HAProxy is as patient with the agent as its lease.
+    let ttl = 20;
+    let settings = Settings { ttl, loop_wait: 5, retry_timeout: 5, haproxy_fall: ttl, ..Settings::default() };
+    let rig = Rig::whole(settings)?;
     for node in rig.nodes() {
         let primary = rig.leader()?;
         routed(&rig, primary)?;
@@ -99,12 +101,12 @@ fn a_restarted_agent_disturbs_nobody() -> Result<(), Trouble> {
         let clients = Clients::start(&rig)?;
         clients.wait_for(20)?;
         node.kill_agent();
-        // A second without its agent: long enough to matter, shorter than HAProxy's two missed checks.
+        // Long enough to matter, shorter than the ttl.
         clients.wait_for(20)?;
         node.start()?;
         rig.wait_whole(PATIENCE)?;
         // Beyond the end of the lease that the dead agent held.
-        let until = Instant::now() + Duration::from_secs(u64::from(rig.settings().ttl) + 2);
+        let until = Instant::now() + Duration::from_secs(u64::from(ttl) + 2);
         while Instant::now() < until {
             clients.wait_for(20)?;
         }
