@@ -79,7 +79,10 @@ fn play(stage: &Stage) -> Result<(), Trouble> {
     let lost = journal.missing_on(next.server())?;
     stage.title("The client's account");
     println!("  acknowledged rows   {:>8}", journal.acknowledged().count());
-    println!("  failed attempts     {:>8}", journal.failures().count());
+    println!(
+        "  failed attempts     {:>8}     (it tries again at once, for as long as nobody takes writes)",
+        journal.failures().count()
+    );
     println!(
         "  longest write gap   {:>8.1} s   (ttl is {} s: a dead host is known by its lease)",
         journal.write_gap().as_secs_f64(),
