@@ -179,11 +179,12 @@ fn state(node: &Node) -> String {
     }
 }
 
-/// The last warnings and errors of a node's agent.
+/// The last decisions, warnings and errors of a node's agent.
 fn reason(node: &Node) -> String {
     let log = node.agent_log();
-    let loud: Vec<&str> = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
-    loud.iter().rev().take(3).rev().map(|line| format!("    {line}\n")).collect()
+    let telling = |line: &&str| [" rule=", "WARN", "ERROR"].iter().any(|mark| line.contains(mark));
+    let told: Vec<&str> = log.lines().filter(telling).collect();
+    told.iter().rev().take(3).rev().map(|line| format!("    {line}\n")).collect()
 }
 
 fn use_it(dir: &Path, (primary, standbys, config): (u16, u16, PathBuf), etcd: &[u16], (ctl, yml): &(PathBuf, PathBuf)) {

@@ -63,7 +63,7 @@ fn a_primary_that_dies_writing_loses_no_more_than_it_had_not_sent() -> Result<()
         Ok(whole) => assert_eq!(whole.name(), new.name()),
         Err(trouble) => {
             let log = old.agent_log();
-            let remedy = log.lines().any(|line| line.contains("rewind") || line.contains("reinit"));
+            let remedy = log.lines().any(|l| l.contains("rule=stay_down_diverged") && l.contains("empty data_dir"));
             assert!(remedy, "it stays down without naming a remedy: {trouble}");
             assert!(old.in_recovery().unwrap_or(true), "it must not be a primary");
         }
