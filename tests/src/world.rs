@@ -3,13 +3,13 @@
 //! An agent's process is everything that its `LocalSet` holds. Killing it drops that set, freezing it stops polling it; its
 //! server lives on beside it, as a real one would.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use regent::agent::{Agent, Channels, Command, Judge, Seams};
+use regent::agent::{Agent, Channels, Command, Seams};
 use regent::clock::Clock;
 use regent::guardian;
 use regent::status::Status;
@@ -24,11 +24,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 mod clock;
+mod flaw;
 mod life;
 mod machine;
 mod network;
 
-pub use clock::SimClock;
+pub use clock::{Gait, RATE_ERROR_PPM, SimClock};
+use flaw::Renewer;
+pub use flaw::{Make, Renewals, Time};
 use life::{Life, Mortal, Process};
 use machine::{Constant, Machine, conn_url, draw_timings, effective};
 pub use network::SimNetwork;
@@ -69,7 +72,7 @@ pub struct World {
     pub network: FakeNetwork,
     /// By name.
     pub nodes: BTreeMap<String, Node>,
-    judge: Judge,
+    make: Make,
     directory: Directory,
     /// Those that wait for the next promotion; false: no more.
     assassins: Vec<Rc<Cell<bool>>>,
@@ -86,10 +89,14 @@ pub struct Node {
     pub dcs: MemoryDcs,
     /// Its guardian.
     pub guardian: SimGuardian,
+    /// The machine stands still.
     frozen: bool,
+    /// Its server is stopped.
+    server_stopped: bool,
     /// Its agent is to be started when the machine goes on.
     start_later: bool,
-    clock: SimClock,
+    /// Its clock.
+    pub clock: SimClock,
     config: Config,
     process: Option<Process>,
 }
@@ -97,33 +104,39 @@ pub struct Node {
 impl World {
     /// Machines with empty disks; no agent runs yet. Call within a `LocalSet` on a paused clock.
     #[must_use]
-    pub fn new(shape: Shape, rng: &mut Rng, judge: Judge) -> World {
-        World::of(shape, judge, || {
-            let drift_ppm = i32::try_from(rng.below(18_000)).unwrap_or(0) - 9_000; // within the 1 % that is allowed for
+    pub fn new(shape: Shape, rng: &mut Rng, make: Make) -> World {
+        let world = World::of(shape, make, || {
+            let gait = Gait::draw(rng);
             let uptime = rng.between(Duration::from_secs(60), Duration::from_secs(100_000));
-            Machine { drift_ppm, uptime, seed: rng.draw(), timings: draw_timings(rng) }
-        })
+            Machine { gait, uptime, seed: rng.draw(), timings: draw_timings(rng) }
+        });
+        // etcd ends a lease up to half a second late.
+        world.store.set_expiry_delay(Duration::from_millis(*rng.pick(&[0, 0, 200, 500])));
+        if rng.one_in(2) {
+            world.store.hold_requests();
+        }
+        world
     }
 
     /// The same with machines that are all alike and keep true time: for stories in which only what is told happens.
     #[must_use]
-    pub fn plain(shape: Shape, judge: Judge) -> World {
+    pub fn plain(shape: Shape, make: Make) -> World {
         let mut seed = 0;
-        World::of(shape, judge, || {
+        World::of(shape, make, || {
             seed += 1;
-            Machine { drift_ppm: 0, uptime: Duration::from_secs(1_000), seed, timings: Timings::default() }
+            Machine { gait: Gait::Steady(0), uptime: Duration::from_secs(1_000), seed, timings: Timings::default() }
         })
     }
 
-    fn of(shape: Shape, judge: Judge, mut machine: impl FnMut() -> Machine) -> World {
+    fn of(shape: Shape, make: Make, mut machine: impl FnMut() -> Machine) -> World {
         let store = MemoryStore::new();
         let network = FakeNetwork::new();
         let epoch = tokio::time::Instant::now();
         let mut nodes = BTreeMap::new();
         for index in 0..shape.members {
             let name = char::from(b'a' + index).to_string();
-            let Machine { drift_ppm, uptime, seed, timings } = machine();
-            let clock = SimClock { epoch, uptime, drift_ppm, dice: Rc::new(RefCell::new(Rng::new(seed))) };
+            let Machine { gait, uptime, seed, timings } = machine();
+            let clock = SimClock::new(epoch, uptime, gait, make.time, seed);
             let config = Config {
                 ttl: shape.ttl,
                 loop_wait: shape.loop_wait,
@@ -136,11 +149,21 @@ impl World {
             postgres.tune(|in_force| *in_force = timings);
             let dcs = store.client(name.as_str());
             let guardian = SimGuardian::start(clock.clone(), postgres.clone());
-            let (frozen, start_later) = (false, false);
-            let node = Node { timings, postgres, dcs, guardian, frozen, start_later, clock, config, process: None };
+            let node = Node {
+                timings,
+                postgres,
+                dcs,
+                guardian,
+                frozen: false,
+                server_stopped: false,
+                start_later: false,
+                clock,
+                config,
+                process: None,
+            };
             nodes.insert(name, node);
         }
-        World { shape, store, network, nodes, judge, directory: Directory::default(), assassins: Vec::new(), epoch }
+        World { shape, store, network, nodes, make, directory: Directory::default(), assassins: Vec::new(), epoch }
     }
 
     /// Virtual time since the world began.
@@ -158,7 +181,7 @@ impl World {
 
     /// Starts the agent of a member, unless it runs.
     pub fn start(&mut self, name: &str) {
-        let (judge, directory) = (self.judge, self.directory.clone());
+        let (make, directory) = (self.make, self.directory.clone());
         let Some(node) = self.nodes.get_mut(name).filter(|node| !node.runs()) else { return };
         if node.frozen {
             node.start_later = true;
@@ -185,10 +208,11 @@ impl World {
         let exit = Rc::new(Cell::new(None));
         let body = LocalSet::new();
         body.spawn_local(feed);
-        body.spawn_local(regent::lease::keep(node.dcs.clone(), node.clock.clone(), claimed, lease_sender));
+        let renewer = Renewer { dcs: node.dcs.clone(), clock: node.clock.clone(), renewals: make.renewals };
+        body.spawn_local(regent::lease::keep(renewer, node.clock.clone(), claimed, lease_sender));
         let layers = Constant::of(effective);
         let (ended, own_life) = (exit.clone(), life.clone());
-        let agent = Agent::new(seams, channels, Box::new(layers), judge);
+        let agent = Agent::new(seams, channels, Box::new(layers), make.judge);
         body.spawn_local(async move {
             let Ok(agent) = agent else { return };
             ended.set(Some(agent.run().await));
@@ -222,18 +246,23 @@ impl World {
     pub fn freeze_machine(&mut self, name: &str, frozen: bool) {
         let Some(node) = self.nodes.get_mut(name) else { return };
         node.frozen = frozen;
-        if frozen {
-            node.postgres.freeze();
-        } else {
-            node.postgres.thaw();
-        }
-        node.guardian.freeze(frozen);
+        node.freeze_server();
+        node.guardian.stand(frozen);
+        node.clock.stand(frozen);
         if let Some(process) = &node.process {
             process.life.standing.set(frozen);
             process.life.wake();
         }
         if !frozen && std::mem::take(&mut node.start_later) {
             self.start(name);
+        }
+    }
+
+    /// Freezes a postmaster and its children, as SIGSTOP does, or lets them go on.
+    pub fn freeze_server(&mut self, name: &str, stopped: bool) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.server_stopped = stopped;
+            node.freeze_server();
         }
     }
 
@@ -246,22 +275,35 @@ impl World {
 
     /// Kills whoever is promoted next, agent and server, so long after.
     pub fn kill_next_promoted(&mut self, after: Duration) {
-        let (directory, network) = (self.directory.clone(), self.network.clone());
+        let network = self.network.clone();
+        self.strike_next_promoted(after, move |name, life| {
+            life.killed.set(true);
+            if let Some(postgres) = network.node(name) {
+                postgres.kill();
+            }
+        });
+    }
+
+    /// Stops the agent of whoever is promoted next, so long after; its guardian is all that is left.
+    pub fn freeze_next_promoted(&mut self, after: Duration) {
+        self.strike_next_promoted(after, |_, life| life.stopped.set(true));
+    }
+
+    fn strike_next_promoted(&mut self, after: Duration, strike: impl Fn(&str, &Life) + 'static) {
+        let (directory, strike) = (self.directory.clone(), Rc::new(strike));
         let armed = Rc::new(Cell::new(true));
         self.assassins.push(armed.clone());
         self.network.on_transition(Box::new(move |node, transition| {
             if transition != Transition::Promoted || !armed.replace(false) {
                 return;
             }
-            let (directory, network, node) = (directory.clone(), network.clone(), node.to_owned());
+            let (directory, strike, node) = (directory.clone(), strike.clone(), node.to_owned());
             tokio::task::spawn_local(async move {
                 tokio::time::sleep(after).await;
-                if let Some(door) = directory.borrow().get(&node) {
-                    door.life.killed.set(true);
-                    door.life.wake();
-                }
-                if let Some(postgres) = network.node(&node) {
-                    postgres.kill();
+                let life = directory.borrow().get(&node).map(|door| door.life.clone());
+                if let Some(life) = life {
+                    strike(&node, &life);
+                    life.wake();
                 }
             });
         }));
@@ -320,6 +362,14 @@ impl World {
 }
 
 impl Node {
+    fn freeze_server(&self) {
+        if self.frozen || self.server_stopped {
+            self.postgres.freeze();
+        } else {
+            self.postgres.thaw();
+        }
+    }
+
     /// The configuration that its agent starts with.
     #[must_use]
     pub fn config(&self) -> &Config {

@@ -10,11 +10,12 @@ use regent_pgctl::fake::Timings;
 use regent_pgctl::settings::{Credentials, Settings};
 use serde_json::{Map, Value, json};
 
+use super::clock::Gait;
 use crate::rng::Rng;
 
 /// What is a machine's own.
 pub(super) struct Machine {
-    pub(super) drift_ppm: i32,
+    pub(super) gait: Gait,
     pub(super) uptime: Duration,
     pub(super) seed: u64,
     pub(super) timings: Timings,
