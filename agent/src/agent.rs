@@ -10,7 +10,7 @@ use std::time::Duration;
 use regent_core::fence::Fence;
 use regent_core::inspector::{Objection, inspect};
 use regent_core::memory::{LeaseOutcome, Memory, Role};
-use regent_core::peers::PeerReply;
+use regent_core::peers::{PeerReply, Question};
 use regent_core::plan::{Decision, Exit, Lease, Move, Plan};
 use regent_core::postgres::Job;
 use regent_core::rules::decide;
@@ -31,8 +31,8 @@ use crate::status::Status;
 
 /// How other members are asked; HTTP for a real agent, a published status in the simulation.
 pub trait Network: Clone + 'static {
-    /// Asks each of `whom` (by `api_url`) for its status document, in parallel, within one deadline.
-    async fn ask(&self, whom: BTreeMap<MemberName, String>, within: Duration) -> BTreeMap<MemberName, PeerReply>;
+    /// Asks each of `whom` for its status document, in parallel, each within its own deadline.
+    async fn ask(&self, whom: BTreeMap<MemberName, Question>) -> BTreeMap<MemberName, PeerReply>;
 
     /// Does anything answer HTTP at this `api_url`? (B12)
     async fn lives(&self, api_url: String, within: Duration) -> bool;
@@ -101,8 +101,6 @@ const GUARDIAN_PATIENCE: Duration = Duration::from_millis(100);
 const HURRY: Duration = Duration::from_millis(50);
 /// The longest that one look at PostgreSQL may take (ha-rules section 2: statement timeout 2 s).
 const LOOK_PATIENCE: Duration = Duration::from_secs(2);
-/// Peers are asked this long at the most (ha-rules section 5).
-const ASK_PATIENCE: Duration = Duration::from_secs(2);
 /// A namesake is asked this long (B12).
 const NAMESAKE_PATIENCE: Duration = Duration::from_secs(3);
 /// How old a published observation of PostgreSQL may grow (rest-api.md W3: "well under a second" of an answer's age).
@@ -424,7 +422,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         self.memory = self.memory.after(seen, decision, outcome);
         self.peers = None;
         if !plan.ask.is_empty() {
-            let replies = self.seams.network.ask(plan.ask.clone(), ASK_PATIENCE).await;
+            let replies = self.seams.network.ask(plan.ask.clone()).await;
             self.peers = Some(Peers { at: self.seams.clock.now(), replies });
         }
         (outcome, done)

@@ -15,7 +15,7 @@ use regent::layers::{Files, Layers};
 use regent::logging::Log;
 use regent::{guardian, init, lease, peers, report};
 use regent_core::fence::Fence;
-use regent_core::peers::PeerReply;
+use regent_core::peers::{PeerReply, Question};
 use regent_core::plan::Exit;
 use regent_core::snapshot::LeaseView;
 use regent_core::units::MemberName;
@@ -234,10 +234,9 @@ struct Http;
 impl Network for Http {
     async fn ask(
         &self,
-        whom: std::collections::BTreeMap<MemberName, String>,
-        within: Duration,
+        whom: std::collections::BTreeMap<MemberName, Question>,
     ) -> std::collections::BTreeMap<MemberName, PeerReply> {
-        peers::ask(whom, within).await
+        peers::ask(whom).await
     }
 
     async fn lives(&self, api_url: String, within: Duration) -> bool {

@@ -176,6 +176,12 @@ fn children(parent: u32) -> Vec<u32> {
     processes().filter(|pid| Proc::of(*pid).is_some_and(|proc| proc.parent == parent && !proc.dead)).collect()
 }
 
+/// The WAL senders of a postmaster, with their titles, which end with the position that was sent last.
+pub(crate) fn wal_senders(postmaster: u32) -> Vec<(u32, String)> {
+    let titled = children(postmaster).into_iter().map(|pid| (pid, command_line(pid)));
+    titled.filter(|(_, title)| title.contains("walsender")).collect()
+}
+
 fn processes() -> impl Iterator<Item = u32> {
     let list = fs::read_dir("/proc").into_iter().flatten().flatten();
     list.filter_map(|entry| entry.file_name().to_str()?.parse().ok())

@@ -183,6 +183,7 @@ fn job() -> impl Strategy<Value = Job> {
         name().prop_map(|from| Job::Clone { from }),
         any::<bool>().prop_map(|as_primary| Job::Start { as_primary }),
         Just(Job::Stop(StopMode::Fast)),
+        Just(Job::Stop(StopMode::FastThenImmediate)),
         Just(Job::Stop(StopMode::Immediate)),
         Just(Job::Promote),
         Just(Job::Follow),
@@ -208,20 +209,23 @@ fn memory() -> impl Strategy<Value = Memory> {
         at,
         error: failed.then(|| "failed".into()),
     }));
-    (role, option::of(lease()), led, any::<(bool, bool)>(), option::of(moment()), last_job, prop::bool::weighted(0.1))
-        .prop_map(|(role, holds, last_led, (recovering, met), starting_since, last_job, bootstrapping)| Memory {
+    let since = (option::of(moment()), option::of(moment()));
+    (role, option::of(lease()), led, any::<(bool, bool)>(), since, last_job, prop::bool::weighted(0.1)).prop_map(
+        |(role, holds, last_led, (recovering, met), (starting_since, silent_since), last_job, bootstrapping)| Memory {
             role,
             holds,
             last_led,
             recovering,
             met,
             starting_since,
+            silent_since,
             last_job,
             bootstrapping,
             checkpointed: None,
             named: false,
             last_position: None,
-        })
+        },
+    )
 }
 
 fn peers() -> impl Strategy<Value = Peers> {

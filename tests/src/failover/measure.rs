@@ -24,8 +24,6 @@ const BEYOND: Duration = Duration::from_secs(10);
 const CHECK: Duration = Duration::from_secs(5);
 /// How long the server is stopped.
 const STOPPED: Duration = Duration::from_secs(15);
-/// Each client numbers its rows from a multiple of this on.
-const ROWS: i64 = 1_000_000_000;
 const ENDPOINTS: [&str; 9] =
     ["/primary", "/leader", "/replica", "/health", "/liveness", "/readiness", "/patroni", "/cluster", "/metrics"];
 
@@ -39,11 +37,9 @@ struct Crew {
 impl Crew {
     fn start(rig: &Rig) -> Result<Self, Trouble> {
         let servers: Vec<Target> = rig.nodes().iter().map(Node::server).collect();
-        let mut first = (1..).map(|i| i * ROWS);
-        let mut numbered = |way| Writer::numbered(way, first.next().unwrap_or(0));
-        let proxy = numbered(Way::to(rig.haproxy()?.by_http()))?;
-        let direct = numbered(Way::to_first_primary(&servers))?;
-        let nodes = rig.nodes().iter().map(|node| Ok((node.name().to_owned(), numbered(Way::at(node))?)));
+        let proxy = Writer::on(Way::to(rig.haproxy()?.by_http()))?;
+        let direct = Writer::on(Way::to_first_primary(&servers))?;
+        let nodes = rig.nodes().iter().map(|node| Ok((node.name().to_owned(), Writer::on(Way::at(node))?)));
         let crew = Crew { proxy, direct, nodes: nodes.collect::<Result<_, Trouble>>()? };
         crew.clients(20)?;
         Ok(crew)

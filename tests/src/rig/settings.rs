@@ -31,6 +31,8 @@ pub struct Settings {
     pub retry_timeout: u32,
     /// Whether HAProxy stands before the nodes.
     pub haproxy: bool,
+    /// After how many failed checks in a row, one a second, HAProxy takes a node for dead and closes its sessions.
+    pub haproxy_fall: u32,
     /// Whether nodes and etcd members have a network namespace each; [`super::net::leave`] comes first.
     pub namespaces: bool,
     /// `failsafe_mode`.
@@ -51,6 +53,7 @@ impl Default for Settings {
             loop_wait: 3,
             retry_timeout: 3,
             haproxy: true,
+            haproxy_fall: 2,
             namespaces: false,
             failsafe: false,
             synchronous: false,
@@ -181,7 +184,7 @@ pub struct ProxyPorts {
 
 /// Writes `haproxy.cfg` with the check forms of the field.
 #[must_use]
-pub fn haproxy_cfg(ports: ProxyPorts, nodes: &[NodeAddress]) -> String {
+pub fn haproxy_cfg(ports: ProxyPorts, fall: u32, nodes: &[NodeAddress]) -> String {
     let mut servers = String::new();
     for NodeAddress { name, host, ports: NodePorts { rest, postgres } } in nodes {
         let _ = write!(servers, "\n    server {name} {host}:{postgres} maxconn 100 check port {rest}");
@@ -200,7 +203,7 @@ defaults
     timeout connect 4s
     timeout server 30m
     timeout check 2s
-    default-server inter 1s fall 2 rise 1 on-marked-down shutdown-sessions
+    default-server inter 1s fall {fall} rise 1 on-marked-down shutdown-sessions
 
 listen primary_by_http
     bind 127.0.0.1:{http_check}

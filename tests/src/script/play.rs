@@ -142,7 +142,7 @@ impl Stage {
             ["lose", name, "answers"] => self.dcs(name)?.set_trip(Trip { answer_lost: true, ..Trip::default() }),
             ["slow", name, "etcd", by] => {
                 let half = time(by)? / 2;
-                self.dcs(name)?.set_trip(Trip { request: half, answer: half, answer_lost: false });
+                self.dcs(name)?.set_trip(Trip { request: half, answer: half, ..Trip::default() });
             }
             ["slow", name, "watch", by] => self.dcs(name)?.set_watch_delay(time(by)?),
             ["etcd", "down"] => self.world.store.set_outage(true),

@@ -426,6 +426,26 @@ mod tests {
     }
 
     #[test]
+    fn nobody_waits_long_for_the_member_that_was_just_lost() {
+        let within = |s: &crate::snapshot::Snapshot| {
+            decide(s)
+                .plan
+                .ask
+                .into_iter()
+                .map(|(name, question)| (name.to_string(), question.within))
+                .collect::<Vec<_>>()
+        };
+        let (short, long) = (std::time::Duration::from_millis(300), secs(2));
+        let race = standby().vacant().build();
+        assert_eq!(within(&race), [("b".to_owned(), short), ("c".to_owned(), long)], "b led");
+        let gone = standby().vacant().with(|s| {
+            let view = s.dcs.as_mut().expect("reachable");
+            view.members.remove(&"c".into());
+        });
+        assert_eq!(within(&gone), [("b".to_owned(), short), ("c".to_owned(), short)], "c's key went with its lease");
+    }
+
+    #[test]
     fn a_peer_on_a_later_timeline_is_ahead_whatever_its_bytes_and_on_an_earlier_one_is_not() {
         let race = || standby().vacant().on_timeline(2).at(Lsn(1_000));
         let later = race().answer("c", |a| {

@@ -60,6 +60,22 @@ pub(super) fn give_up_after_failed_start(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
+/// A stopped postmaster, a dead disk: it keeps its clients waiting, and would for ever while its lease is renewed. The
+/// claim ends, so the lease follows; it has until then to come back.
+pub(super) fn let_lease_of_hung_server_run(s: &Snapshot) -> Option<Verdict> {
+    let since = s.memory.silent_since.filter(|_| s.hangs() && s.postgres.is_up())?;
+    let why = format!("PostgreSQL has answered no connection for {:?}: not renewing the lease", s.now.since(since));
+    Some(Verdict::new(Plan::of(Lease::LetRun, Move::Stay), why).again_in(SOON))
+}
+
+/// It hung until it was stopped at the end of its lease: what made it hang may well be here still.
+pub(super) fn give_up_hung_server(s: &Snapshot) -> Option<Verdict> {
+    (s.hangs() && !s.postgres.is_up()).then(|| {
+        let why = "PostgreSQL hung and was stopped: giving the leader key back";
+        Verdict::new(Plan::of(Lease::Release, Move::Stay), why)
+    })
+}
+
 /// Could another member be promoted now?
 enum Successor {
     /// The others must be asked first.
@@ -347,9 +363,9 @@ pub(super) fn lead(s: &Snapshot) -> Verdict {
 mod tests {
     use crate::cluster::HistoryLine;
     use crate::fixture::{primary, secs, standby};
-    use crate::memory::Role;
+    use crate::memory::{LeaseOutcome, Role};
     use crate::plan::{KeyWrite, Lease, Move};
-    use crate::postgres::{DataDir, Job, StopMode, Upstream};
+    use crate::postgres::{DataDir, Job, Probe, StopMode, Upstream};
     use crate::rules::decide;
     use crate::units::{Lsn, Timeline};
 
@@ -378,6 +394,39 @@ mod tests {
         assert_eq!(decide(&crashed.clone().build()).plan.postgres, Move::StartPrimary);
         let failed = crashed.with(|s| s.memory.recovering = true);
         assert_eq!((decide(&failed).rule, decide(&failed).plan.lease), ("give_up_after_failed_start", Lease::Release));
+    }
+
+    #[test]
+    fn let_lease_of_hung_server_run() {
+        let silent = |long| {
+            primary().with(|s| {
+                (s.postgres.sql, s.postgres.probe) = (None, Probe::Silent);
+                s.memory.silent_since = Some(s.now.minus(long));
+            })
+        };
+        let patience = primary().build().config.retry_timeout;
+        assert_eq!(
+            decide(&silent(patience - secs(1))).plan.lease,
+            Lease::Keep,
+            "one silence is evidence of nothing (O1)"
+        );
+        assert!(decide(&silent(secs(0))).look_again < secs(1), "but is looked into");
+        let hung = silent(patience);
+        assert_eq!((decide(&hung).rule, decide(&hung).plan.lease), ("let_lease_of_hung_server_run", Lease::LetRun));
+        assert_eq!(decide(&hung).plan.postgres, Move::Stay, "until the lease ends it may come back");
+        let answers = primary().with(|s| s.memory = hung.memory.clone());
+        let memory = answers.memory.after(&answers, &decide(&answers), LeaseOutcome::NotTried);
+        assert_eq!(memory.silent_since, None);
+    }
+
+    #[test]
+    fn give_up_hung_server() {
+        let stopped = |silent_for| primary().down().with(|s| s.memory.silent_since = Some(s.now.minus(silent_for)));
+        let patience = primary().build().config.retry_timeout;
+        let hung = stopped(patience);
+        assert_eq!((decide(&hung).rule, decide(&hung).plan.lease), ("give_up_hung_server", Lease::Release));
+        let crashed = stopped(patience - secs(1));
+        assert_eq!(decide(&crashed).rule, "restart_crashed_primary", "a crash is often preceded by a failed look");
     }
 
     #[test]
