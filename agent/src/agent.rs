@@ -93,6 +93,12 @@ pub struct Channels {
     pub status: watch::Sender<Arc<Status>>,
 }
 
+impl Channels {
+    fn guardian(&self) -> Option<guardian::View> {
+        self.guardian.as_ref().map(|channels| channels.view.borrow().clone())
+    }
+}
+
 /// The longest that one look at etcd may take; a longer silence is an observation.
 const READ_PATIENCE: Duration = Duration::from_secs(2);
 /// The longest wait for the guardian to take a new order, which takes it a fraction of a millisecond.
@@ -397,6 +403,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 lock_until: lock_until.filter(|_| plan.lease != Lease::Release),
                 read: self.read.as_ref(),
                 wall: self.seams.clock.wall(),
+                guardian: self.channels.guardian(),
             },
         );
         // Published before the server is touched: `/primary` turns 503 before it stops taking writes, not after.
@@ -535,6 +542,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             at: self.seams.clock.now(),
             sql: now.sql().cloned(),
             lock_until: last.lock_until.and(now.lock_ends()),
+            guardian: self.channels.guardian(),
             ..(*last).clone()
         }));
         news

@@ -9,6 +9,7 @@ use regent_core::snapshot::{Seat, Snapshot};
 use regent_core::units::Instant;
 use serde_json::{Map, Value, json};
 
+use crate::guardian;
 use crate::layers::Effective;
 use crate::status::{self, State, Status};
 
@@ -41,12 +42,14 @@ pub struct Context<'a> {
     pub read: Option<&'a regent_dcs::Read>,
     /// Wall-clock time of this turn.
     pub wall: SystemTime,
+    /// The guardian, if there is to be one.
+    pub guardian: Option<guardian::View>,
 }
 
 /// The status to publish after `decision` on `seen`.
 #[must_use]
 pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> Status {
-    let Context { effective, memory, last, lock_until, read, wall } = context;
+    let Context { effective, memory, last, lock_until, read, wall, guardian } = context;
     let stopping = matches!(decision.plan.postgres, Move::Stop(_) | Move::SetAside)
         || matches!(seen.job.as_ref().map(|running| &running.job), Some(Job::Stop(_) | Job::SetAside));
     let fresh = read.is_some();
@@ -74,6 +77,7 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         maximum_lag_on_failover: effective.core.maximum_lag_on_failover,
         ttl: effective.core.ttl,
         next_turn_due: seen.now + effective.core.loop_wait,
+        guardian: guardian.clone(),
         rule: decision.rule,
         why: decision.why.clone(),
     }
@@ -105,6 +109,7 @@ pub fn first_status(effective: &Effective, now: Instant) -> Status {
         maximum_lag_on_failover: effective.core.maximum_lag_on_failover,
         ttl: effective.core.ttl,
         next_turn_due: now + effective.core.loop_wait + Duration::from_secs(5),
+        guardian: None,
         rule: "start",
         why: "just started".to_owned(),
     }

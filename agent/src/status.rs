@@ -11,6 +11,8 @@ use regent_core::postgres::SqlFacts;
 use regent_core::units::{Instant, SystemId};
 use serde_json::{Map, Value};
 
+use crate::guardian;
+
 /// One published status.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
@@ -59,6 +61,8 @@ pub struct Status {
     pub ttl: Duration,
     /// The next turn of the loop is due by this moment.
     pub next_turn_due: Instant,
+    /// The guardian, as this agent knows it; `None`: the configuration wants none.
+    pub guardian: Option<guardian::View>,
     /// The last decision: rule and reason.
     pub rule: &'static str,
     /// See `rule`.

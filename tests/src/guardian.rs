@@ -22,6 +22,9 @@ pub struct SimGuardian {
     postgres: FakePostgres,
     state: Rc<RefCell<State>>,
     changed: Rc<Notify>,
+    ended: Rc<Notify>,
+    /// Which process answered this end last.
+    met: Option<u32>,
 }
 
 #[derive(Default)]
@@ -39,7 +42,14 @@ impl SimGuardian {
     /// A machine's, from now on.
     #[must_use]
     pub fn start(clock: SimClock, postgres: FakePostgres) -> SimGuardian {
-        let guardian = SimGuardian { clock, postgres, state: Rc::default(), changed: Rc::default() };
+        let guardian = SimGuardian {
+            clock,
+            postgres,
+            state: Rc::default(),
+            changed: Rc::default(),
+            ended: Rc::default(),
+            met: None,
+        };
         tokio::task::spawn_local(guardian.clone().run());
         guardian
     }
@@ -81,6 +91,7 @@ impl SimGuardian {
         let generation = state.generation + 1;
         *state = State { absent, generation, ..State::default() };
         self.changed.notify_one();
+        self.ended.notify_waiters();
     }
 
     /// The machine loses its power.
@@ -88,6 +99,7 @@ impl SimGuardian {
         let generation = self.state.borrow().generation + 1;
         *self.state.borrow_mut() = State { generation, ..State::default() };
         self.changed.notify_one();
+        self.ended.notify_waiters();
     }
 }
 
@@ -103,6 +115,7 @@ impl Guard for SimGuardian {
         }
         let now = self.clock.now();
         let mut state = self.state.borrow_mut();
+        self.met = (!state.absent).then_some(state.generation);
         if state.absent {
             return Err("it cannot be started".to_owned());
         }
@@ -129,5 +142,13 @@ impl Guard for SimGuardian {
             last: state.last,
             granted: Granted::default(),
         })
+    }
+
+    async fn gone(&mut self) {
+        let Some(met) = self.met else { return std::future::pending().await };
+        while self.state.borrow().generation == met {
+            self.ended.notified().await;
+        }
+        self.met = None;
     }
 }

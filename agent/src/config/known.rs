@@ -21,10 +21,22 @@ struct Keys {
 const SECTIONS: &[Keys] = &[
     Keys {
         path: "",
-        now: &["scope", "name", "namespace", "log", "restapi", "ctl", "etcd3", "bootstrap", "postgresql", "tags"],
+        now: &[
+            "scope",
+            "name",
+            "namespace",
+            "log",
+            "restapi",
+            "ctl",
+            "etcd3",
+            "bootstrap",
+            "postgresql",
+            "watchdog",
+            "tags",
+            "regent",
+        ],
         later: &[],
         ignored: &[
-            "watchdog",
             "thread_pool_size",
             "thread_stack_size",
             "citus",
@@ -84,6 +96,7 @@ const SECTIONS: &[Keys] = &[
         ignored: &["insecure", "name", "version_prefix"],
     },
     Keys { path: "watchdog", now: &[], later: &["mode"], ignored: &["device", "safety_margin", "driver"] },
+    Keys { path: "regent", now: &["guardian"], later: &[], ignored: &[] },
     Keys {
         path: "bootstrap",
         now: &["dcs", "initdb", "pg_hba", "post_bootstrap", "post_init"],

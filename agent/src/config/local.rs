@@ -36,6 +36,8 @@ pub struct LocalConfig {
     pub etcd: EtcdConfig,
     /// `postgresql.data_dir`, absolute.
     pub data_dir: PathBuf,
+    /// `regent.guardian`, a key of our own: no leadership without a guardian.
+    pub guardian: bool,
     /// The file has a `bootstrap` section whose method is supported: this node may create the cluster.
     pub may_bootstrap: bool,
     /// Environment variables that were read: children must not inherit them (they hold passwords).
@@ -193,6 +195,7 @@ impl LocalConfig {
         let etcd = etcd::read(&root, &mut report);
         let data_dir = postgresql.required("data_dir", &mut report).map(|path| absolute(&path));
         postgresql.required("listen", &mut report);
+        let guardian = guardian(&root.child("regent", &mut report), &mut report);
         let may_bootstrap = may_bootstrap(&root.child("bootstrap", &mut report), &mut report);
         let (Some(scope), Some(name), Some(restapi), Some(etcd), Some(data_dir)) =
             (scope, name, restapi, etcd, data_dir)
@@ -208,6 +211,7 @@ impl LocalConfig {
             ctl,
             etcd,
             data_dir,
+            guardian,
             may_bootstrap,
             used_environment: Vec::new(),
             warnings: report.warnings,
@@ -263,6 +267,7 @@ impl LocalConfig {
         note("scope or namespace", self.store_path != newer.store_path);
         note("name", self.name != newer.name);
         note("postgresql.data_dir", self.data_dir != newer.data_dir);
+        note("regent.guardian", self.guardian != newer.guardian);
         let places = |config: &LocalConfig| EtcdConfig { username: None, password: None, ..config.etcd.clone() };
         note("etcd3", places(self) != places(newer));
         changed
@@ -305,6 +310,15 @@ fn may_bootstrap(bootstrap: &Section<'_>, report: &mut Report) -> bool {
         (None, Some(node)) => refuse("bootstrap.dcs.standby_cluster", node),
         (None, None) => bootstrap.is_present(),
     }
+}
+
+/// Off only where that is what was written: a misspelt word must not cost the fence.
+fn guardian(regent: &Section<'_>, report: &mut Report) -> bool {
+    let Some(node) = regent.get("guardian") else { return true };
+    values::word(node).unwrap_or_else(|| {
+        report.warn(&node.at, "regent.guardian", "must be on or off; on applies");
+        true
+    })
 }
 
 fn log(root: &Section<'_>, report: &mut Report) -> LogConfig {
