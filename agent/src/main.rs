@@ -13,7 +13,7 @@ use regent::clock::{BootClock, Clock, boot_time};
 use regent::config::{LocalConfig, Sources};
 use regent::layers::{Effective, Files, Layers};
 use regent::logging::Log;
-use regent::{guardian, init, lease, peers, report};
+use regent::{guardian, init, lease, peers, report, watchdog};
 use regent_core::fence::Fence;
 use regent_core::peers::PeerReply;
 use regent_core::plan::Exit;
@@ -105,12 +105,13 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
 
     let guardian =
         if guarded { Some(guard(&effective.postgres.data_dir, lease_view.clone())?) } else { unguarded(&effective) };
+    let watchdog = watch(effective.watchdog.clone(), lease_view.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
     let exit = tokio::task::LocalSet::new().block_on(&runtime, async move {
         let dcs = EtcdDcs::connect(etcd).await.map_err(|error| error.to_string())?;
         let seams = Seams { dcs, postgres: Server::new(effective.postgres.clone()), clock, network: Http };
-        let channels = Channels { commands: inbox, claims, lease: lease_view, guardian, status };
+        let channels = Channels { commands: inbox, claims, lease: lease_view, guardian, watchdog, status };
         let agent = Agent::new(seams, channels, Box::new(layers), Judge::default())?;
         tokio::task::spawn_local(signals(commands.clone())?);
         tokio::task::spawn_local(async move {
@@ -138,6 +139,17 @@ fn guard(data_dir: &std::path::Path, leases: watch::Receiver<LeaseView>) -> Resu
     let feed = move || runtime.block_on(guardian::feed(client, BootClock, orders, leases, state));
     std::thread::Builder::new().name("guardian".to_owned()).spawn(feed).map_err(text)?;
     Ok(guardian::Channels { fences, view })
+}
+
+/// On a thread of its own, as a driver may block.
+fn watch(settings: watchdog::Settings, leases: watch::Receiver<LeaseView>) -> Result<watchdog::Channels, String> {
+    let text = |error: std::io::Error| format!("the watchdog cannot be fed: {error}");
+    let (orders, heard) = watch::channel(watchdog::Order { fence: Fence::Keep, settings });
+    let (sender, state) = watch::channel(watchdog::State::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(text)?;
+    let feed = move || runtime.block_on(watchdog::feed(BootClock, heard, leases, sender));
+    std::thread::Builder::new().name("watchdog".to_owned()).spawn(feed).map_err(text)?;
+    Ok(watchdog::Channels { orders, state })
 }
 
 /// The configuration wants no guardian: none must be left that would kill the server at a deadline that nobody moves.

@@ -17,6 +17,7 @@ use regent::clock::Clock;
 use regent::guardian;
 use regent::layers::{Effective, Layers};
 use regent::status::Status;
+use regent::watchdog;
 use regent_core::config::{Config, Tags};
 use regent_core::fence::Fence;
 use regent_core::peers::PeerReply;
@@ -82,6 +83,8 @@ pub struct Node {
     pub dcs: MemoryDcs,
     /// Its guardian.
     pub guardian: SimGuardian,
+    /// Why its watchdog, which is required everywhere, cannot be used.
+    watchdog: watch::Sender<Option<String>>,
     frozen: bool,
     /// Its agent is to be started when the machine goes on.
     start_later: bool,
@@ -309,7 +312,18 @@ impl World {
             let dcs = store.client(name.as_str());
             let guardian = SimGuardian::start(clock.clone(), postgres.clone());
             let (frozen, start_later) = (false, false);
-            let node = Node { timings, postgres, dcs, guardian, frozen, start_later, clock, config, process: None };
+            let node = Node {
+                timings,
+                postgres,
+                dcs,
+                guardian,
+                frozen,
+                start_later,
+                clock,
+                config,
+                process: None,
+                watchdog: watch::Sender::new(None),
+            };
             nodes.insert(name, node);
         }
         World { shape, store, network, nodes, judge, directory: Directory::default(), assassins: Vec::new(), epoch }
@@ -342,6 +356,7 @@ impl World {
             scope: "demo".into(),
             conn_url: conn_url(name),
             api_url: format!("http://{name}:8008/patroni"),
+            watchdog: watchdog_of(&node.config),
             proxy_url: None,
             tags: published_tags(&node.config.tags),
             noloadbalance: false,
@@ -361,11 +376,16 @@ impl World {
         let (guarded, view) = watch::channel(guardian::View::default());
         let feed = guardian::feed(node.guardian.clone(), node.clock.clone(), orders, lease.clone(), guarded);
         let guardian = Some(guardian::Channels { fences, view });
-        let channels = Channels { commands: inbox, claims, lease, guardian, status };
+        let (wanted, heard) =
+            watch::channel(watchdog::Order { fence: Fence::Keep, settings: watchdog_of(&node.config) });
+        let (told, state) = watch::channel(watchdog::State::default());
+        let watchdog = watchdog::Channels { orders: wanted, state };
+        let channels = Channels { commands: inbox, claims, lease, guardian, watchdog, status };
         let life = Rc::new(Life::default());
         let exit = Rc::new(Cell::new(None));
         let body = LocalSet::new();
         body.spawn_local(feed);
+        body.spawn_local(watchdog_answers(heard, told, node.watchdog.subscribe()));
         body.spawn_local(regent::lease::keep(node.dcs.clone(), node.clock.clone(), claimed, lease_sender));
         let layers = Constant { effective, remembered: RefCell::default() };
         let (ended, own_life) = (exit.clone(), life.clone());
@@ -381,6 +401,13 @@ impl World {
             .insert(name.to_owned(), Door { status: published, life: life.clone(), clock: node.clock.clone() });
         tokio::task::spawn_local(Mortal { life: life.clone(), body: Some(body) });
         node.process = Some(Process { life, commands, exit });
+    }
+
+    /// The watchdog of a member cannot be used any more, or can again
+    pub fn break_watchdog(&self, name: &str, why: Option<&str>) {
+        if let Some(node) = self.nodes.get(name) {
+            node.watchdog.send_replace(why.map(str::to_owned));
+        }
     }
 
     /// Kills the agent of a member, as SIGKILL does: its server goes on.
@@ -528,6 +555,29 @@ impl Node {
     #[must_use]
     pub fn exit(&self) -> Option<Exit> {
         self.process.as_ref().and_then(|process| process.exit.get())
+    }
+}
+
+/// Every machine has one, and leads only with it.
+fn watchdog_of(config: &Config) -> watchdog::Settings {
+    let (mode, device) = (watchdog::Mode::Required, watchdog::default_device().to_owned());
+    watchdog::Settings { mode, device, timeout: config.ttl, loop_wait: config.loop_wait }
+}
+
+/// A twin of the watchdog's thread: it answers, and resets nothing.
+async fn watchdog_answers(
+    mut orders: watch::Receiver<watchdog::Order>,
+    state: watch::Sender<watchdog::State>,
+    mut broken: watch::Receiver<Option<String>>,
+) {
+    loop {
+        let (order, problem) = (Some(orders.borrow_and_update().clone()), broken.borrow_and_update().clone());
+        state.send_replace(watchdog::State { order, active: None, problem });
+        tokio::select! {
+            biased;
+            changed = orders.changed() => if changed.is_err() { return },
+            changed = broken.changed() => if changed.is_err() { return },
+        }
     }
 }
 

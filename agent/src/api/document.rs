@@ -52,6 +52,9 @@ pub(super) fn document(moment: &Moment<'_>) -> Value {
         put("pending_restart_reason", reason);
     }
     put("patroni", json!({"version": super::CONTRACT_VERSION, "scope": status.scope, "name": status.name}));
+    if status.watchdog_failed {
+        put("watchdog_failed", true.into());
+    }
     put("regent", own(moment));
     Value::Object(keys)
 }
@@ -64,6 +67,12 @@ fn own(moment: &Moment<'_>) -> Value {
     put("rule", moment.status.rule.into());
     if let Some(guardian) = &moment.status.guardian {
         put("guardian", shown_guardian(moment, guardian));
+    }
+    let watchdog = &moment.status.watchdog;
+    match (watchdog.active, &watchdog.problem) {
+        (Some(timeout), _) => drop(put("watchdog", json!({"state": "active", "timeout": timeout.as_secs()}))),
+        (None, Some(why)) => drop(put("watchdog", json!({"state": "unusable", "problem": why}))),
+        (None, None) => {}
     }
     Value::Object(own)
 }

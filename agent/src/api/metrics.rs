@@ -24,7 +24,7 @@ const fn counter(name: &'static str, help: &'static str, value: fn(&Moment<'_>) 
 }
 
 /// In the contract's order; ours come last.
-const METRICS: [Metric; 35] = [
+const METRICS: [Metric; 36] = [
     gauge("patroni_version", "Level of the contract, two digits a part.", |_| version_digits(super::CONTRACT_VERSION)),
     gauge("patroni_postgres_running", "1 if PostgreSQL runs and answers.", |m| flag(m.is_running())),
     gauge("patroni_postmaster_start_time", "Epoch seconds of the start of PostgreSQL.", |m| {
@@ -104,6 +104,9 @@ const METRICS: [Metric; 35] = [
             format!("{:.3}", last.map_or(Duration::ZERO, |last| m.now.since(last.at)).as_secs_f64())
         },
     ),
+    gauge("regent_watchdog_active", "1 while the kernel's watchdog counts.", |m| {
+        flag(m.status.watchdog.active.is_some())
+    }),
 ];
 
 /// The whole page.

@@ -231,6 +231,7 @@ regent_guardian_alive 1
 regent_guardian_armed 1
 regent_guardian_deadline_seconds 18.500
 regent_guardian_last_kill_age_seconds 0.000
+regent_watchdog_active 0
 "#;
 
 /// Name and value of every sample; each must have its HELP and TYPE right before it, and the labels in their order.

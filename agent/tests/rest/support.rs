@@ -187,6 +187,8 @@ pub(crate) fn replica() -> Status {
         ttl: secs(30),
         next_turn_due: NOW + secs(10),
         guardian: Some(guardian::View { met: true, pid: 77, ..guardian::View::default() }),
+        watchdog: regent::watchdog::State::default(),
+        watchdog_failed: false,
         rule: "follow",
         why: "n1 leads".to_owned(),
     }
