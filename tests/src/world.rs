@@ -13,6 +13,7 @@ use regent::agent::{Agent, Channels, Command, Seams};
 use regent::clock::Clock;
 use regent::guardian;
 use regent::status::Status;
+use regent::watchdog;
 use regent_core::config::Config;
 use regent_core::fence::Fence;
 use regent_core::plan::Exit;
@@ -89,6 +90,8 @@ pub struct Node {
     pub dcs: MemoryDcs,
     /// Its guardian.
     pub guardian: SimGuardian,
+    /// Why its watchdog, which is required everywhere, cannot be used.
+    watchdog: watch::Sender<Option<String>>,
     /// The machine stands still.
     frozen: bool,
     /// Its server is stopped.
@@ -160,6 +163,7 @@ impl World {
                 clock,
                 config,
                 process: None,
+                watchdog: watch::Sender::new(None),
             };
             nodes.insert(name, node);
         }
@@ -203,11 +207,16 @@ impl World {
         let (guarded, view) = watch::channel(guardian::View::default());
         let feed = guardian::feed(node.guardian.clone(), node.clock.clone(), orders, lease.clone(), guarded);
         let guardian = Some(guardian::Channels { fences, view });
-        let channels = Channels { commands: inbox, claims, lease, guardian, status };
+        let (wanted, heard) =
+            watch::channel(watchdog::Order { fence: Fence::Keep, settings: machine::watchdog_of(&node.config) });
+        let (told, state) = watch::channel(watchdog::State::default());
+        let watchdog = watchdog::Channels { orders: wanted, state };
+        let channels = Channels { commands: inbox, claims, lease, guardian, watchdog, status };
         let life = Rc::new(Life::default());
         let exit = Rc::new(Cell::new(None));
         let body = LocalSet::new();
         body.spawn_local(feed);
+        body.spawn_local(machine::watchdog_answers(heard, told, node.watchdog.subscribe()));
         let renewer = Renewer { dcs: node.dcs.clone(), clock: node.clock.clone(), renewals: make.renewals };
         body.spawn_local(regent::lease::keep(renewer, node.clock.clone(), claimed, lease_sender));
         let layers = Constant::of(effective);
@@ -224,6 +233,13 @@ impl World {
             .insert(name.to_owned(), Door { status: published, life: life.clone(), clock: node.clock.clone() });
         tokio::task::spawn_local(Mortal { life: life.clone(), body: Some(body) });
         node.process = Some(Process { life, commands, exit });
+    }
+
+    /// The watchdog of a member cannot be used any more, or can again
+    pub fn break_watchdog(&self, name: &str, why: Option<&str>) {
+        if let Some(node) = self.nodes.get(name) {
+            node.watchdog.send_replace(why.map(str::to_owned));
+        }
     }
 
     /// Kills the agent of a member, as SIGKILL does: its server goes on.

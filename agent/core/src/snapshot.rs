@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub namesake: Option<String>,
     /// Whether the guardian stands ready for what this member may do next (22.3 I3).
     pub guardian: Guardian,
+    /// The kernel's watchdog, where the operator demands one (section 21).
+    pub watchdog: Watchdog,
     /// What the operator or the machine wants of this process.
     pub order: Order,
     /// The past.
@@ -62,6 +64,18 @@ pub enum Guardian {
         /// Since when.
         since: Instant,
     },
+}
+
+/// The kernel's watchdog, as far as leadership hangs on it (ha-rules section 21).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Watchdog {
+    /// It is not required; or it can be used and, where a server may write, counts.
+    #[default]
+    Ready,
+    /// It is required, and has not answered the last order yet.
+    Awaited,
+    /// It is required and cannot be used, and why.
+    Failed(String),
 }
 
 /// Replies of other members to one round of questions.

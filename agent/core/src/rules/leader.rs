@@ -8,7 +8,7 @@ use crate::cluster::{ConfigKey, HistoryLine, Initialize, Status};
 use crate::memory::Role;
 use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{ClusterState, DataDir, Job, Process, SqlFacts, StopMode, Upstream};
-use crate::snapshot::{Guardian, Seat, Snapshot};
+use crate::snapshot::{Guardian, Seat, Snapshot, Watchdog};
 use crate::units::Timeline;
 
 /// How soon to look again at something that changes without an event.
@@ -118,6 +118,25 @@ pub(super) fn give_up_without_guardian(s: &Snapshot) -> Option<Verdict> {
     } else {
         Verdict::new(Plan::stay(), format!("waiting for the guardian: {why}")).again_in(SOON)
     })
+}
+
+/// `watchdog: required`, and it cannot be used: a primary stops, and the key goes to a member that has one.
+pub(super) fn give_up_without_watchdog(s: &Snapshot) -> Option<Verdict> {
+    let why = match &s.watchdog {
+        Watchdog::Ready => return None,
+        // What runs goes on for the moment that the answer takes.
+        Watchdog::Awaited if s.is_primary() => return None,
+        Watchdog::Awaited => return Some(Verdict::new(Plan::stay(), "waiting for the watchdog").again_in(SOON)),
+        Watchdog::Failed(why) => why,
+    };
+    let plan = if s.is_primary() {
+        Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate))
+    } else if !s.postgres.is_up() || s.standby().is_some() {
+        Plan::of(Lease::Release, Move::Stay)
+    } else {
+        Plan::stay()
+    };
+    Some(Verdict::new(plan, format!("the watchdog is required and cannot be used: {why}")).again_in(SOON))
 }
 
 /// `primary_start_timeout: 0`: the operator prefers failover to crash recovery, if there is somebody to fail over to.
@@ -362,11 +381,12 @@ pub(super) fn lead(s: &Snapshot) -> Verdict {
 #[cfg(test)]
 mod tests {
     use crate::cluster::HistoryLine;
-    use crate::fixture::{primary, secs, standby};
+    use crate::fixture::{Builder, primary, secs, standby};
     use crate::memory::{LeaseOutcome, Role};
     use crate::plan::{KeyWrite, Lease, Move};
     use crate::postgres::{DataDir, Job, Probe, StopMode, Upstream};
     use crate::rules::decide;
+    use crate::snapshot::Watchdog;
     use crate::units::{Lsn, Timeline};
 
     #[test]
@@ -441,6 +461,25 @@ mod tests {
         assert_eq!(decide(&primary().unguarded_for(secs(60)).build()).rule, "lead");
         let restarted = primary().key_on_lease(77).unguarded_for(secs(60)).build();
         assert_eq!(decide(&restarted).rule, "adopt_leader_key", "its guardian follows; an outage would not help");
+    }
+
+    #[test]
+    fn without_a_required_watchdog_a_primary_stops_and_then_gives_the_key_back() {
+        let with = |server: &Builder, watchdog: Watchdog| decide(&server.clone().watchdog(watchdog).build());
+        let failed = || Watchdog::Failed("no such device".into());
+        let promoting = standby().holding_the_key().promised("a", 2);
+        for (server, lease, postgres) in [
+            (primary(), Lease::Keep, Move::Stop(StopMode::Immediate)),
+            (promoting.clone(), Lease::Release, Move::Stay),
+            (primary().down(), Lease::Release, Move::Stay),
+        ] {
+            let decision = with(&server, failed());
+            assert_eq!(decision.rule, "give_up_without_watchdog");
+            assert_eq!((decision.plan.lease, decision.plan.postgres), (lease, postgres));
+            assert_ne!(with(&server, Watchdog::Ready).rule, "give_up_without_watchdog");
+        }
+        assert_eq!(with(&primary(), Watchdog::Awaited).rule, "lead", "a slow answer is no outage");
+        assert_eq!(with(&promoting, Watchdog::Awaited).plan.postgres, Move::Stay);
     }
 
     #[test]

@@ -117,6 +117,7 @@ pub const LEADER: Table = Table {
         leader::let_lease_of_hung_server_run ["22.3 I1"] "clients that wait for a server which will never answer, while its agent keeps the lock";
         leader::give_up_hung_server        ["22.3 I1"]   "a restart on the disk that has just hung";
         leader::give_up_without_guardian   ["22.3 I3"]   "a new primary that nobody stops when its agent freezes";
+        leader::give_up_without_watchdog   ["L9 V3"]     "a primary that nothing resets when its machine hangs, where the operator demands it";
         leader::prefer_failover_to_start   ["C1"]        "an outage as long as crash recovery, although a standby is ready";
         leader::restart_crashed_primary    ["C2"]        "a failover where a restart in place is faster and loses nothing";
         leader::start_uncertain_as_standby ["C4"]        "a writable start from an uncertain state";
@@ -173,6 +174,7 @@ pub const ELECTION: Table = Table {
         election::wait_while_starting       ["R3"]       "a leader whose position is unknown";
         election::demote_stale_primary      ["R5 R20 S2"] "a primary that slept through another promotion and steals the lock back";
         election::wait_for_guardian         ["22.3 I3"]  "a leader that nobody stops when its agent freezes";
+        election::wait_for_watchdog         ["R10 V3"]   "a leader that nothing resets when its machine hangs, where the operator demands it";
         election::keep_leading              ["R5"]       "a promotion where nothing was lost but the key";
         election::wait_nofailover           ["R7"]       "a leader that the operator ruled out";
         election::wait_for_lease            ["DL8"]      "a key without a lease";
