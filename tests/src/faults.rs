@@ -122,8 +122,8 @@ pub fn harmless(fault: &Fault, shape: &Shape, leader: &str) -> bool {
     let on_leader = fault.kind.members().iter().any(|name| *name == leader || *name == LEADER);
     match &fault.kind {
         Kind::KillAgent(_) | Kind::FreezeAgent(_) => !on_leader || fault.lasts <= grace(shape),
-        Kind::EtcdOutage => fault.lasts <= grace(shape),
-        Kind::CutEtcd(_) | Kind::LoseAnswers(_) => !on_leader || fault.lasts <= grace(shape),
+        Kind::EtcdOutage => shape.failsafe || fault.lasts <= grace(shape),
+        Kind::CutEtcd(_) | Kind::LoseAnswers(_) => shape.failsafe || !on_leader || fault.lasts <= grace(shape),
         Kind::SlowEtcd(_, by) => !on_leader || *by <= Duration::from_millis(200),
         Kind::EtcdElection | Kind::SlowWatch(..) | Kind::CutReplication(..) | Kind::SlowReplication(..) => true,
         Kind::KillServer(_) | Kind::KillNode(_) | Kind::StopAgent(_) | Kind::FreezeNode(_) => !on_leader,

@@ -77,6 +77,14 @@ pub const BUGS: &[Bug] = &[
         decide: |s| without(s, &["stop_diverged"]),
     },
     Bug { name: "no guardian", fence: unguarded, decide: |s| record(s, decide(s)) },
+    Bug { name: "failsafe mode goes on with one member missing", fence: unguarded, decide: one_missing },
+    Bug { name: "a promise of the others lasts longer than they meant", fence: unguarded, decide: promises_too_long },
+    Bug { name: "who agreed that another one goes on races all the same", fence: Snapshot::fence, decide: word_broken },
+    Bug {
+        name: "who was restarted forgets what it agreed to",
+        fence: Snapshot::fence,
+        decide: |s| without(s, &["wait_after_start"]),
+    },
     Bug {
         name: "the guardian is disarmed before the server is down",
         fence: disarmed_early,
@@ -109,6 +117,27 @@ fn clock_without_suspend(s: &Snapshot) -> Decision {
     let mut asleep = s.clone();
     asleep.lease.ends = s.lease.ends.map(|ends| ends.max(s.now + s.config.ttl / 2));
     record(s, decide(&asleep))
+}
+
+fn one_missing(s: &Snapshot) -> Decision {
+    let mut fewer = s.clone();
+    let agreed = &s.memory.promises.until;
+    if agreed.len() > 1 {
+        fewer.memory.topology.members.retain(|name, _| agreed.contains_key(name));
+    }
+    record(s, decide(&fewer))
+}
+
+fn promises_too_long(s: &Snapshot) -> Decision {
+    let mut late = s.clone();
+    late.memory.promises.until.values_mut().for_each(|until| *until = *until + s.config.ttl / 2);
+    record(s, decide(&late))
+}
+
+fn word_broken(s: &Snapshot) -> Decision {
+    let mut free = s.clone();
+    free.agreement = None;
+    record(s, decide(&free))
 }
 
 fn release_before_stop(s: &Snapshot) -> Decision {

@@ -14,10 +14,12 @@ use std::time::{Duration, SystemTime};
 
 use regent::agent::{Agent, Channels, Command, Judge, Network, Seams};
 use regent::clock::Clock;
+use regent::failsafe;
 use regent::guardian;
 use regent::layers::{Effective, Layers};
 use regent::status::Status;
 use regent_core::config::{Config, Tags};
+use regent_core::failsafe::Notice;
 use regent_core::fence::Fence;
 use regent_core::peers::PeerReply;
 use regent_core::plan::Exit;
@@ -46,12 +48,21 @@ pub struct Shape {
     pub retry_timeout: Duration,
     /// Time for a forced stop.
     pub stop_budget: Duration,
+    /// `failsafe_mode`
+    pub failsafe: bool,
 }
 
 impl Default for Shape {
     fn default() -> Self {
         let secs = Duration::from_secs;
-        Shape { members: 3, ttl: secs(10), loop_wait: secs(3), retry_timeout: secs(3), stop_budget: secs(2) }
+        Shape {
+            members: 3,
+            ttl: secs(10),
+            loop_wait: secs(3),
+            retry_timeout: secs(3),
+            stop_budget: secs(2),
+            failsafe: false,
+        }
     }
 }
 
@@ -67,6 +78,7 @@ pub struct World {
     pub nodes: BTreeMap<String, Node>,
     judge: Judge,
     directory: Directory,
+    agreed: Agreed,
     /// Those that wait for the next promotion; false: no more.
     assassins: Vec<Rc<Cell<bool>>>,
     epoch: tokio::time::Instant,
@@ -179,10 +191,14 @@ impl Clock for SimClock {
     }
 }
 
+/// When which member last agreed that another one goes on: `(who asked, who agreed)`.
+type Agreed = Rc<RefCell<BTreeMap<(String, String), Duration>>>;
+
 type Directory = Rc<RefCell<BTreeMap<String, Door>>>;
 
 /// Where others find an agent's REST API.
 struct Door {
+    failsafe: failsafe::Door,
     status: watch::Receiver<Arc<Status>>,
     life: Rc<Life>,
     clock: SimClock,
@@ -192,6 +208,8 @@ struct Door {
 #[derive(Clone)]
 pub struct SimNetwork {
     directory: Directory,
+    agreed: Agreed,
+    epoch: tokio::time::Instant,
 }
 
 impl Network for SimNetwork {
@@ -209,6 +227,23 @@ impl Network for SimNetwork {
         replies
     }
 
+    async fn confirm(
+        &self,
+        whom: BTreeMap<MemberName, String>,
+        notice: Notice,
+        within: Duration,
+    ) -> BTreeMap<MemberName, bool> {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let mut silent = false;
+        let agreed = whom.into_keys().map(|name| {
+            let agreed = self.agrees(&name, &notice, &mut silent);
+            (name, agreed)
+        });
+        let agreed = agreed.collect();
+        tokio::time::sleep(if silent { within } else { Duration::from_millis(1) }).await;
+        agreed
+    }
+
     async fn lives(&self, api_url: String, _within: Duration) -> bool {
         let host = api_url.split(['/', ':']).find(|part| !part.is_empty() && *part != "http").unwrap_or_default();
         self.is_alive(host)
@@ -218,6 +253,18 @@ impl Network for SimNetwork {
 impl SimNetwork {
     fn is_alive(&self, name: &str) -> bool {
         self.directory.borrow().get(name).is_some_and(|door| !door.life.killed.get())
+    }
+
+    fn agrees(&self, name: &MemberName, notice: &Notice, silent: &mut bool) -> bool {
+        let directory = self.directory.borrow();
+        let Some(door) = directory.get(name.as_str()).filter(|door| !door.life.killed.get()) else { return false };
+        *silent |= door.life.frozen();
+        let (ttl, on) = (door.status.borrow().ttl, door.status.borrow().failsafe_mode);
+        let agrees = !door.life.frozen() && on && door.failsafe.agrees(notice.clone(), door.clock.now(), ttl);
+        if agrees {
+            self.agreed.borrow_mut().insert((notice.name.to_string(), name.to_string()), self.epoch.elapsed());
+        }
+        agrees
     }
 
     fn answer(&self, name: &MemberName, silent: &mut bool) -> PeerReply {
@@ -301,6 +348,7 @@ impl World {
                 loop_wait: shape.loop_wait,
                 retry_timeout: shape.retry_timeout,
                 stop_budget: shape.stop_budget,
+                failsafe_mode: shape.failsafe,
                 primary_start_timeout: Duration::from_secs(30),
                 ..Config::of(MemberName::from(name.as_str()))
             };
@@ -312,7 +360,17 @@ impl World {
             let node = Node { timings, postgres, dcs, guardian, frozen, start_later, clock, config, process: None };
             nodes.insert(name, node);
         }
-        World { shape, store, network, nodes, judge, directory: Directory::default(), assassins: Vec::new(), epoch }
+        World {
+            shape,
+            store,
+            network,
+            nodes,
+            judge,
+            directory: Directory::default(),
+            agreed: Agreed::default(),
+            assassins: Vec::new(),
+            epoch,
+        }
     }
 
     /// Virtual time since the world began.
@@ -355,13 +413,14 @@ impl World {
             dcs: node.dcs.clone(),
             postgres: node.postgres.clone(),
             clock: node.clock.clone(),
-            network: SimNetwork { directory: directory.clone() },
+            network: SimNetwork { directory: directory.clone(), agreed: self.agreed.clone(), epoch: self.epoch },
         };
         let (fences, orders) = watch::channel(Fence::Keep);
         let (guarded, view) = watch::channel(guardian::View::default());
         let feed = guardian::feed(node.guardian.clone(), node.clock.clone(), orders, lease.clone(), guarded);
         let guardian = Some(guardian::Channels { fences, view });
-        let channels = Channels { commands: inbox, claims, lease, guardian, status };
+        let failsafe = failsafe::Door::default();
+        let channels = Channels { commands: inbox, claims, lease, guardian, failsafe: failsafe.clone(), status };
         let life = Rc::new(Life::default());
         let exit = Rc::new(Cell::new(None));
         let body = LocalSet::new();
@@ -376,9 +435,10 @@ impl World {
             own_life.killed.set(true); // The process ends, and its lease task with it.
             own_life.wake();
         });
-        directory
-            .borrow_mut()
-            .insert(name.to_owned(), Door { status: published, life: life.clone(), clock: node.clock.clone() });
+        directory.borrow_mut().insert(
+            name.to_owned(),
+            Door { failsafe, status: published, life: life.clone(), clock: node.clock.clone() },
+        );
         tokio::task::spawn_local(Mortal { life: life.clone(), body: Some(body) });
         node.process = Some(Process { life, commands, exit });
     }
@@ -462,6 +522,30 @@ impl World {
         let directory = self.directory.borrow();
         let door = directory.get(name).filter(|door| !door.life.killed.get())?;
         Some(door.status.borrow().clone())
+    }
+
+    /// S13: tells, whenever it is called, which primary goes on in failsafe mode without the word of which member, or on a word
+    /// that is older than its promise.
+    pub fn unasked(&self) -> impl Fn() -> Vec<(String, String)> + 'static {
+        let (directory, agreed, network) = (self.directory.clone(), self.agreed.clone(), self.network.clone());
+        let (store, epoch, ttl) = (self.store.clone(), self.epoch, self.shape.ttl);
+        move || {
+            let (directory, agreed, now) = (directory.borrow(), agreed.borrow(), epoch.elapsed());
+            let goes_on = |door: &Door| {
+                let active = door.status.borrow().failsafe_until.is_some_and(|until| door.clock.now() < until);
+                active && !door.life.killed.get() && !door.life.frozen()
+            };
+            let mut missing = Vec::new();
+            for name in network.writable_now().into_iter().filter(|name| directory.get(name).is_some_and(goes_on)) {
+                for other in store.failsafe().into_iter().map(|other| other.0).filter(|other| *other != name) {
+                    let pair = (name.clone(), other);
+                    if agreed.get(&pair).is_none_or(|at| now > *at + ttl) {
+                        missing.push(pair);
+                    }
+                }
+            }
+            missing
+        }
     }
 
     /// Asks, whenever it is called, which members answer 200 to `GET /primary` (rest-api.md 5.1, W2).
