@@ -165,6 +165,16 @@ pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span
         faults.push(Fault { at, lasts, kind: Kind::CutEtcd(name) });
         faults.push(Fault { at: later, lasts, kind: second });
     }
+    if shape.failsafe && rng.one_in(3) {
+        // A primary without etcd goes on; somebody who agreed to that is restarted; then the primary's agent answers no more.
+        let (at, other) = (rng.between(from, from + span), rng.pick(names).clone());
+        let asked = at + shape.loop_wait + shape.retry_timeout;
+        let cut = Kind::CutEtcd(LEADER.to_owned());
+        faults.push(Fault { at, lasts: shape.ttl * 3, kind: cut });
+        faults.push(Fault { at: asked, lasts: Duration::from_millis(100), kind: Kind::KillAgent(other) });
+        let silent = Kind::FreezeAgent(LEADER.to_owned());
+        faults.push(Fault { at: asked + shape.ttl / 20, lasts: shape.ttl * 2, kind: silent });
+    }
     faults.sort_by_key(|fault| fault.at);
     faults
 }
