@@ -99,10 +99,13 @@ impl From<&Write> for Txn {
             Write::PutHistory { lines, lease } => {
                 Txn::new([Compare::Lease(LEADER, *lease)], [put(HISTORY, keys::encode_history(lines))])
             }
-            Write::PutFailsafe { key, lease } => Txn::new(
-                [Compare::Lease(LEADER, *lease), Compare::Modified(FAILSAFE, key.modified)],
-                [put(FAILSAFE, keys::encode_failsafe(key))],
-            ),
+            Write::PutFailsafe { key, lease } => {
+                let seen = (key.modified != Revision::default()).then_some(key.modified);
+                Txn::new(
+                    [Compare::Lease(LEADER, *lease), Compare::unchanged(FAILSAFE, seen)],
+                    [put(FAILSAFE, keys::encode_failsafe(key))],
+                )
+            }
             Write::PutConfig { config, seen } => {
                 Txn::new([Compare::unchanged(CONFIG, *seen)], [put(CONFIG, config.to_string())])
             }

@@ -105,6 +105,7 @@ on_both! {
     only_the_holder_releases
     a_restarted_holder_adopts_its_key
     only_the_holder_writes_status_and_history
+    only_the_holder_writes_the_failsafe_key_and_only_over_what_it_saw
     config_is_restored_only_over_what_was_seen
     a_lease_that_is_gone_is_said_to_be_gone
     renewals_keep_a_lease_and_its_end_takes_all_keys_at_once
