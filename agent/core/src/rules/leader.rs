@@ -63,7 +63,7 @@ pub(super) fn give_up_after_failed_start(s: &Snapshot) -> Option<Verdict> {
 /// Could another member be promoted now?
 enum Successor {
     /// The others must be asked first.
-    Ask(Plan),
+    Ask(Box<Plan>),
     Ready,
     Nobody,
 }
@@ -73,7 +73,7 @@ fn successor(s: &Snapshot) -> Successor {
     if whom.is_empty() {
         return Successor::Nobody;
     }
-    let Some(peers) = s.fresh_peers() else { return Successor::Ask(Plan::ask(whom)) };
+    let Some(peers) = s.fresh_peers() else { return Successor::Ask(Box::new(Plan::ask(whom))) };
     let mine = s.memory.last_position.unwrap_or_default().max(s.cluster_position());
     let cluster_timeline = s.view().and_then(crate::cluster::ClusterView::timeline);
     let ready = peers.answers().any(|(_, answer)| {
@@ -112,7 +112,7 @@ pub(super) fn prefer_failover_to_start(s: &Snapshot) -> Option<Verdict> {
     }
     match successor(s) {
         Successor::Ask(ask) => {
-            Some(Verdict::new(ask, "PostgreSQL is down and primary_start_timeout is 0: who could take over?"))
+            Some(Verdict::new(*ask, "PostgreSQL is down and primary_start_timeout is 0: who could take over?"))
         }
         Successor::Ready => Some(Verdict::new(
             Plan::of(Lease::Release, Move::Stay),
@@ -163,7 +163,7 @@ fn starting_for(s: &Snapshot) -> Option<Duration> {
 pub(super) fn give_up_slow_start(s: &Snapshot) -> Option<Verdict> {
     let took = starting_for(s).filter(|took| *took > s.config.primary_start_timeout)?;
     match successor(s) {
-        Successor::Ask(ask) => Some(Verdict::new(ask, format!("starting for {took:?}: who could take over?"))),
+        Successor::Ask(ask) => Some(Verdict::new(*ask, format!("starting for {took:?}: who could take over?"))),
         Successor::Ready => Some(Verdict::new(
             Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
             format!(
