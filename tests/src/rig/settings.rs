@@ -19,6 +19,8 @@ pub struct Settings {
     pub nodes: usize,
     /// How many etcd members.
     pub etcd: usize,
+    /// `failsafe_mode`
+    pub failsafe: bool,
     /// `ttl`, in seconds.
     pub ttl: u32,
     /// `loop_wait`, in seconds.
@@ -34,7 +36,16 @@ pub struct Settings {
 impl Default for Settings {
     /// Three nodes on one etcd, faster than the peer's floor but within its rule `loop_wait + 2 * retry_timeout <= ttl`.
     fn default() -> Self {
-        Settings { nodes: 3, etcd: 1, ttl: 10, loop_wait: 3, retry_timeout: 3, haproxy: true, haproxy_fall: 2 }
+        Settings {
+            nodes: 3,
+            etcd: 1,
+            failsafe: false,
+            ttl: 10,
+            loop_wait: 3,
+            retry_timeout: 3,
+            haproxy: true,
+            haproxy_fall: 2,
+        }
     }
 }
 
@@ -56,7 +67,7 @@ pub fn patroni_yml(name: &str, dir: &Path, ports: NodePorts, etcd: &[u16], pg_bi
         let _ = write!(hosts, "\n    - 127.0.0.1:{port}");
     }
     let NodePorts { rest, postgres } = ports;
-    let Settings { ttl, loop_wait, retry_timeout, .. } = s;
+    let Settings { failsafe, ttl, loop_wait, retry_timeout, .. } = s;
     let (dir, pg_bin) = (dir.display(), pg_bin.display());
     format!(
         r#"scope: {SCOPE}
@@ -72,6 +83,7 @@ etcd3:
 
 bootstrap:
   dcs:
+    failsafe_mode: {failsafe}
     ttl: {ttl}
     loop_wait: {loop_wait}
     retry_timeout: {retry_timeout}
