@@ -56,8 +56,9 @@ impl Server {
             return Err(PgError::Refused(format!("the server runs already, as process {}", postmaster.pid)));
         }
         let installed = self.installed().await;
-        let look =
-            self.files("reading the data directory", move |settings| Ok(datadir::look(&settings.data_dir, &installed)));
+        let look = self.files("reading the data directory", move |settings| {
+            Ok(datadir::look(&settings.data_dir, &installed, None))
+        });
         let Look { kind, found, .. } = look.await?;
         let settings = self.settings();
         refuse_unusable(&settings, kind)?;

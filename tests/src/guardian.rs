@@ -24,6 +24,9 @@ pub struct SimGuardian {
     postgres: FakePostgres,
     state: Rc<RefCell<State>>,
     changed: Rc<Notify>,
+    ended: Rc<Notify>,
+    /// Which process answered this end last.
+    met: Option<u32>,
 }
 
 #[derive(Default)]
@@ -52,7 +55,14 @@ impl SimGuardian {
     /// A machine's, from now on.
     #[must_use]
     pub fn start(clock: SimClock, postgres: FakePostgres) -> SimGuardian {
-        let guardian = SimGuardian { clock, postgres, state: Rc::default(), changed: Rc::default() };
+        let guardian = SimGuardian {
+            clock,
+            postgres,
+            state: Rc::default(),
+            changed: Rc::default(),
+            ended: Rc::default(),
+            met: None,
+        };
         tokio::task::spawn_local(guardian.clone().run());
         guardian
     }
@@ -116,6 +126,7 @@ impl SimGuardian {
         let generation = state.generation + 1;
         *state = State { generation, standing: state.standing, ..State::default() };
         self.changed.notify_one();
+        self.ended.notify_waiters();
     }
 
     /// Does what it is asked for.
@@ -163,9 +174,19 @@ impl Guard for SimGuardian {
             }
             tokio::time::sleep(TRIP * 10).await;
         }
-        if self.state.borrow().absent {
+        let absent = self.state.borrow().absent;
+        self.met = (!absent).then_some(self.state.borrow().generation);
+        if absent {
             return Err("it cannot be started".to_owned());
         }
         Ok(self.take(request))
+    }
+
+    async fn gone(&mut self) {
+        let Some(met) = self.met else { return std::future::pending().await };
+        while self.state.borrow().generation == met {
+            self.ended.notified().await;
+        }
+        self.met = None;
     }
 }

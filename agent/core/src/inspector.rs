@@ -5,7 +5,7 @@
 
 use crate::plan::{KeyWrite, Lease, Move, Plan};
 use crate::postgres::{ClusterState, DataDir};
-use crate::snapshot::{Guardian, Order, Seat, Snapshot};
+use crate::snapshot::{Guardian, Order, Seat, Snapshot, Watchdog};
 
 /// A plan that must not be carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,11 +70,15 @@ const SENTENCES: &[Sentence] = &[
             s.seat() == Seat::Vacant && s.lease.id.is_some() && s.sql().is_some(),
         )
     }),
-    ("nobody takes the key, is promoted, starts as a primary or makes a cluster without a guardian", |s, p| {
-        let leads = matches!(p.lease, Lease::Take { .. })
-            || matches!(p.postgres, Move::Promote(_) | Move::StartPrimary | Move::Bootstrap);
-        implies(leads, s.guardian == Guardian::Ready || s.config.pause && p.postgres == Move::Stay)
-    }),
+    (
+        "nobody takes the key, is promoted, starts as a primary or makes a cluster without guardian and watchdog",
+        |s, p| {
+            let leads = matches!(p.lease, Lease::Take { .. })
+                || matches!(p.postgres, Move::Promote(_) | Move::StartPrimary | Move::Bootstrap);
+            let guarded = s.guardian == Guardian::Ready && s.watchdog == Watchdog::Ready;
+            implies(leads, guarded || s.config.pause && p.postgres == Move::Stay)
+        },
+    ),
     ("a promise never falls and never gives a timeline that another member was promised", |s, p| {
         let (Lease::Take { promise, .. } | Lease::Promise { promise, .. }) = &p.lease else { return true };
         let Some(last) = s.view().and_then(|view| view.promise.as_ref()).map(|key| &key.promise) else { return true };
@@ -120,8 +124,13 @@ const SENTENCES: &[Sentence] = &[
     ("nothing moves in pause, unless it is under way", |s, p| {
         implies(s.config.pause && s.job.is_none() && !s.memory.bootstrapping, p.postgres == Move::Stay)
     }),
-    ("only the holder writes status and history, and only a primary that runs", |s, p| {
-        let records = p.keys.iter().any(|key| matches!(key, KeyWrite::Status(_) | KeyWrite::History(_)));
+    ("who agreed that another primary goes on does not take the key as a standby, and is not promoted", |s, p| {
+        let leads = matches!(p.lease, Lease::Take { .. }) && !s.is_primary() || matches!(p.postgres, Move::Promote(_));
+        implies(s.agreement.is_some(), !leads)
+    }),
+    ("only the holder writes status, history and failsafe, and only a primary that runs", |s, p| {
+        let records =
+            p.keys.iter().any(|key| matches!(key, KeyWrite::Status(_) | KeyWrite::History(_) | KeyWrite::Failsafe(_)));
         implies(records, holds_the_key(s))
     }),
     ("the cluster's identity is written only from local data", |s, p| {
@@ -164,6 +173,8 @@ mod tests {
         );
         assert!(objects(&primary().led_by("b").build(), stay(Lease::Keep)), "two primaries");
         assert!(objects(&holder().unguarded_for(secs(0)).build(), promote(2)), "no guardian");
+        let waits = holder().watchdog(Watchdog::Awaited).build();
+        assert!(objects(&waits, promote(2)), "no watchdog, where one is required");
         assert!(objects(&standby().down().build(), go(Move::StartPrimary)));
         assert!(objects(&standby().down().build(), go(Move::RemoveUnfinished)), "somebody's data");
         assert!(objects(&standby().build(), go(Move::Clone { from: "b".into(), conn_url: String::new() })));

@@ -23,6 +23,8 @@ pub struct Settings {
     pub nodes: usize,
     /// How many etcd members.
     pub etcd: usize,
+    /// `failsafe_mode`
+    pub failsafe: bool,
     /// `ttl`, in seconds.
     pub ttl: u32,
     /// `loop_wait`, in seconds.
@@ -35,8 +37,6 @@ pub struct Settings {
     pub haproxy_fall: u32,
     /// Whether nodes and etcd members have a network namespace each; [`super::net::leave`] comes first.
     pub namespaces: bool,
-    /// `failsafe_mode`.
-    pub failsafe: bool,
     /// `synchronous_mode`.
     pub synchronous: bool,
     /// Whether the agents are Patroni's, from the program that `PEER_PATRONI` names.

@@ -183,6 +183,8 @@ impl Stage {
 
             ["guardian", name, "gone"] => self.guardian(name)?.refuse(true),
             ["guardian", name, "back"] => self.guardian(name)?.refuse(false),
+            ["watchdog", name, "gone"] => self.world.break_watchdog(self.named(name)?, Some("no such device")),
+            ["watchdog", name, "back"] => self.world.break_watchdog(self.named(name)?, None),
 
             // What PostgreSQL does by itself.
             ["replay", name, "pauses"] => self.server(name)?.pause_replay(),

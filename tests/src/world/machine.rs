@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use regent::layers::{Effective, Layers};
+use regent::watchdog;
 use regent_core::config::{Config, Tags};
 use regent_pgctl::fake::Timings;
 use regent_pgctl::settings::{Credentials, Settings};
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 
 use super::clock::Gait;
 use crate::rng::Rng;
@@ -81,9 +83,33 @@ pub(super) fn effective(config: &Config, name: &str) -> Effective {
         scope: "demo".into(),
         conn_url: conn_url(name),
         api_url: format!("http://{name}:8008/patroni"),
+        watchdog: watchdog_of(config),
         proxy_url: None,
         tags: published_tags(&config.tags),
         noloadbalance: false,
+    }
+}
+
+/// Every machine has one, and leads only with it.
+pub(super) fn watchdog_of(config: &Config) -> watchdog::Settings {
+    let (mode, device) = (watchdog::Mode::Required, watchdog::default_device().to_owned());
+    watchdog::Settings { mode, device, timeout: config.ttl, loop_wait: config.loop_wait }
+}
+
+/// A twin of the watchdog's thread: it answers, and resets nothing.
+pub(super) async fn watchdog_answers(
+    mut orders: watch::Receiver<watchdog::Order>,
+    state: watch::Sender<watchdog::State>,
+    mut broken: watch::Receiver<Option<String>>,
+) {
+    loop {
+        let (order, problem) = (Some(orders.borrow_and_update().clone()), broken.borrow_and_update().clone());
+        state.send_replace(watchdog::State { order, active: None, problem });
+        tokio::select! {
+            biased;
+            changed = orders.changed() => if changed.is_err() { return },
+            changed = broken.changed() => if changed.is_err() { return },
+        }
     }
 }
 
