@@ -1,6 +1,6 @@
 //! A twin of the guardian: it lives beside the agent, holds one deadline by its machine's clock, and kills the server twin.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -36,8 +36,8 @@ struct State {
     stopped: bool,
     /// Its machine stands still.
     standing: bool,
-    /// Requests that nobody waits for any more; they lie in its socket until it goes on.
-    waiting: Vec<Request>,
+    /// What lies in its sockets until it goes on, whether anybody still waits for an answer or not.
+    waiting: Vec<(Request, Rc<Cell<Option<Ack>>>)>,
     /// It cannot be started.
     absent: bool,
     last: Option<Action>,
@@ -106,9 +106,10 @@ impl SimGuardian {
 
     fn go_on(&self) {
         if self.state.borrow().runs() {
+            // Before it looks at the time.
             let waiting = std::mem::take(&mut self.state.borrow_mut().waiting);
-            for request in waiting {
-                let _ = self.take(request);
+            for (request, answer) in waiting {
+                answer.set(Some(self.take(request)));
             }
         }
         self.changed.notify_one();
@@ -136,7 +137,7 @@ impl SimGuardian {
         let due = state.deadline.is_some_and(|deadline| now >= deadline);
         let taken = match request {
             Request::Status => Taken::Done,
-            Request::Arm { .. } | Request::Disarm { .. } if due => Taken::Acting,
+            Request::Disarm { .. } if due => Taken::Acting,
             Request::Arm { deadline, .. } if deadline <= now => Taken::TooLate,
             Request::Arm { deadline, .. } => {
                 state.deadline = Some(deadline);
@@ -166,13 +167,17 @@ impl Guard for SimGuardian {
 
     async fn call(&mut self, request: Request) -> Result<Ack, String> {
         tokio::time::sleep(TRIP).await;
-        let patience = tokio::time::Instant::now() + PATIENCE;
-        while !self.state.borrow().runs() {
-            if tokio::time::Instant::now() >= patience {
-                self.state.borrow_mut().waiting.push(request);
-                return Err(format!("no answer in {PATIENCE:?}"));
+        if !self.state.borrow().runs() {
+            let (patience, answer) = (tokio::time::Instant::now() + PATIENCE, Rc::new(Cell::new(None)));
+            self.state.borrow_mut().waiting.push((request, answer.clone()));
+            while tokio::time::Instant::now() < patience {
+                tokio::time::sleep(TRIP * 10).await;
+                if let Some(ack) = answer.get() {
+                    self.met = Some(ack.guardian);
+                    return Ok(ack);
+                }
             }
-            tokio::time::sleep(TRIP * 10).await;
+            return Err(format!("no answer in {PATIENCE:?}"));
         }
         let absent = self.state.borrow().absent;
         self.met = (!absent).then_some(self.state.borrow().generation);

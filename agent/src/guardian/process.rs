@@ -38,6 +38,9 @@ const LINGER_TO_TELL: Duration = Duration::from_secs(3600);
 const ROUND: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(20)];
 /// Children in uninterruptible sleep may keep us waiting; the postmaster goes after so long all the same.
 const CHILDREN_FIRST: Duration = Duration::from_millis(100);
+/// The most steps of catching up: a full queue of connections (`net.core.somaxconn`, 4096), each of them accepted, read and
+/// found closed. Whoever goes on talking has been heard by then.
+const CATCH_UP: u32 = 3 * 4096;
 
 /// When this process was started as a guardian: guards until nothing is left to do. Otherwise `None`, at once.
 #[must_use]
@@ -129,9 +132,12 @@ impl Guardian {
     fn run(mut self) {
         loop {
             // Time first, whoever else wants something.
+            if self.is_due() {
+                self.catch_up();
+            }
             let now = boot_time();
-            if let Some(deadline) = self.deadline.filter(|deadline| now >= *deadline) {
-                self.begin(deadline, now);
+            if self.is_due() {
+                self.begin(now);
             }
             if let Some(acting) = self.acting {
                 self.round(acting, now);
@@ -140,7 +146,8 @@ impl Guardian {
                 self.idle_since = now;
             }
             let linger = if self.last.is_some() { LINGER_TO_TELL } else { LINGER };
-            if now.since(self.idle_since) >= linger {
+            // One that slept through its time looks once more for whom it should stay.
+            if now.since(self.idle_since) >= linger && !self.welcome() {
                 return;
             }
             let timeout = match self.acting {
@@ -149,6 +156,7 @@ impl Guardian {
                 None => linger,
             };
             self.wait(timeout);
+            // One step each: whoever talks without end does not hold up the time.
             self.hear();
             self.welcome();
         }
@@ -175,7 +183,21 @@ impl Guardian {
         Ok(())
     }
 
-    fn begin(&mut self, _deadline: Instant, now: Instant) {
+    fn is_due(&self) -> bool {
+        self.deadline.is_some_and(|deadline| boot_time() >= deadline)
+    }
+
+    /// We may have been stopped or starved while the agent was not: what it said meanwhile lies in the sockets, and the
+    /// server has every right to live if its lease was renewed beyond now.
+    fn catch_up(&mut self) {
+        for _ in 0..CATCH_UP {
+            if !self.is_due() || !(self.hear() || self.welcome()) {
+                return;
+            }
+        }
+    }
+
+    fn begin(&mut self, now: Instant) {
         match &self.postmaster {
             Some(postmaster) if !postmaster.is_gone() => postmaster.signal(Signal::STOP),
             // Unknown, or replaced: all are stopped before the first is killed, so that none starts another.
@@ -209,49 +231,52 @@ impl Guardian {
 
     // --- the agent ---
 
-    fn welcome(&mut self) {
-        let Ok((mut stream, _)) = self.listener.accept() else { return };
+    /// Lets the next one in, if somebody waits; tells whether.
+    fn welcome(&mut self) -> bool {
+        let Ok((mut stream, _)) = self.listener.accept() else { return false };
         let same_user =
             rustix::net::sockopt::socket_peercred(&stream).is_ok_and(|peer| peer.uid == rustix::process::geteuid());
         if !same_user || stream.set_nonblocking(true).is_err() {
-            return;
+            return true;
         }
         if self.agent.is_some() {
             let _ = stream.write(&self.ack(Taken::Taken).encode()); // Whether it hears that is its own affair.
-            return;
+            return true;
         }
         self.agent = Some(Agent { stream, inbox: [0; REQUEST], filled: 0 });
+        true
     }
 
-    fn hear(&mut self) {
-        loop {
-            let Some(agent) = &mut self.agent else { return };
-            let Some(room) = agent.inbox.get_mut(agent.filled..) else { return };
-            match agent.stream.read(room) {
-                Ok(0) => self.agent = None,
-                Ok(more) => {
-                    agent.filled = agent.filled.saturating_add(more);
-                    if agent.filled >= REQUEST {
-                        agent.filled = 0;
-                        let request = Request::decode(&agent.inbox);
-                        self.answer(request);
-                    }
+    /// Reads once, and answers a request that is complete; tells whether there was anything, be it the end.
+    fn hear(&mut self) -> bool {
+        let Some(agent) = &mut self.agent else { return false };
+        let Some(room) = agent.inbox.get_mut(agent.filled..) else { return false };
+        match agent.stream.read(room) {
+            Ok(0) => self.agent = None,
+            Ok(more) => {
+                agent.filled = agent.filled.saturating_add(more);
+                if agent.filled >= REQUEST {
+                    agent.filled = 0;
+                    let request = Request::decode(&agent.inbox);
+                    self.answer(request);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => self.agent = None,
             }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => self.agent = None,
         }
+        true
     }
 
     fn answer(&mut self, request: Option<Request>) {
-        // The request may have waited longer than the deadline allows.
-        let due = self.deadline.is_some_and(|deadline| boot_time() >= deadline);
         let taken = match request {
             Some(Request::Status) => Taken::Done,
             None => Taken::Unknown,
-            Some(Request::Arm { .. } | Request::Disarm { .. }) if due || self.acting.is_some() => Taken::Acting,
+            Some(Request::Arm { .. } | Request::Disarm { .. }) if self.acting.is_some() => Taken::Acting,
+            // True whenever it is read: the lease was acknowledged until then.
             Some(Request::Arm { postmaster, deadline }) => self.arm(postmaster, deadline),
+            // What was harmless when it was said need not be so now.
+            Some(Request::Disarm { .. }) if self.is_due() => Taken::Acting,
             Some(Request::Disarm { down }) => self.disarm(down),
         };
         let ack = self.ack(taken).encode();
