@@ -1,7 +1,7 @@
 //! The guardian: what stands between a frozen or killed agent and two primaries (DESIGN section 4, ha-rules 22.3 I3).
 //!
 //! ```text
-//!   loop ──Fence──► feeder ──arm, disarm──► guardian process ──SIGKILL at the deadline──► PostgreSQL
+//!   loop ──Fence──► feeder ──arm, disarm──► guardian process ──SIGINT before the deadline, SIGKILL at it──► PostgreSQL
 //!   lease ──D─────►   │ (own thread)          survives the agent; the next agent finds it again
 //!   loop ◄──View──────┘
 //! ```
@@ -82,12 +82,12 @@ fn request(guard: &impl Guard, fence: Fence, lease: LeaseView, known: &View) -> 
         Fence::Keep => Request::Status,
         Fence::Down => Request::Disarm { down: true },
         Fence::Off => Request::Disarm { down: false },
-        Fence::Guard { pid, lease: held } => {
+        Fence::Guard { pid, lease: held, early } => {
             // A deadline that stands, or may stand, is moved only by a renewal of the lease that the key is known to hang on.
             let counts = held.is_some() && held == lease.id || known.met && known.armed_until.is_none();
             let postmaster = pid.and_then(|pid| Some((pid, guard.started(pid)?)));
             match lease.ends.filter(|_| counts) {
-                Some(deadline) => Request::Arm { postmaster, deadline },
+                Some(deadline) => Request::Arm { postmaster, stop_at: deadline.minus(early), deadline },
                 None => Request::Status,
             }
         }
@@ -168,7 +168,11 @@ fn heard(before: &View, fence: Fence, wanted: Request, ack: &Ack, now: Instant) 
     }
     if let Some(action) = ack.last.filter(|action| before.last != Some(*action)) {
         let (ago, took, killed) = (now.since(action.at), action.took, action.killed);
-        tracing::warn!(?ago, ?took, killed, "the guardian has killed PostgreSQL: the lease had ended");
+        if killed == 0 {
+            tracing::warn!(?ago, ?took, "the guardian has stopped PostgreSQL: the lease was not renewed in time");
+        } else {
+            tracing::warn!(?ago, ?took, killed, "the guardian has killed PostgreSQL: the lease had ended");
+        }
     }
     let carried_out = match ack.taken {
         Taken::Done => match (fence, wanted) {

@@ -1,10 +1,11 @@
 //! The guardian process: one thread, one deadline.
 //!
 //! ```text
-//!            arm                        deadline            nobody left
-//!   idle ──────────► armed (moves) ─────────────► acting ───────────────► idle, with a last action
-//!    ▲                 │ disarm                     no order is taken
-//!    └─────────────────┘
+//!            arm                  stop_at                deadline            nobody left
+//!   idle ──────────► armed (moves) ───────► SIGINT, armed ─────────► killing ───────────► idle, with a last action
+//!    ▲                 │ disarm                │ nobody left          no order is taken
+//!    ├─────────────────┘                       │
+//!    └─────────────────────────────────────────┘ with a last action
 //!   idle, and no agent for a minute: it ends
 //! ```
 //!
@@ -75,7 +76,9 @@ fn guard(data_dir: Vec<u8>) -> std::io::Result<()> {
         granted: ask_for_more(),
         agent: None,
         postmaster: None,
+        stop_at: None,
         deadline: None,
+        stopping: None,
         acting: None,
         last: None,
         idle_since: boot_time(),
@@ -103,6 +106,10 @@ fn real_time() -> bool {
     unsafe { sched_setscheduler(0, SCHED_FIFO, &raw const lowest) == 0 }
 }
 
+fn has_come(at: Option<Instant>) -> bool {
+    at.is_some_and(|at| boot_time() >= at)
+}
+
 struct Agent {
     stream: UnixStream,
     inbox: [u8; REQUEST],
@@ -122,7 +129,11 @@ struct Guardian {
     granted: Granted,
     agent: Option<Agent>,
     postmaster: Option<Postmaster>,
+    /// When a fast stop is due; none once it was ordered.
+    stop_at: Option<Instant>,
     deadline: Option<Instant>,
+    /// Since when this postmaster has its order to stop.
+    stopping: Option<Instant>,
     acting: Option<Acting>,
     last: Option<Action>,
     idle_since: Instant,
@@ -136,11 +147,15 @@ impl Guardian {
                 self.catch_up();
             }
             let now = boot_time();
-            if self.is_due() {
+            if has_come(self.deadline) {
                 self.begin(now);
+            } else if self.is_due() {
+                self.stop(now);
             }
             if let Some(acting) = self.acting {
                 self.round(acting, now);
+            } else {
+                self.watch();
             }
             if self.agent.is_some() || self.deadline.is_some() || self.acting.is_some() {
                 self.idle_since = now;
@@ -153,6 +168,7 @@ impl Guardian {
             let timeout = match self.acting {
                 Some(acting) if now.since(acting.since) < Duration::from_secs(1) => ROUND[0],
                 Some(_) => ROUND[1],
+                None if self.stopping.is_some() => ROUND[1],
                 None => linger,
             };
             self.wait(timeout);
@@ -175,16 +191,17 @@ impl Guardian {
 
     // --- the deadline ---
 
-    fn set(&mut self, deadline: Option<Instant>) -> std::io::Result<()> {
-        let at = deadline.and_then(|at| Timespec::try_from(at.0).ok()).unwrap_or_default();
+    fn set(&mut self, stop_at: Option<Instant>, deadline: Option<Instant>) -> std::io::Result<()> {
+        let next = stop_at.into_iter().chain(deadline).min();
+        let at = next.and_then(|at| Timespec::try_from(at.0).ok()).unwrap_or_default();
         let spec = Itimerspec { it_interval: Timespec::default(), it_value: at };
         timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &spec)?;
-        self.deadline = deadline;
+        (self.stop_at, self.deadline) = (stop_at, deadline);
         Ok(())
     }
 
     fn is_due(&self) -> bool {
-        self.deadline.is_some_and(|deadline| boot_time() >= deadline)
+        has_come(self.stop_at) || has_come(self.deadline)
     }
 
     /// We may have been stopped or starved while the agent was not: what it said meanwhile lies in the sockets, and the
@@ -197,14 +214,40 @@ impl Guardian {
         }
     }
 
+    /// Orders a fast stop: clients are cut, and the standbys get what was acknowledged before the server ends. Until the
+    /// deadline it has time, and the deadline may still move.
+    fn stop(&mut self, now: Instant) {
+        if let Some(postmaster) = self.postmaster.as_ref().filter(|postmaster| !postmaster.is_gone()) {
+            postmaster.signal(Signal::INT);
+            self.stopping = Some(now);
+        }
+        let _ = self.set(None, self.deadline);
+        self.stop_at = None; // Also if the timer did not listen.
+    }
+
+    /// Whether a stop that was ordered has done it.
+    fn watch(&mut self) {
+        let Some(since) = self.stopping else { return };
+        let gone = self.postmaster.as_ref().is_none_or(Postmaster::is_gone);
+        if gone && self.hunter.children(None, None) == 0 {
+            self.done(since, 0);
+        }
+    }
+
+    fn done(&mut self, since: Instant, killed: u32) {
+        self.last = Some(Action { at: since, took: boot_time().since(since), killed });
+        let _ = self.set(None, None);
+        (self.stop_at, self.deadline, self.stopping, self.acting, self.postmaster) = (None, None, None, None, None);
+    }
+
     fn begin(&mut self, now: Instant) {
         match &self.postmaster {
             Some(postmaster) if !postmaster.is_gone() => postmaster.signal(Signal::STOP),
             // Unknown, or replaced: all are stopped before the first is killed, so that none starts another.
             Some(_) | None => drop(self.hunter.children(None, Some(Signal::STOP))),
         }
-        let _ = self.set(None);
-        self.deadline = None; // Also if the timer did not listen.
+        let _ = self.set(None, None);
+        (self.stop_at, self.deadline) = (None, None); // Also if the timer did not listen.
         self.acting = Some(Acting { since: now, killed: 0 });
     }
 
@@ -224,9 +267,7 @@ impl Guardian {
             self.acting = Some(Acting { killed, ..acting });
             return;
         }
-        let took = boot_time().since(acting.since);
-        self.last = Some(Action { at: acting.since, took, killed });
-        (self.acting, self.postmaster) = (None, None);
+        self.done(self.stopping.unwrap_or(acting.since), killed);
     }
 
     // --- the agent ---
@@ -269,14 +310,17 @@ impl Guardian {
     }
 
     fn answer(&mut self, request: Option<Request>) {
+        if self.acting.is_none() {
+            self.watch(); // The agent may have seen the end before us.
+        }
         let taken = match request {
             Some(Request::Status) => Taken::Done,
             None => Taken::Unknown,
             Some(Request::Arm { .. } | Request::Disarm { .. }) if self.acting.is_some() => Taken::Acting,
             // True whenever it is read: the lease was acknowledged until then.
-            Some(Request::Arm { postmaster, deadline }) => self.arm(postmaster, deadline),
+            Some(Request::Arm { postmaster, stop_at, deadline }) => self.arm(postmaster, stop_at, deadline),
             // What was harmless when it was said need not be so now.
-            Some(Request::Disarm { .. }) if self.is_due() => Taken::Acting,
+            Some(Request::Disarm { .. }) if has_come(self.deadline) => Taken::Acting,
             Some(Request::Disarm { down }) => self.disarm(down),
         };
         let ack = self.ack(taken).encode();
@@ -287,10 +331,11 @@ impl Guardian {
         }
     }
 
-    fn arm(&mut self, postmaster: Option<(u32, u64)>, deadline: Instant) -> Taken {
-        if deadline <= boot_time() {
+    fn arm(&mut self, postmaster: Option<(u32, u64)>, stop_at: Instant, deadline: Instant) -> Taken {
+        if has_come(Some(deadline)) {
             return Taken::TooLate;
         }
+        let before = self.postmaster.as_ref().filter(|known| !known.is_gone()).map(|known| known.pid);
         match postmaster {
             Some((pid, started)) => match self.hunter.postmaster(pid, started) {
                 Some(verified) => self.postmaster = Some(verified),
@@ -298,7 +343,10 @@ impl Guardian {
             },
             None => self.postmaster = None,
         }
-        if self.set(Some(deadline)).is_ok() { Taken::Done } else { Taken::Unknown }
+        // An order to stop stands for the server that got it, and for no other.
+        self.stopping = self.stopping.filter(|_| before.is_some() && before == postmaster.map(|(pid, _)| pid));
+        let stop_at = Some(stop_at).filter(|_| postmaster.is_some() && self.stopping.is_none());
+        if self.set(stop_at, Some(deadline)).is_ok() { Taken::Done } else { Taken::Unknown }
     }
 
     fn disarm(&mut self, down: bool) -> Taken {
@@ -309,8 +357,8 @@ impl Guardian {
         if down && self.deadline.is_some() && here(self) {
             return Taken::StillRuns;
         }
-        let _ = self.set(None);
-        (self.deadline, self.postmaster) = (None, None);
+        let _ = self.set(None, None);
+        (self.stop_at, self.deadline, self.stopping, self.postmaster) = (None, None, None, None);
         Taken::Done
     }
 
