@@ -154,15 +154,13 @@ pub fn harmless(fault: &Fault, shape: &Shape, leader: &str) -> bool {
     let short = fault.lasts <= grace(shape);
     match &fault.kind {
         Kind::KillAgent(_) | Kind::FreezeAgent(_) | Kind::FreezeServer(_) | Kind::FreezeNode(_) => !on_leader || short,
-        // One that wakes after its deadline looks at the time before it hears the news.
-        Kind::FreezeGuardian(_) => !on_leader || short,
         Kind::EtcdOutage => shape.failsafe || short,
         Kind::EtcdElection => short,
         Kind::CutEtcd(_) | Kind::LoseAnswers(_) => shape.failsafe || !on_leader || short,
         Kind::ResetEtcd(_) => !on_leader || short,
         Kind::SlowEtcd(_, by) => !on_leader || *by <= Duration::from_millis(200),
         Kind::SlowWatch(..) | Kind::CutReplication(..) | Kind::SlowReplication(..) | Kind::StepWall(..) => true,
-        Kind::KillGuardian(_) => true,
+        Kind::FreezeGuardian(_) | Kind::KillGuardian(_) => true,
         Kind::KillServer(_) | Kind::KillNode(_) | Kind::StopAgent(_) | Kind::ErraticEtcd(..) => !on_leader,
         Kind::SlowStart(..) | Kind::FailStart(_) => true,
         Kind::FreezeNextPromoted(_) | Kind::KillNextPromoted(_) => false,

@@ -1,6 +1,7 @@
-//! A twin of the guardian: it lives beside the agent, holds one deadline by its machine's clock, and kills the server twin.
+//! A twin of the guardian: it lives beside the agent, holds one deadline by its machine's clock, and stops and kills the
+//! server twin.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use tokio::sync::Notify;
 
 use crate::world::SimClock;
 
+/// How often it looks whether a stop has done it.
+const ROUND: Duration = Duration::from_millis(20);
 /// How long an exchange takes.
 const TRIP: Duration = Duration::from_millis(1);
 /// How long an agent waits for an answer.
@@ -31,13 +34,18 @@ pub struct SimGuardian {
 
 #[derive(Default)]
 struct State {
+    stop_at: Option<Instant>,
     deadline: Option<Instant>,
+    /// Since when which postmaster has its order to stop.
+    stopping: Option<(Instant, u32)>,
+    /// The postmaster that it knows.
+    postmaster: Option<u32>,
     /// The process is stopped.
     stopped: bool,
     /// Its machine stands still.
     standing: bool,
-    /// Requests that nobody waits for any more; they lie in its socket until it goes on.
-    waiting: Vec<Request>,
+    /// What lies in its sockets until it goes on, whether anybody still waits for an answer or not.
+    waiting: Vec<(Request, Rc<Cell<Option<Ack>>>)>,
     /// It cannot be started.
     absent: bool,
     last: Option<Action>,
@@ -46,6 +54,11 @@ struct State {
 }
 
 impl State {
+    fn done(&mut self, action: Action) {
+        (self.stop_at, self.deadline, self.stopping, self.postmaster) = (None, None, None, None);
+        self.last = Some(action);
+    }
+
     fn runs(&self) -> bool {
         !self.stopped && !self.standing
     }
@@ -69,27 +82,51 @@ impl SimGuardian {
 
     async fn run(self) {
         loop {
-            let (deadline, runs) = (self.state.borrow().deadline, self.state.borrow().runs());
-            match deadline.filter(|_| runs) {
+            let next = {
+                let state = self.state.borrow();
+                let look = state.stopping.map(|_| self.clock.now() + ROUND);
+                state.stop_at.into_iter().chain(state.deadline).chain(look).min().filter(|_| state.runs())
+            };
+            match next {
                 None => self.changed.notified().await,
-                Some(deadline) => {
-                    let left = self.clock.now().until(deadline);
-                    if left.is_zero() {
-                        self.act();
-                    } else {
+                Some(next) => {
+                    let left = self.clock.now().until(next);
+                    if !left.is_zero() {
                         let sleep = tokio::time::sleep(left.max(TRIP));
                         tokio::select! { biased; () = sleep => {}, () = self.changed.notified() => {} }
                     }
                 }
             }
+            if self.state.borrow().runs() {
+                self.act();
+            }
         }
     }
 
+    /// Does what is due.
     fn act(&self) {
-        self.postgres.kill();
+        let now = self.clock.now();
         let mut state = self.state.borrow_mut();
-        state.deadline = None;
-        state.last = Some(Action { at: self.clock.now(), took: Duration::ZERO, killed: 1 });
+        let has_come = |at: Option<Instant>| at.is_some_and(|at| now >= at);
+        if has_come(state.deadline) {
+            self.postgres.kill();
+            let since = state.stopping.map_or(now, |(since, _)| since);
+            state.done(Action { at: since, took: now.since(since), killed: 1 });
+        } else if has_come(state.stop_at) {
+            state.stop_at = None;
+            if let Some(pid) = state.postmaster.filter(|pid| self.postgres.pid() == Some(*pid)) {
+                self.postgres.interrupt();
+                state.stopping = Some((now, pid));
+            }
+        }
+        self.watch(&mut state);
+    }
+
+    /// Whether a stop has done it.
+    fn watch(&self, state: &mut State) {
+        if let Some((since, _)) = state.stopping.filter(|(_, pid)| self.postgres.pid() != Some(*pid)) {
+            state.done(Action { at: since, took: self.clock.now().since(since), killed: 0 });
+        }
     }
 
     /// SIGSTOP, or SIGCONT.
@@ -106,9 +143,10 @@ impl SimGuardian {
 
     fn go_on(&self) {
         if self.state.borrow().runs() {
+            // Before it looks at the time.
             let waiting = std::mem::take(&mut self.state.borrow_mut().waiting);
-            for request in waiting {
-                let _ = self.take(request);
+            for (request, answer) in waiting {
+                answer.set(Some(self.take(request)));
             }
         }
         self.changed.notify_one();
@@ -133,18 +171,22 @@ impl SimGuardian {
     fn take(&self, request: Request) -> Ack {
         let now = self.clock.now();
         let mut state = self.state.borrow_mut();
+        self.watch(&mut state);
         let due = state.deadline.is_some_and(|deadline| now >= deadline);
         let taken = match request {
             Request::Status => Taken::Done,
-            Request::Arm { .. } | Request::Disarm { .. } if due => Taken::Acting,
+            Request::Disarm { .. } if due => Taken::Acting,
             Request::Arm { deadline, .. } if deadline <= now => Taken::TooLate,
-            Request::Arm { deadline, .. } => {
+            Request::Arm { postmaster, stop_at, deadline } => {
+                state.postmaster = postmaster.map(|(pid, _)| pid);
+                state.stopping = state.stopping.filter(|(_, pid)| state.postmaster == Some(*pid));
+                state.stop_at = Some(stop_at).filter(|_| postmaster.is_some() && state.stopping.is_none());
                 state.deadline = Some(deadline);
                 Taken::Done
             }
             Request::Disarm { down: true } if state.deadline.is_some() && self.postgres.can_write() => Taken::StillRuns,
             Request::Disarm { .. } => {
-                state.deadline = None;
+                (state.stop_at, state.deadline, state.stopping, state.postmaster) = (None, None, None, None);
                 Taken::Done
             }
         };
@@ -166,13 +208,17 @@ impl Guard for SimGuardian {
 
     async fn call(&mut self, request: Request) -> Result<Ack, String> {
         tokio::time::sleep(TRIP).await;
-        let patience = tokio::time::Instant::now() + PATIENCE;
-        while !self.state.borrow().runs() {
-            if tokio::time::Instant::now() >= patience {
-                self.state.borrow_mut().waiting.push(request);
-                return Err(format!("no answer in {PATIENCE:?}"));
+        if !self.state.borrow().runs() {
+            let (patience, answer) = (tokio::time::Instant::now() + PATIENCE, Rc::new(Cell::new(None)));
+            self.state.borrow_mut().waiting.push((request, answer.clone()));
+            while tokio::time::Instant::now() < patience {
+                tokio::time::sleep(TRIP * 10).await;
+                if let Some(ack) = answer.get() {
+                    self.met = Some(ack.guardian);
+                    return Ok(ack);
+                }
             }
-            tokio::time::sleep(TRIP * 10).await;
+            return Err(format!("no answer in {PATIENCE:?}"));
         }
         let absent = self.state.borrow().absent;
         self.met = (!absent).then_some(self.state.borrow().generation);

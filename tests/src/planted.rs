@@ -7,6 +7,8 @@
 //! A seed has found a bug only if the same world without it is well: where the guardian is switched off, as it would hide
 //! what the agent itself does wrong, an agent that is merely frozen proves nothing.
 
+use std::time::Duration;
+
 use regent::agent::Judge;
 use regent_core::cluster::Initialize;
 use regent_core::fence::Fence;
@@ -65,7 +67,12 @@ pub const BUGS: &[Bug] = &[
     judges("any error of etcd is a lost lease", || judging(error_is_loss)),
     judges("deadlines by the wall clock", || timed(Time::Wall)),
     judges("time stands still while the machine sleeps", || timed(Time::Awake)),
-    judges("a clock that is 2 % slower than allowed for", || timed(Time::Slow(20_000))),
+    Bug {
+        // The fast stop before the deadline would hide it.
+        name: "a clock that is 2 % slower than allowed for",
+        make: || Make { time: Time::Slow(20_000), ..fencing(killed_only) },
+        control: || fencing(killed_only),
+    },
     // The guardian.
     judges("no guardian", || unguarded(|s| record(s, decide(s)))),
     judges("the guardian is disarmed before the server is down", || fencing(disarmed_early)),
@@ -232,6 +239,14 @@ fn nobody_runs(s: &Snapshot) -> Decision {
 fn disarmed_early(s: &Snapshot) -> Fence {
     let stops = s.job.as_ref().is_some_and(|running| matches!(running.job, Job::Stop(_)));
     if stops || s.seat() == Seat::Unknown { Fence::Off } else { s.fence() }
+}
+
+/// No fast stop before the kill.
+fn killed_only(s: &Snapshot) -> Fence {
+    match s.fence() {
+        Fence::Guard { pid, lease, promised, .. } => Fence::Guard { pid, lease, promised, early: Duration::ZERO },
+        fence @ (Fence::Keep | Fence::Down | Fence::Off) => fence,
+    }
 }
 
 /// Only when a query said that it writes: too late for who freezes before.

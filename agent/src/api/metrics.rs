@@ -102,7 +102,7 @@ const METRICS: [Metric; 36] = [
     }),
     gauge(
         "regent_guardian_last_kill_age_seconds",
-        "Time since the guardian killed PostgreSQL, 0 if it did not.",
+        "Time since the guardian stopped or killed PostgreSQL, 0 if it did not.",
         |m| {
             let last = m.status.guardian.as_ref().and_then(|guardian| guardian.last);
             format!("{:.3}", last.map_or(Duration::ZERO, |last| m.now.since(last.at)).as_secs_f64())

@@ -134,6 +134,17 @@ impl FakePostgres {
         self.with(|world, index| world.end(index, Transition::Crashed));
     }
 
+    /// SIGINT to the postmaster: a fast stop.
+    pub fn interrupt(&self) {
+        self.with(|world, index| world.begin_stop(index, true));
+    }
+
+    /// The postmaster that runs, in whatever state.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.with(|world, index| world.pid(index))
+    }
+
     /// SIGSTOP of the postmaster and its children: no answer, no progress, no write.
     pub fn freeze(&self) {
         self.set_frozen(true);
