@@ -7,7 +7,7 @@ use regent::agent::Judge;
 use regent_core::cluster::Initialize;
 use regent_core::fence::Fence;
 use regent_core::plan::{Decision, Lease, Move, Plan, Verdict};
-use regent_core::postgres::{Job, StopMode};
+use regent_core::postgres::{DataDir, Job, StopMode, Upstream};
 use regent_core::rules::{decide, decide_without};
 use regent_core::snapshot::{Order, Seat, Snapshot};
 
@@ -76,6 +76,9 @@ pub const BUGS: &[Bug] = &[
         fence: Snapshot::fence,
         decide: |s| without(s, &["stop_diverged"]),
     },
+    Bug { name: "a rewind does not wait for the checkpoint", fence: Snapshot::fence, decide: stale_source },
+    Bug { name: "a half-rewound directory is started", fence: Snapshot::fence, decide: start_half_rewound },
+    Bug { name: "data is given up although nobody leads", fence: Snapshot::fence, decide: give_up_alone },
     Bug { name: "no guardian", fence: unguarded, decide: |s| record(s, decide(s)) },
     Bug {
         name: "the guardian is disarmed before the server is down",
@@ -160,6 +163,29 @@ fn everybody_bootstraps(s: &Snapshot) -> Decision {
         && decide(s).rule == "wait_empty"
     {
         return instead(s, Verdict::new(Plan::of(Lease::Keep, Move::Bootstrap), "planted"));
+    }
+    record(s, decide(s))
+}
+
+fn stale_source(s: &Snapshot) -> Decision {
+    let mut blind = s.clone();
+    if let Ok(view) = &mut blind.dcs {
+        view.members.values_mut().for_each(|member| member.checkpoint_pending = false);
+    }
+    record(s, decide(&blind))
+}
+
+fn start_half_rewound(s: &Snapshot) -> Decision {
+    if s.postgres.data_dir == DataDir::HalfRewound && s.job.is_none() {
+        return instead(s, Verdict::new(Plan::of(Lease::Keep, Move::StartStandby(Upstream::Nobody)), "planted"));
+    }
+    record(s, decide(s))
+}
+
+fn give_up_alone(s: &Snapshot) -> Decision {
+    let down = s.postgres.control().is_some() && !s.postgres.is_up();
+    if s.seat() == Seat::Vacant && down && s.job.is_none() && !s.memory.bootstrapping {
+        return instead(s, Verdict::new(Plan::of(Lease::Keep, Move::GiveUpData), "planted"));
     }
     record(s, decide(s))
 }
