@@ -13,7 +13,7 @@ else
 BIN := $(TARGET)/debug
 endif
 
-.PHONY: help packages build demo test fmt lint doc unit bench
+.PHONY: help packages build demo test fmt lint doc unit soak bench
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ doc:
 
 unit:
 	cargo test --locked --workspace
+
+MINUTES ?= 60
+soak: ## Simulate for MINUTES=60, ever new seeds; those that fail are added to tests/corpus.txt
+	REGENT_MINUTES=$(MINUTES) REGENT_FIRST_SEED=$(or $(FIRST_SEED),$(shell date +%s)000) REGENT_CORPUS=$(CURDIR)/tests/corpus.txt \
+	cargo test --locked --profile soak -p regent-tests --test simulation seeds -- --nocapture
 
 bench: packages ## Print the figures of docs/benchmarks.md (builds optimised programs)
 	cargo build --locked --workspace --bins --release

@@ -171,10 +171,11 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
                 self.jobs.start(job, now, async move { postgres.start_standby(&upstream).await }).await;
             }
             Move::Stop(mode) => {
-                // A clean stop takes as long as it takes: the lease, not taste, ends it. A forced one becomes SIGKILL half-way
-                // through its budget, so that the kill itself still lies before the lease's end.
+                // A clean stop takes as long as it takes: the lease, not taste, ends it. A forced one becomes SIGKILL before its
+                // budget is used up, so that the kill itself still lies before the lease's end.
                 let within = match mode {
-                    StopMode::Immediate => stop_budget / 2,
+                    StopMode::FastThenImmediate => stop_budget * 3 / 4,
+                    StopMode::Immediate => stop_budget / 4,
                     StopMode::Fast => UNBOUNDED,
                 };
                 self.jobs.start(Job::Stop(mode), now, async move { postgres.stop(mode, within).await }).await;

@@ -10,11 +10,11 @@ use std::time::Duration;
 use regent_core::fence::Fence;
 use regent_core::inspector::{Objection, inspect};
 use regent_core::memory::{LeaseOutcome, Memory, Role};
-use regent_core::peers::PeerReply;
+use regent_core::peers::{PeerReply, Question};
 use regent_core::plan::{Decision, Exit, Lease, Move, Plan};
 use regent_core::postgres::Job;
 use regent_core::rules::decide;
-use regent_core::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot};
+use regent_core::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot, Watchdog};
 use regent_core::units::{Instant, LeaseId, MemberName, Revision};
 use regent_dcs::{Dcs, DcsError, Read};
 use regent_pgctl::Postgres;
@@ -28,11 +28,12 @@ use crate::layers::{Effective, Layers};
 use crate::lease::Claim;
 use crate::report;
 use crate::status::Status;
+use crate::watchdog;
 
 /// How other members are asked; HTTP for a real agent, a published status in the simulation.
 pub trait Network: Clone + 'static {
-    /// Asks each of `whom` (by `api_url`) for its status document, in parallel, within one deadline.
-    async fn ask(&self, whom: BTreeMap<MemberName, String>, within: Duration) -> BTreeMap<MemberName, PeerReply>;
+    /// Asks each of `whom` for its status document, in parallel, each within its own deadline.
+    async fn ask(&self, whom: BTreeMap<MemberName, Question>) -> BTreeMap<MemberName, PeerReply>;
 
     /// Does anything answer HTTP at this `api_url`? (B12)
     async fn lives(&self, api_url: String, within: Duration) -> bool;
@@ -89,8 +90,16 @@ pub struct Channels {
     pub lease: watch::Receiver<LeaseView>,
     /// The guardian; `None` where the configuration wants none.
     pub guardian: Option<guardian::Channels>,
+    /// The kernel's watchdog.
+    pub watchdog: watchdog::Channels,
     /// What the loop publishes.
     pub status: watch::Sender<Arc<Status>>,
+}
+
+impl Channels {
+    fn guardian(&self) -> Option<guardian::View> {
+        self.guardian.as_ref().map(|channels| channels.view.borrow().clone())
+    }
 }
 
 /// The longest that one look at etcd may take; a longer silence is an observation.
@@ -101,8 +110,6 @@ const GUARDIAN_PATIENCE: Duration = Duration::from_millis(100);
 const HURRY: Duration = Duration::from_millis(50);
 /// The longest that one look at PostgreSQL may take (ha-rules section 2: statement timeout 2 s).
 const LOOK_PATIENCE: Duration = Duration::from_secs(2);
-/// Peers are asked this long at the most (ha-rules section 5).
-const ASK_PATIENCE: Duration = Duration::from_secs(2);
 /// A namesake is asked this long (B12).
 const NAMESAKE_PATIENCE: Duration = Duration::from_secs(3);
 /// How old a published observation of PostgreSQL may grow (rest-api.md W3: "well under a second" of an answer's age).
@@ -242,10 +249,13 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             peers: self.peers.clone(),
             namesake,
             guardian: Guardian::Ready,
+            watchdog: Watchdog::Ready,
             order: self.order,
             memory: self.memory.clone(),
         };
-        seen.guardian = self.guard((self.judge.fence)(&seen), patience.is_some()).await;
+        let fence = (self.judge.fence)(&seen);
+        seen.guardian = self.guard(fence, patience.is_some()).await;
+        seen.watchdog = self.watch(fence, patience.is_some()).await;
         seen.now = self.seams.clock.now();
         seen
     }
@@ -273,6 +283,30 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             }
         };
         Guardian::Absent { why, since: *self.unguarded.get_or_insert(now) }
+    }
+
+    /// Gives the watchdog its order, and tells whether leadership may go on.
+    async fn watch(&mut self, fence: Fence, may_wait: bool) -> Watchdog {
+        let channels = &mut self.channels.watchdog;
+        let wanted = watchdog::Order { fence, settings: self.effective.watchdog.clone() };
+        channels.orders.send_if_modified(|old| {
+            let news = *old != wanted;
+            old.clone_from(&wanted);
+            news
+        });
+        if wanted.settings.mode != watchdog::Mode::Required {
+            return Watchdog::Ready;
+        }
+        if may_wait {
+            let taken = channels.state.wait_for(|state| state.order.as_ref() == Some(&wanted));
+            let _ = tokio::time::timeout(GUARDIAN_PATIENCE, taken).await; // A late answer is seen in the next turn.
+        }
+        let state = channels.state.borrow_and_update().clone();
+        match state.problem {
+            _ if state.order.as_ref() != Some(&wanted) => Watchdog::Awaited,
+            Some(problem) => Watchdog::Failed(problem),
+            None => Watchdog::Ready,
+        }
     }
 
     /// Asked once, when etcd is first seen: does an agent of our name live at another address than ours? (Ours is bound by
@@ -397,6 +431,8 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 lock_until: lock_until.filter(|_| plan.lease != Lease::Release),
                 read: self.read.as_ref(),
                 wall: self.seams.clock.wall(),
+                guardian: self.channels.guardian(),
+                watchdog: self.channels.watchdog.state.borrow().clone(),
             },
         );
         // Published before the server is touched: `/primary` turns 503 before it stops taking writes, not after.
@@ -424,7 +460,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         self.memory = self.memory.after(seen, decision, outcome);
         self.peers = None;
         if !plan.ask.is_empty() {
-            let replies = self.seams.network.ask(plan.ask.clone(), ASK_PATIENCE).await;
+            let replies = self.seams.network.ask(plan.ask.clone()).await;
             self.peers = Some(Peers { at: self.seams.clock.now(), replies });
         }
         (outcome, done)
@@ -535,6 +571,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             at: self.seams.clock.now(),
             sql: now.sql().cloned(),
             lock_until: last.lock_until.and(now.lock_ends()),
+            guardian: self.channels.guardian(),
             ..(*last).clone()
         }));
         news

@@ -18,3 +18,4 @@ pub mod logging;
 pub mod peers;
 pub mod report;
 pub mod status;
+pub mod watchdog;

@@ -13,7 +13,7 @@ use http::{HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use regent_core::peers::{PeerAnswer, PeerReply};
+use regent_core::peers::{PeerAnswer, PeerReply, Question};
 use regent_core::units::{Lsn, MemberName, Timeline};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -52,14 +52,14 @@ enum AskError {
     NoPosition,
 }
 
-/// Asks every member for its status document, all at once, and returns when the last has answered or `within` is over.
+/// Asks every member for its status document, all at once, and returns when the last has answered or had its time.
 ///
-/// `urls` are the members' `api_url`s. Every member asked is in the result. No retry: who needs one asks again.
-pub async fn ask(urls: BTreeMap<MemberName, String>, within: Duration) -> BTreeMap<MemberName, PeerReply> {
+/// Every member asked is in the result. No retry: who needs one asks again.
+pub async fn ask(whom: BTreeMap<MemberName, Question>) -> BTreeMap<MemberName, PeerReply> {
     let mut replies: BTreeMap<_, _> =
-        urls.keys().map(|name| (name.clone(), PeerReply::Unreachable("it was not asked".to_owned()))).collect();
+        whom.keys().map(|name| (name.clone(), PeerReply::Unreachable("it was not asked".to_owned()))).collect();
     let mut asking = JoinSet::new();
-    for (name, url) in urls {
+    for (name, Question { url, within }) in whom {
         asking.spawn(async move { (name, status_of(&url, within).await) });
     }
     while let Some(asked) = asking.join_next().await {

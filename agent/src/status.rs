@@ -11,6 +11,8 @@ use regent_core::postgres::SqlFacts;
 use regent_core::units::{Instant, SystemId};
 use serde_json::{Map, Value};
 
+use crate::{guardian, watchdog};
+
 /// One published status.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
@@ -59,6 +61,12 @@ pub struct Status {
     pub ttl: Duration,
     /// The next turn of the loop is due by this moment.
     pub next_turn_due: Instant,
+    /// The guardian, as this agent knows it; `None`: the configuration wants none.
+    pub guardian: Option<guardian::View>,
+    /// The kernel's watchdog, as of the last turn.
+    pub watchdog: watchdog::State,
+    /// It is required and cannot be used (rest-api.md 4, `watchdog_failed`).
+    pub watchdog_failed: bool,
     /// The last decision: rule and reason.
     pub rule: &'static str,
     /// See `rule`.
@@ -139,7 +147,7 @@ impl Status {
             timeline: sql.timeline,
             nofailover: self.failover_priority <= 0,
             failover_priority: self.failover_priority,
-            watchdog_failed: false,
+            watchdog_failed: self.watchdog_failed,
         })
     }
 }

@@ -298,6 +298,26 @@ fn a_reload_knows_what_waits_for_a_restart() {
 }
 
 #[test]
+fn a_guardian_is_given_up_only_in_so_many_words() {
+    for (written, guarded, warns) in [
+        ("", true, false),
+        ("regent:", true, false),
+        ("regent: {guardian: on}", true, false),
+        ("regent: {guardian: off}", false, false),
+        ("regent: {guardian: \"Off\"}", false, false),
+        ("regent: {guardian: of}", true, true),
+        ("regent: {guardian: []}", true, true),
+    ] {
+        let local = load_text(&format!("{MINIMAL}{written}\n")).unwrap();
+        assert_eq!((local.guardian, !local.warnings.is_empty()), (guarded, warns), "{written}: {:?}", local.warnings);
+        assert_eq!(in_force(&local).warnings, Vec::<String>::new(), "{written}: a key that is known");
+    }
+    let with = load_text(MINIMAL).unwrap();
+    let without = load_text(&format!("{MINIMAL}regent: {{guardian: off}}\n")).unwrap();
+    assert_eq!(with.needs_restart_for(&without), ["regent.guardian"]);
+}
+
+#[test]
 fn log_rest_and_control_sections_are_read_and_nonsense_in_them_is_survived() {
     let rest = "8008', authentication: {username: u, password: 0123}, cafile: /ca, verify_client: Required";
     let log =

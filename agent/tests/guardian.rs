@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use regent::clock::boot_time;
-use regent::guardian::{Ack, Client, Guard, Request, Taken};
+use regent::guardian::{Ack, Client, Guard, Request, Taken, dismiss};
 use regent_core::units::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -159,6 +159,31 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
     let second = bench.agent().call(Request::Disarm { down: false }).await;
     assert!(second.is_err() || second.is_ok_and(|ack| ack.taken == Taken::Taken), "one agent at a time");
     assert_eq!(bench.ask(&mut agent, Request::Status).await.armed_until, Some(deadline));
+}
+
+#[tokio::test]
+async fn its_end_is_noticed_without_asking() {
+    let mut bench = Bench::new();
+    let mut agent = bench.agent();
+    let first = bench.ask(&mut agent, Request::Status).await.guardian;
+    tokio::time::timeout(SECOND / 5, agent.gone()).await.expect_err("it lives");
+    signal(first, Signal::KILL);
+    tokio::time::timeout(SECOND * 5, agent.gone()).await.expect("noticed");
+    assert_ne!(bench.ask(&mut agent, Request::Status).await.guardian, first, "and replaced");
+}
+
+#[tokio::test]
+async fn one_that_is_not_wanted_any_more_is_told_so() {
+    let mut bench = Bench::new();
+    let pid = bench.server();
+    dismiss(&bench.data()).expect("there is none");
+    let mut agent = bench.agent();
+    bench.arm(&mut agent, Some(pid), SECOND).await;
+    assert!(dismiss(&bench.data()).is_err(), "another agent feeds it");
+    drop(agent);
+    dismiss(&bench.data()).unwrap();
+    tokio::time::sleep(SECOND * 2).await;
+    assert!(bench.runs(0));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::PgError;
 use crate::disk::{Stamp, entries, file_error, remove, sync_parent};
-use crate::postmaster::{self, Found};
+use crate::postmaster::{self, Found, Postmaster};
 
 /// The major versions that Regent drives.
 pub(crate) const SUPPORTED: std::ops::RangeInclusive<u32> = 13..=18;
@@ -42,10 +42,10 @@ pub(crate) struct Look {
 }
 
 /// Looks. Blocks as long as the disk does.
-pub(crate) fn look(data_dir: &Path, installed: &Installed) -> Look {
+pub(crate) fn look(data_dir: &Path, installed: &Installed, known: Option<&Postmaster>) -> Look {
     Look {
         kind: kind(data_dir, installed),
-        found: postmaster::find(data_dir),
+        found: postmaster::find(data_dir, known),
         control: Stamp::of(&control_file(data_dir)),
         old_copy: old_copy(data_dir).exists(),
     }

@@ -113,8 +113,8 @@ impl Server {
 
     async fn look_at_disk(&self, settings: &Settings, within: Duration) -> Option<Look> {
         let installed = self.known_version(settings, within).await;
-        let data_dir = settings.data_dir.clone();
-        self.shared.disk.ask(within, move || datadir::look(&data_dir, &installed)).await
+        let (data_dir, known) = (settings.data_dir.clone(), self.known_postmaster());
+        self.shared.disk.ask(within, move || datadir::look(&data_dir, &installed, known.as_deref())).await
     }
 
     /// The version of the programs, asked once; each start asks again.

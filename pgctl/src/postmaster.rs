@@ -126,13 +126,19 @@ pub(crate) enum Found {
     Nobody,
     /// The pid of the file belongs to a living process that is not our postmaster (C12).
     Stranger(u32),
+    /// The one that was verified before and lives.
+    Known,
     /// Our postmaster, with a pidfd if the kernel has them.
     Ours(u32, Option<OwnedFd>),
 }
 
-/// Finds the postmaster of `data_dir`. Reads files: call it where blocking is allowed.
-pub(crate) fn find(data_dir: &Path) -> Found {
+/// Finds the postmaster of `data_dir`. Reads files: call it where blocking is allowed. `known`: one that was verified before and
+/// lives, which is not proved again with every look.
+pub(crate) fn find(data_dir: &Path, known: Option<&Postmaster>) -> Found {
     let Some(file) = PidFile::read(data_dir) else { return Found::Nobody };
+    if known.is_some_and(|known| known.pid == file.pid && known.is_alive()) {
+        return Found::Known;
+    }
     // First the handle, then the checks: what was verified cannot become another process afterwards.
     let handle = match open(file.pid) {
         Ok(handle) => handle,
@@ -174,6 +180,12 @@ fn orphans(data_dir: &Path) -> Vec<u32> {
 
 fn children(parent: u32) -> Vec<u32> {
     processes().filter(|pid| Proc::of(*pid).is_some_and(|proc| proc.parent == parent && !proc.dead)).collect()
+}
+
+/// The WAL senders of a postmaster, with their titles, which end with the position that was sent last.
+pub(crate) fn wal_senders(postmaster: u32) -> Vec<(u32, String)> {
+    let titled = children(postmaster).into_iter().map(|pid| (pid, command_line(pid)));
+    titled.filter(|(_, title)| title.contains("walsender")).collect()
 }
 
 fn processes() -> impl Iterator<Item = u32> {
@@ -402,11 +414,11 @@ mod tests {
             fs::write(dir.path().join("postmaster.pid"), format!("{pid}\n{}\n{started}\n", dir.path().display()))
                 .unwrap();
         };
-        assert!(matches!(find(dir.path()), Found::Nobody));
+        assert!(matches!(find(dir.path(), None), Found::Nobody));
         write(me);
-        assert!(matches!(find(dir.path()), Found::Stranger(pid) if pid == me));
+        assert!(matches!(find(dir.path(), None), Found::Stranger(pid) if pid == me));
         write(u32::from(u16::MAX) * 1000);
-        assert!(matches!(find(dir.path()), Found::Nobody));
+        assert!(matches!(find(dir.path(), None), Found::Nobody));
     }
 
     #[tokio::test]

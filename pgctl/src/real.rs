@@ -94,7 +94,7 @@ impl Server {
         let now = match (known, found) {
             (Some(known), Found::Ours(pid, _)) if known.pid == pid => Some(known),
             (_, Found::Ours(pid, handle)) => Some(Arc::new(Postmaster::new(pid, handle))),
-            (known, Found::Nobody | Found::Stranger(_)) => known,
+            (known, Found::Known | Found::Nobody | Found::Stranger(_)) => known,
         };
         self.remember_postmaster(now.clone());
         now
@@ -103,8 +103,11 @@ impl Server {
     /// The running postmaster, looked for on disk.
     pub(crate) async fn running(&self) -> Result<Option<Arc<Postmaster>>, PgError> {
         let data_dir = self.settings().data_dir;
-        let found =
-            self.shared.disk.attempt("reading postmaster.pid", FILES, move || Ok(postmaster::find(&data_dir))).await?;
+        let found = self
+            .shared
+            .disk
+            .attempt("reading postmaster.pid", FILES, move || Ok(postmaster::find(&data_dir, None)))
+            .await?;
         Ok(self.adopt(found))
     }
 

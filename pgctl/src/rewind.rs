@@ -107,7 +107,7 @@ impl Server {
         let installed = self.installed().await;
         self.files("locking the data directory", move |settings| {
             postmaster::kill_tools(&TOOLS, &settings.data_dir)?;
-            let Look { kind, .. } = datadir::look(&settings.data_dir, &installed);
+            let Look { kind, .. } = datadir::look(&settings.data_dir, &installed, None);
             refuse_unusable(settings, kind)?;
             datadir::lock(&settings.data_dir)
         })

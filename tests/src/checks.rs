@@ -38,13 +38,30 @@ pub struct Watch(Rc<RefCell<Seen>>);
 #[derive(Default)]
 struct Seen {
     findings: Vec<Finding>,
-    /// Machines that were frozen, until when their waking excuses them.
-    waking: BTreeMap<String, Duration>,
+    /// Machines that were frozen, and when they went on.
+    woke: Vec<(String, Duration)>,
+    /// Who began to accept writes (true) or ceased to (false), and when.
+    writable: Vec<(Duration, String, bool)>,
     /// Members that a fault touched, until when nobody may expect them to have voted.
     disturbed: BTreeMap<String, Duration>,
     frozen: BTreeSet<String>,
     demotions: u64,
     promotions: Vec<(Duration, String)>,
+}
+
+impl Seen {
+    /// This machine has just gone on.
+    fn wakes(&self, name: &str, now: Duration) -> bool {
+        self.woke.iter().any(|(woken, at)| woken == name && *at <= now && now < *at + WAKING)
+    }
+
+    /// If this member accepted writes at that moment: until when it went on to.
+    fn wrote_at(&self, name: &str, at: Duration) -> Option<Duration> {
+        let mut own = self.writable.iter().filter(|(_, node, _)| node == name);
+        let before = own.clone().take_while(|(when, ..)| *when <= at).last()?;
+        let next = own.find(|(when, ..)| *when > at).map_or(Duration::MAX, |(when, ..)| *when);
+        before.2.then_some(next)
+    }
 }
 
 impl Watch {
@@ -76,7 +93,7 @@ impl Watch {
 
     /// This machine goes on now, after it was frozen as a whole.
     pub fn wakes(&self, name: &str, now: Duration) {
-        self.0.borrow_mut().waking.insert(name.to_owned(), now + WAKING);
+        self.0.borrow_mut().woke.push((name.to_owned(), now));
     }
 
     /// Promotions so far, with their times.
@@ -96,16 +113,18 @@ impl Watch {
         match transition {
             Transition::Frozen => drop(self.0.borrow_mut().frozen.insert(node.to_owned())),
             Transition::Thawed => drop(self.0.borrow_mut().frozen.remove(node)),
-            Transition::NotWritable => self.0.borrow_mut().demotions += 1,
+            Transition::Writable => self.0.borrow_mut().writable.push((now, node.to_owned(), true)),
+            Transition::NotWritable => {
+                let mut seen = self.0.borrow_mut();
+                seen.writable.push((now, node.to_owned(), false));
+                // A frozen server writes nothing, and is no less a primary.
+                seen.demotions += u64::from(!seen.frozen.contains(node));
+            }
             Transition::Promoted => {
                 self.0.borrow_mut().promotions.push((now, node.to_owned()));
                 self.best_candidate_won(network, node, now);
             }
-            Transition::Writable
-            | Transition::Started
-            | Transition::Stopping
-            | Transition::Stopped
-            | Transition::Crashed => {}
+            Transition::Started | Transition::Stopping | Transition::Stopped | Transition::Crashed => {}
         }
         self.one_writer(network, now);
     }
@@ -114,8 +133,7 @@ impl Watch {
     pub fn one_writer(&self, network: &FakeNetwork, now: Duration) {
         let mut seen = self.0.borrow_mut();
         let writers = network.writable_now();
-        let counted: Vec<_> =
-            writers.iter().filter(|name| seen.waking.get(*name).is_none_or(|until| now >= *until)).collect();
+        let counted: Vec<_> = writers.iter().filter(|name| !seen.wakes(name, now)).collect();
         if counted.len() > 1 {
             let what = format!("{counted:?} accept writes at once");
             seen.findings.push(Finding { id: "S1", at: now, what });
@@ -180,6 +198,27 @@ pub fn look_back(world: &World, watch: &Watch) {
     }
     identities(world, watch);
     leadership(world, watch);
+    fences(world, watch);
+}
+
+/// S6: when etcd ends the lease of the leader key, its holder has ceased to accept writes, by whatever clock.
+fn fences(world: &World, watch: &Watch) {
+    let log = world.store.log_since(regent_core::units::Revision(0));
+    for (at, lease) in world.store.expired() {
+        let key = log.iter().take_while(|event| event.at < at).filter(|event| event.key == "leader").last();
+        let Some(holder) = key.filter(|key| key.lease == Some(lease)).and_then(|key| key.value.as_deref()) else {
+            continue;
+        };
+        let holder = String::from_utf8_lossy(holder).into_owned();
+        let late = {
+            let seen = watch.0.borrow();
+            seen.wrote_at(&holder, at).filter(|_| !seen.wakes(&holder, at))
+        };
+        if let Some(until) = late {
+            let over = until.saturating_sub(at).min(world.now());
+            watch.found("S6", at, format!("the lease of {holder} ended, and it accepted writes {over:?} longer"));
+        }
+    }
 }
 
 /// S2: a cluster that was given its name keeps it. (One whose making was given up before that was nobody's.)

@@ -12,7 +12,7 @@ use crate::peers::{PeerAnswer, PeerReply};
 use crate::postgres::{
     ClusterState, ControlData, DataDir, Job, PgState, Present, Probe, Process, RunningJob, SqlFacts,
 };
-use crate::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot};
+use crate::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot, Watchdog};
 use crate::units::{Instant, LeaseId, Lsn, MemberName, Revision, SystemId, Timeline, WalPosition};
 
 /// The fixtures' system identifier.
@@ -127,6 +127,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
         peers: None,
         namesake: None,
         guardian: Guardian::Ready,
+        watchdog: Watchdog::Ready,
         order: Order::Run,
         memory: Memory {
             role: if in_recovery { Role::Replica } else { Role::Primary },
@@ -205,6 +206,12 @@ impl Builder {
     #[must_use]
     pub fn unguarded_for(self, long: Duration) -> Builder {
         self.but(|s| s.guardian = Guardian::Absent { why: "it does not start".into(), since: s.now.minus(long) })
+    }
+
+    /// The watchdog is required, and is this.
+    #[must_use]
+    pub fn watchdog(self, watchdog: Watchdog) -> Builder {
+        self.but(|s| s.watchdog = watchdog)
     }
 
     /// There is no lease.

@@ -5,7 +5,7 @@
 
 use crate::plan::{KeyWrite, Lease, Move, Plan};
 use crate::postgres::{ClusterState, DataDir};
-use crate::snapshot::{Guardian, Order, Seat, Snapshot};
+use crate::snapshot::{Guardian, Order, Seat, Snapshot, Watchdog};
 
 /// A plan that must not be carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,11 +70,15 @@ const SENTENCES: &[Sentence] = &[
             s.seat() == Seat::Vacant && s.lease.id.is_some() && s.sql().is_some(),
         )
     }),
-    ("nobody takes the key, is promoted, starts as a primary or makes a cluster without a guardian", |s, p| {
-        let leads = matches!(p.lease, Lease::Take { .. })
-            || matches!(p.postgres, Move::Promote(_) | Move::StartPrimary | Move::Bootstrap);
-        implies(leads, s.guardian == Guardian::Ready || s.config.pause && p.postgres == Move::Stay)
-    }),
+    (
+        "nobody takes the key, is promoted, starts as a primary or makes a cluster without guardian and watchdog",
+        |s, p| {
+            let leads = matches!(p.lease, Lease::Take { .. })
+                || matches!(p.postgres, Move::Promote(_) | Move::StartPrimary | Move::Bootstrap);
+            let guarded = s.guardian == Guardian::Ready && s.watchdog == Watchdog::Ready;
+            implies(leads, guarded || s.config.pause && p.postgres == Move::Stay)
+        },
+    ),
     ("a promise never falls and never gives a timeline that another member was promised", |s, p| {
         let (Lease::Take { promise, .. } | Lease::Promise { promise, .. }) = &p.lease else { return true };
         let Some(last) = s.view().and_then(|view| view.promise.as_ref()).map(|key| &key.promise) else { return true };
@@ -190,6 +194,8 @@ mod tests {
         );
         assert!(objects(&primary().led_by("b").build(), stay(Lease::Keep)), "two primaries");
         assert!(objects(&holder().unguarded_for(secs(0)).build(), promote(2)), "no guardian");
+        let waits = holder().watchdog(Watchdog::Awaited).build();
+        assert!(objects(&waits, promote(2)), "no watchdog, where one is required");
         assert!(objects(&standby().down().build(), go(Move::StartPrimary)));
         assert!(objects(&standby().down().build(), go(Move::GiveUpData)), "not allowed");
         let rewind = |from: &str| go(Move::Rewind { from: from.into(), conn_url: String::new() });

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Member;
 use crate::plan::{Decision, KeyWrite, Lease, Move};
-use crate::postgres::{DataDir, FinishedJob, Job, StopMode};
+use crate::postgres::{DataDir, FinishedJob, Job, Probe, Process, StopMode};
 use crate::snapshot::{Order, Seat, Snapshot};
 use crate::units::{Instant, LeaseId, Lsn, MemberName, Timeline};
 
@@ -23,6 +23,9 @@ pub struct Memory {
     pub recovering: bool,
     /// Since when the server has been starting.
     pub starting_since: Option<Instant>,
+    /// Since when the server has run and not even hung up on a fresh connection. It stays when a server that hung for
+    /// longer than anybody waits is gone, so that its end is not taken for a crash.
+    pub silent_since: Option<Instant>,
     /// This agent won the right to make the cluster and has not finished (B5-B7).
     pub bootstrapping: bool,
     /// ... and has tried to give it its name: from then on its data may be the only copy of a cluster that exists.
@@ -130,6 +133,14 @@ impl Memory {
         }
         if seen.sql().is_none() {
             self.role = self.role_on_disk(seen);
+        }
+        self.silent_since = match (seen.postgres.process, seen.postgres.probe) {
+            (Process::Up { .. }, Probe::Silent) => self.silent_since.or(Some(seen.now)),
+            (Process::Up { .. }, Probe::Accepting | Probe::Rejecting | Probe::NotAsked) => None,
+            (Process::Down, _) => self.silent_since.filter(|_| seen.hangs()),
+        };
+        if seen.view().is_some() && seen.seat() != Seat::Mine && !seen.postgres.is_up() {
+            self.silent_since = None;
         }
     }
 

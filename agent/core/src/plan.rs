@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{HistoryLine, Promise, Status};
+use crate::peers::Question;
 use crate::postgres::{StopMode, Upstream};
 use crate::units::{MemberName, Revision, SystemId, Timeline};
 
@@ -60,8 +61,8 @@ pub struct Plan {
     pub postgres: Move,
     /// Keys to write, in this order, before the leader key is given back.
     pub keys: Vec<KeyWrite>,
-    /// Ask these members (by `api_url`) and decide again.
-    pub ask: BTreeMap<MemberName, String>,
+    /// Ask these members and decide again.
+    pub ask: BTreeMap<MemberName, Question>,
     /// End the process afterwards.
     pub exit: Option<Exit>,
 }
@@ -81,7 +82,7 @@ impl Plan {
 
     /// Keep the lease and ask `whom`.
     #[must_use]
-    pub fn ask(whom: BTreeMap<MemberName, String>) -> Plan {
+    pub fn ask(whom: BTreeMap<MemberName, Question>) -> Plan {
         Plan { ask: whom, ..Plan::stay() }
     }
 

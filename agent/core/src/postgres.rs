@@ -216,8 +216,22 @@ impl PgState {
 pub enum StopMode {
     /// Sessions are ended, a shutdown checkpoint is written.
     Fast,
+    /// Fast while there is time, then immediate: a fast stop cuts off the clients and lets the WAL senders send what was
+    /// acknowledged, which an immediate one takes along.
+    FastThenImmediate,
     /// Every process quits at once; the next start needs crash recovery.
     Immediate,
+}
+
+impl StopMode {
+    /// It ends within the stop budget, if need be by SIGKILL.
+    #[must_use]
+    pub fn is_forced(self) -> bool {
+        match self {
+            StopMode::FastThenImmediate | StopMode::Immediate => true,
+            StopMode::Fast => false,
+        }
+    }
 }
 
 /// What a standby receives its log from.

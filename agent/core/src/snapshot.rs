@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::{ClusterView, LeaderKey};
 use crate::config::Config;
 use crate::memory::{Memory, Role};
-use crate::peers::{PeerAnswer, PeerReply};
+use crate::peers::{PeerAnswer, PeerReply, Question};
 use crate::postgres::{Job, PgState, Probe, RunningJob, SqlFacts};
 use crate::units::{Instant, LeaseId, Lsn, MemberName, SystemId, Timeline};
 
@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub namesake: Option<String>,
     /// Whether the guardian stands ready for what this member may do next (22.3 I3).
     pub guardian: Guardian,
+    /// The kernel's watchdog, where the operator demands one (section 21).
+    pub watchdog: Watchdog,
     /// What the operator or the machine wants of this process.
     pub order: Order,
     /// The past.
@@ -62,6 +64,18 @@ pub enum Guardian {
         /// Since when.
         since: Instant,
     },
+}
+
+/// The kernel's watchdog, as far as leadership hangs on it (ha-rules section 21).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Watchdog {
+    /// It is not required; or it can be used and, where a server may write, counts.
+    #[default]
+    Ready,
+    /// It is required, and has not answered the last order yet.
+    Awaited,
+    /// It is required and cannot be used, and why.
+    Failed(String),
 }
 
 /// Replies of other members to one round of questions.
@@ -196,6 +210,13 @@ impl Snapshot {
         self.postgres.is_up() && self.postgres.probe == Probe::Rejecting
     }
 
+    /// The server has not answered a fresh connection for longer than the agent would wait for etcd (`retry_timeout`), or had
+    /// not when it ended. One failed look is evidence of nothing (O1); this many in a row are.
+    #[must_use]
+    pub fn hangs(&self) -> bool {
+        self.memory.silent_since.is_some_and(|since| self.now.since(since) >= self.config.retry_timeout)
+    }
+
     /// The identity of the local data directory, if it has one.
     #[must_use]
     pub fn local_system_id(&self) -> Option<SystemId> {
@@ -224,26 +245,36 @@ impl Snapshot {
         self.peers.as_ref().filter(|peers| self.now.since(peers.at) <= PEERS_STAY_FRESH)
     }
 
-    /// Members to ask before a decision that depends on them, by the address of their REST API.
+    /// Members to ask before a decision that depends on them.
     ///
     /// Those of the last view that had a leader and those of the current one: when a node dies, its member key goes with
     /// the leader key (DL2). Minus me, minus those without an address, minus `nofailover` ones (ha-rules, "Peers asked").
+    ///
+    /// A member whose key is gone is most likely dead, and so is a leader whose lease has ended: its answer, or its "I still
+    /// am a primary" (R16), is taken if it comes at once, but the cluster does not stand still for it (I8).
     #[must_use]
-    pub fn peers_to_ask(&self) -> BTreeMap<MemberName, String> {
+    pub fn peers_to_ask(&self) -> BTreeMap<MemberName, Question> {
         let last = self.memory.last_led.iter().flat_map(|led| led.members.iter());
         let current = self.view().into_iter().flat_map(|view| view.members.iter());
-        let mut urls = BTreeMap::new();
+        let mut questions = BTreeMap::new();
         for (name, member) in last.chain(current) {
             match &member.api_url {
                 Some(url) if *name != self.config.name && !member.tags.nofailover => {
-                    urls.insert(name.clone(), url.clone());
+                    let within = if self.is_thought_dead(name) { DEAD_PEER_PATIENCE } else { PEER_PATIENCE };
+                    questions.insert(name.clone(), Question { url: url.clone(), within });
                 }
                 Some(_) | None => {
-                    urls.remove(name);
+                    questions.remove(name);
                 }
             }
         }
-        urls
+        questions
+    }
+
+    fn is_thought_dead(&self, name: &MemberName) -> bool {
+        let lost_the_key = self.memory.last_led.as_ref().is_some_and(|led| led.leader == *name);
+        let has_a_key = self.view().is_some_and(|view| view.members.contains_key(name));
+        self.seat() == Seat::Vacant && lost_the_key || !has_a_key
     }
 
     /// A job is in flight that the rules must wait for; short housekeeping is not.
@@ -263,6 +294,11 @@ impl Snapshot {
         })
     }
 }
+
+/// Peers are asked this long at the most (ha-rules section 5).
+const PEER_PATIENCE: Duration = Duration::from_secs(2);
+/// ... and those thought dead this long: a connect timeout (ha-rules 22.3, I8).
+const DEAD_PEER_PATIENCE: Duration = Duration::from_millis(300);
 
 /// How long answers of peers count. Long enough for the read that follows them, short against any lease.
 pub const PEERS_STAY_FRESH: Duration = Duration::from_millis(1500);

@@ -12,7 +12,7 @@ use regent_core::memory::{LastLed, Memory, Role};
 use regent_core::peers::{PeerAnswer, PeerReply};
 use regent_core::postgres::*;
 use regent_core::rules::decide;
-use regent_core::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot};
+use regent_core::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot, Watchdog};
 use regent_core::units::*;
 
 const NOW: u64 = 10_000;
@@ -188,6 +188,7 @@ fn job() -> impl Strategy<Value = Job> {
         Just(Job::DiscardOldCopy),
         any::<bool>().prop_map(|as_primary| Job::Start { as_primary }),
         Just(Job::Stop(StopMode::Fast)),
+        Just(Job::Stop(StopMode::FastThenImmediate)),
         Just(Job::Stop(StopMode::Immediate)),
         Just(Job::Promote),
         Just(Job::Follow),
@@ -213,21 +214,24 @@ fn memory() -> impl Strategy<Value = Memory> {
         at,
         error: failed.then(|| "failed".into()),
     }));
-    (role, option::of(lease()), led, any::<(bool, bool)>(), option::of(moment()), last_job, prop::bool::weighted(0.1))
-        .prop_map(|(role, holds, last_led, (recovering, met), starting_since, last_job, bootstrapping)| Memory {
+    let since = (option::of(moment()), option::of(moment()));
+    (role, option::of(lease()), led, any::<(bool, bool)>(), since, last_job, prop::bool::weighted(0.1)).prop_map(
+        |(role, holds, last_led, (recovering, met), (starting_since, silent_since), last_job, bootstrapping)| Memory {
             role,
             holds,
             last_led,
             recovering,
             met,
             starting_since,
+            silent_since,
             last_job,
             bootstrapping,
             checkpointed: None,
             named: false,
             last_position: None,
             rewinds: None,
-        })
+        },
+    )
 }
 
 fn peers() -> impl Strategy<Value = Peers> {
@@ -266,9 +270,10 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
     let order = prop_oneof![4 => Just(Order::Run), 1 => Just(Order::Stop)];
     let absent = moment().prop_map(|since| Guardian::Absent { why: "x".into(), since });
     let guardian = prop_oneof![3 => Just(Guardian::Ready), 1 => absent];
-    let ours = (order, guardian, memory());
+    let watchdog = prop_oneof![4 => Just(Watchdog::Ready), 1 => Just(Watchdog::Awaited), 1 => Just(Watchdog::Failed("no device".into()))];
+    let ours = (order, guardian, watchdog, memory());
     (any::<u64>(), config, dcs, lease, postgres(), option::weighted(0.2, job()), option::of(peers()), ours).prop_map(
-        |(dice, config, dcs, lease, postgres, job, peers, (order, guardian, memory))| {
+        |(dice, config, dcs, lease, postgres, job, peers, (order, guardian, watchdog, memory))| {
             let now = Instant(std::time::Duration::from_secs(NOW));
             Snapshot {
                 now,
@@ -280,6 +285,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 peers,
                 namesake: None,
                 guardian,
+                watchdog,
                 order,
                 memory,
                 job: job.map(|job| RunningJob { job, since: now }),
@@ -307,6 +313,7 @@ proptest! {
         before.lease = LeaseView { id: Some(LeaseId(1)), ends: Some(before.now + std::time::Duration::from_secs(30)) };
         before.job = None;
         before.order = Order::Run;
+        before.watchdog = Watchdog::Ready; // One that fails where it is required is a reason of its own.
         before.memory = Memory { role: Role::Primary, holds: Some(LeaseId(1)), met: true, ..Memory::default() };
         before.postgres.process = Process::Up { pid: 9 };
         before.postgres.probe = Probe::Silent;

@@ -109,6 +109,12 @@ impl<'a> Moment<'a> {
         Some((sql.receive_lsn.unwrap_or(replayed), replayed))
     }
 
+    /// Until the guardian kills the server, as far as its last word counts; `None`: it is not armed.
+    pub(super) fn guardian_left(&self) -> Option<Duration> {
+        let until = self.status.guardian.as_ref()?.armed_until?;
+        (self.now < until).then(|| self.now.until(until))
+    }
+
     /// The newest position of the leader that we know of: from etcd, or from our WAL receiver (`optime`, rest-api.md 5.1).
     pub(super) fn leader_position(&self) -> Lsn {
         let stored = self.status.last_view.as_ref().and_then(|view| view.status.optime);

@@ -11,6 +11,7 @@ use super::local::{LocalConfig, RestConfig};
 use super::node::{At, Node};
 use super::section::{Report, Section};
 use super::{ConfigErrors, known, postgres, tags, timing, values};
+use crate::watchdog;
 
 /// Everything in force.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct Effective {
     pub core: Config,
     /// For the controller of PostgreSQL.
     pub postgres: Settings,
+    /// For the kernel's watchdog.
+    pub watchdog: watchdog::Settings,
     /// For the REST API.
     pub rest: RestConfig,
     /// Tags as the member key and REST show them (rest-api.md 4.3).
@@ -88,6 +91,12 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
     Ok(Effective {
         core,
         postgres: found.settings,
+        watchdog: watchdog::Settings {
+            mode: local.watchdog.mode,
+            device: local.watchdog.device.clone(),
+            timeout: local.watchdog.safety_margin.map_or(ttl / 2, |margin| ttl.saturating_sub(margin)),
+            loop_wait: seconds(timings.loop_wait),
+        },
         rest: local.restapi.clone(),
         tags: shown_tags,
         noloadbalance: local.tree.path(&["tags", "noloadbalance"]).is_some_and(Node::is_truthy),

@@ -20,15 +20,16 @@ mod kill;
 mod process;
 mod wire;
 
-pub use client::Client;
+pub use client::{Client, dismiss};
 pub use process::as_guardian;
 pub use wire::{Ack, Action, Granted, Request, Taken};
 
 /// The first argument of a guardian.
 const MARK: &str = "--guardian-of";
 
-/// How often a guardian is asked for a sign of life.
-const PULSE: Duration = Duration::from_secs(1);
+/// How often a guardian is asked for a sign of life. Its death is noticed without asking, and whoever needs it for a next step
+/// gives it an order first: this finds only one that is stopped.
+const PULSE: Duration = Duration::from_secs(5);
 /// ... while it does not answer, or has not done what it should.
 const AGAIN: Duration = Duration::from_millis(100);
 /// A primary whose guardian stays away so long is worth an error in the log.
@@ -44,6 +45,9 @@ pub trait Guard {
     /// # Errors
     /// There is none, and why.
     async fn call(&mut self, request: Request) -> Result<Ack, String>;
+
+    /// Waits for the end of the guardian that answered last; for ever when none did. May be dropped and called again.
+    async fn gone(&mut self);
 }
 
 /// What the loop sees of the guardian.
@@ -100,6 +104,7 @@ pub async fn feed<G: Guard, C: Clock>(
 ) {
     // Who knows what an earlier agent left armed? Before the first arming, the guardian itself does.
     let mut complained = false;
+    let mut last_death = None;
     loop {
         let (fence, lease) = (*fences.borrow_and_update(), *leases.borrow_and_update());
         let before = state.borrow().clone();
@@ -131,7 +136,7 @@ pub async fn feed<G: Guard, C: Clock>(
         let at_once = view.met && !before.met;
         state.send_if_modified(|old| {
             let news = *old != view;
-            *old = view;
+            old.clone_from(&view);
             news
         });
         if at_once {
@@ -141,6 +146,16 @@ pub async fn feed<G: Guard, C: Clock>(
             biased;
             changed = fences.changed() => if changed.is_err() { return },
             changed = leases.changed() => if changed.is_err() { return },
+            () = guard.gone() => {
+                let now = clock.now();
+                tracing::warn!(pid = view.pid, "the guardian has ended; another one is started");
+                let problem = Some(("it has ended".to_owned(), now));
+                state.send_replace(View { fence: Fence::Keep, met: false, armed_until: None, problem, ..view });
+                // At once, unless they die one after the other.
+                if last_death.replace(now).is_some_and(|last| now.since(last) < PULSE) {
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
             () = tokio::time::sleep(if done { PULSE } else { AGAIN }) => {}
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use regent::peers::{ask, liveness};
 use regent::status::Status;
-use regent_core::peers::{PeerAnswer, PeerReply};
+use regent_core::peers::{PeerAnswer, PeerReply, Question};
 use regent_core::units::{Lsn, Timeline};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -35,7 +35,7 @@ async fn reply<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, bytes: &[u8]) {
 }
 
 async fn ask_one(url: impl Into<String>) -> PeerReply {
-    let mut replies = ask(BTreeMap::from([("x".into(), url.into())]), WITHIN).await;
+    let mut replies = ask(BTreeMap::from([("x".into(), Question { url: url.into(), within: WITHIN })])).await;
     replies.remove(&"x".into()).expect("everybody asked has a reply")
 }
 
@@ -156,7 +156,8 @@ async fn all_are_asked_at_once_and_the_silent_cost_no_more_than_the_time_given()
     urls.insert("closed".into(), format!("http://{closed}/patroni"));
     urls.insert("good".into(), format!("http://{}/patroni", node.address()));
     let (asked, within) = (Instant::now(), Duration::from_millis(500));
-    let replies = ask(urls, within).await;
+    let whom = urls.into_iter().map(|(name, url)| (name, Question { url, within })).collect();
+    let replies = ask(whom).await;
     assert!(asked.elapsed() < within * 4, "{:?}", asked.elapsed());
     assert_eq!(replies.len(), 12);
     assert!(matches!(replies[&"good".into()], PeerReply::Answer(_)));

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use regent::api::{self, Clock, Command, Policy, Server, Settings};
+use regent::guardian;
 use regent::status::{Role, State, Status};
 use regent_core::cluster::{self, ClusterView, LeaderKey};
 use regent_core::postgres::{SqlFacts, WalSender};
@@ -185,6 +186,9 @@ pub(crate) fn replica() -> Status {
         maximum_lag_on_failover: 1_048_576,
         ttl: secs(30),
         next_turn_due: NOW + secs(10),
+        guardian: Some(guardian::View { met: true, pid: 77, ..guardian::View::default() }),
+        watchdog: regent::watchdog::State::default(),
+        watchdog_failed: false,
         rule: "follow",
         why: "n1 leads".to_owned(),
     }
@@ -208,6 +212,7 @@ pub(crate) fn leader() -> Status {
             ..standby_sql()
         }),
         lock_until: Some(NOW + secs(20)),
+        guardian: Some(guardian::View { armed_until: Some(NOW + secs(20)), ..replica().guardian.unwrap() }),
         ..replica()
     }
 }

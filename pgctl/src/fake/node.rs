@@ -452,19 +452,26 @@ impl Postgres for FakePostgres {
 
     async fn stop(&self, mode: StopMode, within: Duration) -> Result<(), PgError> {
         let index = self.index;
-        let (pid, until) = self.with(|world, index| {
-            world.begin_stop(index, mode == StopMode::Fast);
-            (world.pid(index), world.now.saturating_add(within))
-        });
-        let gone = |world: &mut World| (world.pid(index).is_none() || world.pid(index) != pid).then_some(());
-        match (self.network.wait(Some(until), gone).await, mode) {
-            (Some(()), _) => Ok(()),
-            (None, StopMode::Fast) => Err(PgError::Timeout { what: "fast stop".to_owned(), limit: within }),
-            (None, StopMode::Immediate) => {
-                self.with(|world, index| world.end(index, Transition::Stopped));
-                Ok(())
+        let steps = match mode {
+            StopMode::Fast => vec![(true, within)],
+            StopMode::FastThenImmediate => vec![(true, within * 2 / 3), (false, within / 3)],
+            StopMode::Immediate => vec![(false, within)],
+        };
+        for (fast, within) in steps {
+            let (pid, until) = self.with(|world, index| {
+                world.begin_stop(index, fast);
+                (world.pid(index), world.now.saturating_add(within))
+            });
+            let gone = |world: &mut World| (world.pid(index).is_none() || world.pid(index) != pid).then_some(());
+            if self.network.wait(Some(until), gone).await.is_some() {
+                return Ok(());
             }
         }
+        if mode == StopMode::Fast {
+            return Err(PgError::Timeout { what: "fast stop".to_owned(), limit: within });
+        }
+        self.with(|world, index| world.end(index, Transition::Stopped));
+        Ok(())
     }
 
     async fn promote(&self, timeline: Timeline) -> Result<(), PgError> {

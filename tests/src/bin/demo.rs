@@ -79,7 +79,10 @@ fn play(stage: &Stage) -> Result<(), Trouble> {
     let lost = journal.missing_on(next.server())?;
     stage.title("The client's account");
     println!("  acknowledged rows   {:>8}", journal.acknowledged().count());
-    println!("  failed attempts     {:>8}", journal.failures().count());
+    println!(
+        "  failed attempts     {:>8}     (it tries again at once, for as long as nobody takes writes)",
+        journal.failures().count()
+    );
     println!(
         "  longest write gap   {:>8.1} s   (ttl is {} s: a dead host is known by its lease)",
         journal.write_gap().as_secs_f64(),
@@ -176,11 +179,12 @@ fn state(node: &Node) -> String {
     }
 }
 
-/// The last warnings and errors of a node's agent.
+/// The last decisions, warnings and errors of a node's agent.
 fn reason(node: &Node) -> String {
     let log = node.agent_log();
-    let loud: Vec<&str> = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
-    loud.iter().rev().take(3).rev().map(|line| format!("    {line}\n")).collect()
+    let telling = |line: &&str| [" rule=", "WARN", "ERROR"].iter().any(|mark| line.contains(mark));
+    let told: Vec<&str> = log.lines().filter(telling).collect();
+    told.iter().rev().take(3).rev().map(|line| format!("    {line}\n")).collect()
 }
 
 fn use_it(dir: &Path, (primary, standbys, config): (u16, u16, PathBuf), etcd: &[u16], (ctl, yml): &(PathBuf, PathBuf)) {

@@ -64,7 +64,7 @@ impl Rig {
         }
         if settings.haproxy {
             let servers: Vec<_> = rig.nodes.iter().map(|n| (n.name().to_owned(), n.ports())).collect();
-            rig.haproxy = Some(Haproxy::start(&dir, &rig.programs, account, &servers)?);
+            rig.haproxy = Some(Haproxy::start(&dir, &rig.programs, account, settings.haproxy_fall, &servers)?);
         }
         rig.wait(Duration::from_secs(60), "etcd serves", |rig| rig.etcd.health().map_err(|e| e.to_string()))?;
         Ok(rig)

@@ -18,7 +18,7 @@ pub struct Haproxy {
 }
 
 impl Haproxy {
-    /// Starts it before `nodes`.
+    /// Starts it before `nodes`; `fall` as [`Settings::haproxy_fall`](super::Settings::haproxy_fall).
     ///
     /// # Errors
     /// No free ports, or it cannot be started.
@@ -26,11 +26,12 @@ impl Haproxy {
         dir: &Path,
         programs: &Programs,
         account: Account,
+        fall: u32,
         nodes: &[(String, NodePorts)],
     ) -> Result<Self, Trouble> {
         let ports = ProxyPorts { http_check: ports::free()?, tcp_check: ports::free()?, standbys: ports::free()? };
         let config = dir.join("haproxy.cfg");
-        std::fs::write(&config, haproxy_cfg(ports, nodes))?;
+        std::fs::write(&config, haproxy_cfg(ports, fall, nodes))?;
         let mut command = clean(&programs.haproxy);
         command.current_dir(dir).arg("-db").arg("-f").arg(&config);
         let process = Process::start("haproxy", account, &dir.join("haproxy.log"), &mut command)?;

@@ -27,12 +27,14 @@ pub struct Settings {
     pub retry_timeout: u32,
     /// Whether HAProxy stands before the nodes.
     pub haproxy: bool,
+    /// After how many failed checks in a row, one a second, HAProxy takes a node for dead and closes its sessions.
+    pub haproxy_fall: u32,
 }
 
 impl Default for Settings {
     /// Three nodes on one etcd, faster than the peer's floor but within its rule `loop_wait + 2 * retry_timeout <= ttl`.
     fn default() -> Self {
-        Settings { nodes: 3, etcd: 1, ttl: 10, loop_wait: 3, retry_timeout: 3, haproxy: true }
+        Settings { nodes: 3, etcd: 1, ttl: 10, loop_wait: 3, retry_timeout: 3, haproxy: true, haproxy_fall: 2 }
     }
 }
 
@@ -136,7 +138,7 @@ pub struct ProxyPorts {
 
 /// Writes `haproxy.cfg` with the check forms of the field.
 #[must_use]
-pub fn haproxy_cfg(ports: ProxyPorts, nodes: &[(String, NodePorts)]) -> String {
+pub fn haproxy_cfg(ports: ProxyPorts, fall: u32, nodes: &[(String, NodePorts)]) -> String {
     let mut servers = String::new();
     for (name, NodePorts { rest, postgres }) in nodes {
         let _ = write!(servers, "\n    server {name} 127.0.0.1:{postgres} maxconn 100 check port {rest}");
@@ -153,7 +155,7 @@ defaults
     timeout connect 4s
     timeout server 30m
     timeout check 2s
-    default-server inter 1s fall 2 rise 1 on-marked-down shutdown-sessions
+    default-server inter 1s fall {fall} rise 1 on-marked-down shutdown-sessions
 
 listen primary_by_http
     bind 127.0.0.1:{http_check}

@@ -1,11 +1,11 @@
 //! A client that writes numbered rows and remembers what it was told.
 //!
-//! A number is never sent twice: when an answer does not come, the row may be there or not, and the next row gets the next
-//! number. So "acknowledged and missing" is a lost write, and nothing else is.
+//! A number is never sent twice, by whichever writer: when an answer does not come, the row may be there or not, and the next
+//! row gets the next number. So "acknowledged and missing" is a lost write, and nothing else is.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -23,6 +23,9 @@ const PACE: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest that reading all rows back may take.
 const READ_BACK: Duration = Duration::from_secs(30);
+
+/// The number of the next row: one for all writers of this process, so that several may write to one cluster.
+static NEXT: AtomicI64 = AtomicI64::new(1);
 
 /// One row sent, or one connection that failed before a row could be sent.
 #[derive(Clone, Debug)]
@@ -118,11 +121,9 @@ impl Writer {
             "create table if not exists rig_rows (id bigint primary key, at timestamptz default now())",
             READ_BACK,
         )?;
-        let last = target.value("select coalesce(max(id), 0) from rig_rows", READ_BACK)?;
-        let first = last.parse::<i64>().map_err(|e| Trouble::new(format!("{last}: {e}")))? + 1;
         let shared = Arc::new(Shared::default());
         let (ours, runtime) = (Arc::clone(&shared), runtime()?);
-        let thread = thread::spawn(move || runtime.block_on(write(&ours, target, first)));
+        let thread = thread::spawn(move || runtime.block_on(write(&ours, target)));
         Ok(Writer { shared, thread: Some(thread) })
     }
 
@@ -180,8 +181,7 @@ impl Drop for Writer {
     }
 }
 
-async fn write(shared: &Shared, target: Target, first: i64) {
-    let mut row = first;
+async fn write(shared: &Shared, target: Target) {
     let mut client: Option<Client> = None;
     while !shared.stop.load(Ordering::SeqCst) {
         sleep(PACE).await;
@@ -199,12 +199,11 @@ async fn write(shared: &Shared, target: Target, first: i64) {
                 Err(e) => (None, Err(e)),
             },
             Some(open) => {
+                let row = NEXT.fetch_add(1, Ordering::SeqCst);
                 let outcome = insert(&open, row).await;
-                let this = row;
-                row += 1;
                 // After any error the connection is suspect, as a client's pool would treat it.
                 client = outcome.is_ok().then_some(open);
-                (Some(this), outcome)
+                (Some(row), outcome)
             }
         };
         let now = Instant::now();

@@ -144,7 +144,7 @@ impl Stage {
             ["lose", name, "answers"] => self.dcs(name)?.set_trip(Trip { answer_lost: true, ..Trip::default() }),
             ["slow", name, "etcd", by] => {
                 let half = time(by)? / 2;
-                self.dcs(name)?.set_trip(Trip { request: half, answer: half, answer_lost: false });
+                self.dcs(name)?.set_trip(Trip { request: half, answer: half, ..Trip::default() });
             }
             ["slow", name, "watch", by] => self.dcs(name)?.set_watch_delay(time(by)?),
             ["etcd", "down"] => self.world.store.set_outage(true),
@@ -189,6 +189,8 @@ impl Stage {
 
             ["guardian", name, "gone"] => self.guardian(name)?.refuse(true),
             ["guardian", name, "back"] => self.guardian(name)?.refuse(false),
+            ["watchdog", name, "gone"] => self.world.break_watchdog(self.named(name)?, Some("no such device")),
+            ["watchdog", name, "back"] => self.world.break_watchdog(self.named(name)?, None),
 
             // What PostgreSQL does by itself.
             ["replay", name, "pauses"] => self.server(name)?.pause_replay(),

@@ -66,7 +66,9 @@ pub(super) fn cancel_rewind_without_source(s: &Snapshot) -> Option<Verdict> {
 /// One action at a time.
 pub(super) fn wait_for_job(s: &Snapshot) -> Verdict {
     // A forced stop under way is a demotion: renewing the lease now would only keep the others waiting.
-    let forced = job(s) == Some(&Job::Stop(StopMode::Immediate)) && s.seat() != Seat::Theirs && s.lock_ends().is_some();
+    let forced = matches!(job(s), Some(Job::Stop(mode)) if mode.is_forced())
+        && s.seat() != Seat::Theirs
+        && s.lock_ends().is_some();
     let lease = if forced { Lease::LetRun } else { Lease::Keep };
     let what = job(s).map(|job| format!("{job:?}")).unwrap_or_default();
     Verdict::new(Plan::of(lease, Move::Stay), format!("{what} is under way"))

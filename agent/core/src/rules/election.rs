@@ -7,7 +7,7 @@ use crate::cluster::{Initialize, Promise};
 use crate::peers::PeerAnswer;
 use crate::plan::{Exit, KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{DataDir, Job, SqlFacts, StopMode, Upstream};
-use crate::snapshot::{Guardian, Seat, Snapshot};
+use crate::snapshot::{Guardian, Seat, Snapshot, Watchdog};
 use crate::units::{Revision, Timeline, WalPosition};
 
 pub(super) use super::follower::{
@@ -38,6 +38,7 @@ pub(super) fn make_the_cluster(s: &Snapshot) -> Option<Verdict> {
     let next = s.memory.bootstrapping && s.postgres.data_dir == DataDir::Empty;
     next.then(|| {
         wait_for_guardian(s)
+            .or_else(|| wait_for_watchdog(s))
             .unwrap_or_else(|| Verdict::new(Plan::of(Lease::Keep, Move::Bootstrap), "making a new cluster"))
     })
 }
@@ -69,6 +70,10 @@ pub(super) fn race_to_bootstrap(s: &Snapshot) -> Option<Verdict> {
     let free = s.postgres.data_dir == DataDir::Empty && view.initialize == Initialize::Absent && view.leader.is_none();
     let allowed = s.config.may_bootstrap && !s.config.tags.nofailover && s.lease.id.is_some();
     (free && allowed).then(|| {
+        // Who cannot lead must not keep others from making it.
+        if let Some(waits) = wait_for_watchdog(s) {
+            return waits;
+        }
         Verdict::new(Plan::of(Lease::StartBootstrap, Move::Stay), "no cluster of this name: trying to make it")
             .again_in(Duration::ZERO)
     })
@@ -173,6 +178,20 @@ pub(super) fn wait_for_guardian(s: &Snapshot) -> Option<Verdict> {
     let Guardian::Absent { why, .. } = &s.guardian else { return None };
     let why = format!("no guardian, no leadership: {why}");
     Some(Verdict::new(Plan::stay(), why).again_in(Duration::from_millis(200)))
+}
+
+/// `watchdog: required`, and it cannot be used: not a candidate, and no primary either.
+pub(super) fn wait_for_watchdog(s: &Snapshot) -> Option<Verdict> {
+    let why = match &s.watchdog {
+        Watchdog::Ready => return None,
+        Watchdog::Awaited => {
+            return Some(Verdict::new(Plan::stay(), "waiting for the watchdog").again_in(Duration::from_millis(100)));
+        }
+        Watchdog::Failed(why) => why,
+    };
+    let next = if s.is_primary() { Move::Stop(StopMode::Immediate) } else { Move::Stay };
+    let why = format!("the watchdog is required and cannot be used: {why}");
+    Some(Verdict::new(Plan::of(Lease::Keep, next), why).again_in(PATIENCE))
 }
 
 /// A running primary that lost nothing but the key takes it back; tags, lag and peers are not asked.
@@ -296,6 +315,7 @@ mod tests {
     use crate::plan::{Lease, Move};
     use crate::postgres::{FinishedJob, Job, StopMode, Upstream};
     use crate::rules::decide;
+    use crate::snapshot::Watchdog;
     use crate::units::{Lsn, Timeline};
 
     #[test]
@@ -307,6 +327,25 @@ mod tests {
         assert_eq!(decide(&new().with(|s| s.config.may_bootstrap = false)).rule, "wait_empty");
         assert_eq!(decide(&standby().vacant().empty().build()).rule, "wait_empty", "the cluster exists");
         assert_eq!(decide(&new().being_made_by_another().build()).rule, "wait_empty");
+    }
+
+    #[test]
+    fn without_a_required_watchdog_nobody_takes_the_key_or_makes_a_cluster() {
+        let failed = Watchdog::Failed("no such device".into());
+        for watchdog in [failed.clone(), Watchdog::Awaited] {
+            for server in [primary().vacant(), standby().vacant().alone()] {
+                let decision = decide(&server.watchdog(watchdog.clone()).build());
+                assert_eq!((decision.rule, decision.plan.lease), ("wait_for_watchdog", Lease::Keep));
+            }
+            let new = standby().vacant().uninitialized().empty().alone().watchdog(watchdog.clone()).build();
+            assert_eq!(decide(&new).plan.lease, Lease::Keep, "the right to make a cluster is left to others");
+            let won = standby().vacant().empty().bootstrapping().watchdog(watchdog).build();
+            assert_eq!(decide(&won).plan.postgres, Move::Stay);
+        }
+        let stops = decide(&primary().vacant().watchdog(failed).build()).plan.postgres;
+        assert_eq!(stops, Move::Stop(StopMode::Immediate), "no primary without key and watchdog");
+        let awaits = decide(&primary().vacant().watchdog(Watchdog::Awaited).build()).plan.postgres;
+        assert_eq!(awaits, Move::Stay);
     }
 
     #[test]
@@ -423,6 +462,26 @@ mod tests {
             a.failover_priority = 2;
         });
         assert_eq!(decide(&former.build()).rule, "run_for_leader", "b led last: no preference for what was just lost");
+    }
+
+    #[test]
+    fn nobody_waits_long_for_the_member_that_was_just_lost() {
+        let within = |s: &crate::snapshot::Snapshot| {
+            decide(s)
+                .plan
+                .ask
+                .into_iter()
+                .map(|(name, question)| (name.to_string(), question.within))
+                .collect::<Vec<_>>()
+        };
+        let (short, long) = (std::time::Duration::from_millis(300), secs(2));
+        let race = standby().vacant().build();
+        assert_eq!(within(&race), [("b".to_owned(), short), ("c".to_owned(), long)], "b led");
+        let gone = standby().vacant().with(|s| {
+            let view = s.dcs.as_mut().expect("reachable");
+            view.members.remove(&"c".into());
+        });
+        assert_eq!(within(&gone), [("b".to_owned(), short), ("c".to_owned(), short)], "c's key went with its lease");
     }
 
     #[test]

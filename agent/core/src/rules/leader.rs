@@ -8,7 +8,7 @@ use crate::cluster::{ConfigKey, HistoryLine, Initialize, Status};
 use crate::memory::Role;
 use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{ClusterState, DataDir, Job, Process, SqlFacts, StopMode, Upstream};
-use crate::snapshot::{Guardian, Seat, Snapshot};
+use crate::snapshot::{Guardian, Seat, Snapshot, Watchdog};
 use crate::units::Timeline;
 
 /// How soon to look again at something that changes without an event.
@@ -61,6 +61,22 @@ pub(super) fn give_up_after_failed_start(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
+/// A stopped postmaster, a dead disk: it keeps its clients waiting, and would for ever while its lease is renewed. The
+/// claim ends, so the lease follows; it has until then to come back.
+pub(super) fn let_lease_of_hung_server_run(s: &Snapshot) -> Option<Verdict> {
+    let since = s.memory.silent_since.filter(|_| s.hangs() && s.postgres.is_up())?;
+    let why = format!("PostgreSQL has answered no connection for {:?}: not renewing the lease", s.now.since(since));
+    Some(Verdict::new(Plan::of(Lease::LetRun, Move::Stay), why).again_in(SOON))
+}
+
+/// It hung until it was stopped at the end of its lease: what made it hang may well be here still.
+pub(super) fn give_up_hung_server(s: &Snapshot) -> Option<Verdict> {
+    (s.hangs() && !s.postgres.is_up()).then(|| {
+        let why = "PostgreSQL hung and was stopped: giving the leader key back";
+        Verdict::new(Plan::of(Lease::Release, Move::Stay), why)
+    })
+}
+
 /// Could another member be promoted now?
 enum Successor {
     /// The others must be asked first.
@@ -103,6 +119,25 @@ pub(super) fn give_up_without_guardian(s: &Snapshot) -> Option<Verdict> {
     } else {
         Verdict::new(Plan::stay(), format!("waiting for the guardian: {why}")).again_in(SOON)
     })
+}
+
+/// `watchdog: required`, and it cannot be used: a primary stops, and the key goes to a member that has one.
+pub(super) fn give_up_without_watchdog(s: &Snapshot) -> Option<Verdict> {
+    let why = match &s.watchdog {
+        Watchdog::Ready => return None,
+        // What runs goes on for the moment that the answer takes.
+        Watchdog::Awaited if s.is_primary() => return None,
+        Watchdog::Awaited => return Some(Verdict::new(Plan::stay(), "waiting for the watchdog").again_in(SOON)),
+        Watchdog::Failed(why) => why,
+    };
+    let plan = if s.is_primary() {
+        Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate))
+    } else if !s.postgres.is_up() || s.standby().is_some() {
+        Plan::of(Lease::Release, Move::Stay)
+    } else {
+        Plan::stay()
+    };
+    Some(Verdict::new(plan, format!("the watchdog is required and cannot be used: {why}")).again_in(SOON))
 }
 
 /// `primary_start_timeout: 0`: the operator prefers failover to crash recovery, if there is somebody to fail over to.
@@ -347,11 +382,12 @@ pub(super) fn lead(s: &Snapshot) -> Verdict {
 #[cfg(test)]
 mod tests {
     use crate::cluster::HistoryLine;
-    use crate::fixture::{primary, secs, standby};
-    use crate::memory::Role;
+    use crate::fixture::{Builder, primary, secs, standby};
+    use crate::memory::{LeaseOutcome, Role};
     use crate::plan::{KeyWrite, Lease, Move};
-    use crate::postgres::{DataDir, Job, StopMode, Upstream};
+    use crate::postgres::{DataDir, Job, Probe, StopMode, Upstream};
     use crate::rules::decide;
+    use crate::snapshot::Watchdog;
     use crate::units::{Lsn, Timeline};
 
     #[test]
@@ -382,6 +418,39 @@ mod tests {
     }
 
     #[test]
+    fn let_lease_of_hung_server_run() {
+        let silent = |long| {
+            primary().with(|s| {
+                (s.postgres.sql, s.postgres.probe) = (None, Probe::Silent);
+                s.memory.silent_since = Some(s.now.minus(long));
+            })
+        };
+        let patience = primary().build().config.retry_timeout;
+        assert_eq!(
+            decide(&silent(patience - secs(1))).plan.lease,
+            Lease::Keep,
+            "one silence is evidence of nothing (O1)"
+        );
+        assert!(decide(&silent(secs(0))).look_again < secs(1), "but is looked into");
+        let hung = silent(patience);
+        assert_eq!((decide(&hung).rule, decide(&hung).plan.lease), ("let_lease_of_hung_server_run", Lease::LetRun));
+        assert_eq!(decide(&hung).plan.postgres, Move::Stay, "until the lease ends it may come back");
+        let answers = primary().with(|s| s.memory = hung.memory.clone());
+        let memory = answers.memory.after(&answers, &decide(&answers), LeaseOutcome::NotTried);
+        assert_eq!(memory.silent_since, None);
+    }
+
+    #[test]
+    fn give_up_hung_server() {
+        let stopped = |silent_for| primary().down().with(|s| s.memory.silent_since = Some(s.now.minus(silent_for)));
+        let patience = primary().build().config.retry_timeout;
+        let hung = stopped(patience);
+        assert_eq!((decide(&hung).rule, decide(&hung).plan.lease), ("give_up_hung_server", Lease::Release));
+        let crashed = stopped(patience - secs(1));
+        assert_eq!(decide(&crashed).rule, "restart_crashed_primary", "a crash is often preceded by a failed look");
+    }
+
+    #[test]
     fn without_a_guardian_nobody_becomes_a_primary_and_a_primary_goes_on() {
         let promoting = || standby().holding_the_key().promised("a", 2);
         for server in [promoting(), primary().down()] {
@@ -393,6 +462,25 @@ mod tests {
         assert_eq!(decide(&primary().unguarded_for(secs(60)).build()).rule, "lead");
         let restarted = primary().key_on_lease(77).unguarded_for(secs(60)).build();
         assert_eq!(decide(&restarted).rule, "adopt_leader_key", "its guardian follows; an outage would not help");
+    }
+
+    #[test]
+    fn without_a_required_watchdog_a_primary_stops_and_then_gives_the_key_back() {
+        let with = |server: &Builder, watchdog: Watchdog| decide(&server.clone().watchdog(watchdog).build());
+        let failed = || Watchdog::Failed("no such device".into());
+        let promoting = standby().holding_the_key().promised("a", 2);
+        for (server, lease, postgres) in [
+            (primary(), Lease::Keep, Move::Stop(StopMode::Immediate)),
+            (promoting.clone(), Lease::Release, Move::Stay),
+            (primary().down(), Lease::Release, Move::Stay),
+        ] {
+            let decision = with(&server, failed());
+            assert_eq!(decision.rule, "give_up_without_watchdog");
+            assert_eq!((decision.plan.lease, decision.plan.postgres), (lease, postgres));
+            assert_ne!(with(&server, Watchdog::Ready).rule, "give_up_without_watchdog");
+        }
+        assert_eq!(with(&primary(), Watchdog::Awaited).rule, "lead", "a slow answer is no outage");
+        assert_eq!(with(&promoting, Watchdog::Awaited).plan.postgres, Move::Stay);
     }
 
     #[test]

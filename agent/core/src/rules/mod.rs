@@ -15,6 +15,7 @@ mod repair;
 use std::time::Duration;
 
 use crate::plan::{Decision, Verdict};
+use crate::postgres::Probe;
 use crate::snapshot::{Seat, Snapshot};
 
 /// One row: a plain function that answers or passes, and the failure it prevents.
@@ -115,7 +116,10 @@ pub const LEADER: Table = Table {
         leader::adopt_leader_key           ["4.3 DL5"]   "a failover because the agent was restarted";
         leader::give_up_lost_data          ["C10"]       "a lock held by a member without data";
         leader::give_up_after_failed_start ["C9 T3"]     "a primary that cannot start and keeps the lock";
+        leader::let_lease_of_hung_server_run ["22.3 I1"] "clients that wait for a server which will never answer, while its agent keeps the lock";
+        leader::give_up_hung_server        ["22.3 I1"]   "a restart on the disk that has just hung";
         leader::give_up_without_guardian   ["22.3 I3"]   "a new primary that nobody stops when its agent freezes";
+        leader::give_up_without_watchdog   ["L9 V3"]     "a primary that nothing resets when its machine hangs, where the operator demands it";
         leader::prefer_failover_to_start   ["C1"]        "an outage as long as crash recovery, although a standby is ready";
         leader::restart_crashed_primary    ["C2"]        "a failover where a restart in place is faster and loses nothing";
         leader::start_uncertain_as_standby ["C4"]        "a writable start from an uncertain state";
@@ -175,6 +179,7 @@ pub const ELECTION: Table = Table {
         election::wait_while_starting       ["R3"]       "a leader whose position is unknown";
         election::demote_stale_primary      ["R5 R20 S2"] "a primary that slept through another promotion and steals the lock back";
         election::wait_for_guardian         ["22.3 I3"]  "a leader that nobody stops when its agent freezes";
+        election::wait_for_watchdog         ["R10 V3"]   "a leader that nothing resets when its machine hangs, where the operator demands it";
         election::keep_leading              ["R5"]       "a promotion where nothing was lost but the key";
         election::wait_nofailover           ["R7"]       "a leader that the operator ruled out";
         election::wait_for_lease            ["DL8"]      "a key without a lease";
@@ -234,6 +239,9 @@ pub fn table(s: &Snapshot) -> &'static Table {
     }
 }
 
+/// How soon a silent server is looked at again.
+const SILENCE: Duration = Duration::from_millis(500);
+
 fn decided(s: &Snapshot, rule: &'static str, verdict: Verdict) -> Decision {
     // Whoever accepts writes wakes in time to stop, whatever the rule thought.
     let before_stop = s.must_stop_at().filter(|_| s.may_write()).map(|at| s.now.until(at));
@@ -241,6 +249,8 @@ fn decided(s: &Snapshot, rule: &'static str, verdict: Verdict) -> Decision {
         true => verdict.look_again.unwrap_or(s.config.loop_wait).min(s.config.loop_wait),
         false => Duration::ZERO, // Answers are decided on at once: a moment later they are stale.
     };
+    // A server that keeps silent is looked at again until it is known whether it hangs.
+    let wanted = if s.postgres.probe == Probe::Silent { wanted.min(SILENCE) } else { wanted };
     let look_again = before_stop.map_or(wanted, |left| wanted.min(left));
     Decision { rule, plan: verdict.plan, why: verdict.why, look_again }
 }
