@@ -78,7 +78,7 @@ pub(crate) async fn run(mut command: Command, mut on_line: impl FnMut(&str)) -> 
     match status {
         Ok(status) if status.success() => Ok(printed),
         Ok(status) => {
-            let output = Vec::from(last).join("\n");
+            let output = Vec::from(last).join("; ");
             Err(PgError::Program { program, status: status.to_string(), output })
         }
         Err(e) => Err(PgError::Program { program, status: e.to_string(), output: String::new() }),

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   lock ──► crash recovery ──► archive ──► rehearsal ──► marker ──► pg_rewind ──► marker removed
-//!            if not shut down               (--dry-run)   │ from here to the end: half-rewound
+//!            if not shut down,              (--dry-run)   │ from here to the end: half-rewound
+//!            and the source lets us in                    │
 //!            └───────── may be broken off and done again ─┘
 //! ```
 //!
@@ -34,6 +35,8 @@ use crate::{PgError, postmaster, programs};
 
 /// How long the user's archive_command may take for one segment.
 const ARCHIVE: Duration = Duration::from_secs(300);
+/// What pg_rewind says, once all is well with the source, of a target that needs crash recovery first.
+const NOT_SHUT_DOWN: &str = "target server must be shut down cleanly";
 
 impl Server {
     /// pg_rewind to `source`, a primary.
@@ -43,23 +46,7 @@ impl Server {
         let major = self.installed().await.map_err(PgError::Refused)?;
         let settings = self.settings();
         let lock = self.lock_stopped().await?;
-        if !was_shut_down(&settings).await? {
-            self.recover(&settings).await?;
-        }
-        self.archive_the_rest(&settings).await;
-
-        let standby = Role::Standby { conninfo: Some(conninfo::replication(&settings, &address)) };
-        let to = address.clone();
-        self.files("writing the configuration", move |settings| {
-            // pg_rewind finds restore_command in there.
-            conf::write(settings, &standby)?;
-            let who = settings.rewind.as_ref().unwrap_or(&settings.superuser);
-            match conninfo::passfile(&to, who) {
-                Some(text) => conf::write_passfile_text(settings, &text),
-                None => Ok(()),
-            }
-        })
-        .await?;
+        self.point_at(&address).await?;
 
         let pg_rewind = |rehearsal: bool| -> Result<Command, PgError> {
             let mut command = programs::program(settings.bin_dir.as_deref(), "pg_rewind");
@@ -72,6 +59,17 @@ impl Server {
             holding(&mut command, &lock, &settings.data_dir)?;
             Ok(command)
         };
+        if !was_shut_down(&settings).await? {
+            // A source that does not let us in, or that is another cluster's, must show before the log is changed.
+            match programs::run(pg_rewind(true)?, |_| ()).await {
+                Err(PgError::Program { output, .. }) if output.contains(NOT_SHUT_DOWN) => {}
+                other => other.map(|_| ())?,
+            }
+            self.recover(&settings).await?;
+            self.point_at(&address).await?;
+        }
+        self.archive_the_rest(&settings).await;
+
         let mut nothing_to_do = false;
         programs::run(pg_rewind(true)?, |line| {
             tracing::info!("pg_rewind, rehearsal: {line}");
@@ -97,6 +95,20 @@ impl Server {
         self.files("finishing", |settings| remove_marker(&settings.data_dir)).await
     }
 
+    /// Writes the configuration of a standby of `address`, where pg_rewind finds `restore_command`, and its password.
+    async fn point_at(&self, address: &Address) -> Result<(), PgError> {
+        let to = address.clone();
+        self.files("writing the configuration", move |settings| {
+            conf::write(settings, &Role::Standby { conninfo: Some(conninfo::replication(settings, &to)) })?;
+            let who = settings.rewind.as_ref().unwrap_or(&settings.superuser);
+            match conninfo::passfile(&to, who) {
+                Some(text) => conf::write_passfile_text(settings, &text),
+                None => Ok(()),
+            }
+        })
+        .await
+    }
+
     /// Takes the kernel lock on a data directory that is whole and that nobody uses.
     async fn lock_stopped(&self) -> Result<File, PgError> {
         if let Some(postmaster) = self.running().await? {
@@ -118,21 +130,28 @@ impl Server {
     /// needs it back to the last checkpoint before the fork, and what was not archived yet is in nobody else's.
     async fn recover(&self, settings: &Settings) -> Result<(), PgError> {
         tracing::info!("the server was not shut down: recovering its log in single-user mode first");
-        self.files("writing the configuration", |settings| {
+        // Without a `.done` file a segment counts as not archived, and is kept.
+        let archived = self.files("writing the configuration", |settings| {
             conf::write(settings, &Role::Primary)?;
-            // Without a `.done` file a segment counts as not archived, and is kept.
-            for path in archive_status(&settings.data_dir, "done")? {
-                remove(&path)?;
-            }
-            Ok(())
-        })
-        .await?;
+            let archived = archive_status(&settings.data_dir, "done")?;
+            archived.iter().try_for_each(|path| remove(path).map(|_| ()))?;
+            Ok(archived)
+        });
+        let archived = archived.await?;
         let mut command = programs::program(settings.bin_dir.as_deref(), "postgres");
         command.arg("--single").args(conf::arguments(settings, &std::collections::BTreeMap::new()));
         command.args(["--archive_mode=on", "--archive_command=false", "template1"]);
         command.stdin(Stdio::null()).env("LC_ALL", "C");
         postmaster::dies_with_us(&mut command);
         programs::run(command, |line| tracing::info!("single-user recovery: {line}")).await?;
+        // What was archived already is not archived again: commands refuse to overwrite.
+        let restore = move |_: &Settings| {
+            archived.iter().try_for_each(|path| {
+                remove(&path.with_extension("ready"))?;
+                fs::write(path, "").map_err(|e| file_error(path, &e))
+            })
+        };
+        self.files("restoring the marks of archived segments", restore).await?;
         if was_shut_down(settings).await? {
             return Ok(());
         }

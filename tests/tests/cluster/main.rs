@@ -11,4 +11,5 @@ mod crash;
 mod etcd_outage;
 mod guardian;
 mod peer_tool;
+mod rewind;
 mod support;

@@ -208,16 +208,13 @@ pub(super) fn give_up_diverged_data(s: &Snapshot) -> Option<Verdict> {
 
 /// Down, with a log that the cluster does not have, and no rung left: stay down and say so.
 pub(super) fn stay_down_diverged(s: &Snapshot) -> Option<Verdict> {
-    if s.postgres.is_up() {
-        return None;
-    }
-    let why = divergence(s, source(s)?.timeline)?;
+    let why = needs_repair(s, source(s)?.timeline)?;
     let failure = || {
         let cause = last_failure(s).map_or("the log says why", |(cause, _)| cause);
         format!("pg_rewind was tried {TRIES} times in vain: {cause}")
     };
     let no_rewind = rewind_impossible(s).map_or_else(failure, str::to_owned);
-    Some(Verdict::new(Plan::stay(), format!("{why}; {no_rewind}. Nothing was changed. {BY_HAND}")))
+    Some(Verdict::new(Plan::stay(), format!("{why}; {no_rewind}. Nothing was removed. {BY_HAND}")))
 }
 
 /// It runs, and its log is not the cluster's: it will never stream. Down with a reason is better than up and stale.
@@ -392,6 +389,11 @@ mod tests {
             present(s).backup_label = true;
         });
         assert_eq!(decide(&fresh_clone).rule, "start_as_standby", "a copy of a primary is no crashed primary");
+        let failed = crashed().with(|s| {
+            rewinding(s);
+            tried(s, 3, 60);
+        });
+        assert_eq!(decide(&failed).rule, "stay_down_diverged", "X8: for the operator, not started on a guess");
     }
 
     #[test]
