@@ -155,8 +155,9 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
                 let job = Job::Rewind { from: from.clone() };
                 self.jobs.start(job, now, async move { postgres.rewind(&from, &conn_url).await }).await;
             }
-            Move::GiveUpData => {
-                self.jobs.start(Job::GiveUpData, now, async move { postgres.give_up_data().await }).await;
+            Move::GiveUpData { from, conn_url } => {
+                let work = async move { postgres.give_up_data(&from, &conn_url).await };
+                self.jobs.start(Job::GiveUpData, now, work).await;
             }
             Move::DiscardOldCopy => {
                 self.jobs.start(Job::DiscardOldCopy, now, async move { postgres.discard_old_copy().await }).await;

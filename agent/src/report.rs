@@ -136,7 +136,7 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
         (
             Move::Stay
             | Move::Rewind { .. }
-            | Move::GiveUpData
+            | Move::GiveUpData { .. }
             | Move::DiscardOldCopy
             | Move::Promote(_)
             | Move::Follow(_)

@@ -59,8 +59,9 @@ pub trait Postgres: Clone + 'static {
     async fn rewind(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError>;
 
     /// Empties the place of the data directory of a stopped server: moves the directory aside, to `<data_dir>.regent-old`,
-    /// where the disk has room for a second copy and none lies there yet; else removes what is in it.
-    async fn give_up_data(&self) -> Result<(), PgError>;
+    /// where the disk has room for a second copy and none lies there yet; else removes what is in it. Refused unless `source`
+    /// answers in this very moment as it must for a clone: what the cluster knows of it may be as old as a lease (S10).
+    async fn give_up_data(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError>;
 
     /// Removes what [`Postgres::give_up_data`] moved aside.
     async fn discard_old_copy(&self) -> Result<(), PgError>;

@@ -287,7 +287,7 @@ mod tests {
     async fn a_failure_shows_status_and_last_lines() {
         let mut seen = Vec::new();
         let error = run(shell("echo one >&2; printf 'a\\rb\\n' >&2; exit 3"), |line| seen.push(line.to_owned())).await;
-        let output = "one\na\nb".to_owned();
+        let output = "one; a; b".to_owned();
         let expected = PgError::Program { program: "sh".to_owned(), status: "exit status: 3".to_owned(), output };
         assert_eq!(error, Err(expected));
         assert_eq!(seen, ["one", "a", "b"]);

@@ -194,8 +194,8 @@ impl Postgres for Server {
         self.rewind_to(source, conn_url).await
     }
 
-    async fn give_up_data(&self) -> Result<(), PgError> {
-        self.move_aside().await
+    async fn give_up_data(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
+        self.move_aside(source, conn_url).await
     }
 
     async fn discard_old_copy(&self) -> Result<(), PgError> {

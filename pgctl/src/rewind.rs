@@ -35,6 +35,8 @@ use crate::{PgError, postmaster, programs};
 
 /// How long the user's archive_command may take for one segment.
 const ARCHIVE: Duration = Duration::from_secs(300);
+/// How long the source of a clone may take to say who it is.
+const SOURCE: Duration = Duration::from_secs(10);
 /// What pg_rewind says, once all is well with the source, of a target that needs crash recovery first.
 const NOT_SHUT_DOWN: &str = "target server must be shut down cleanly";
 
@@ -182,12 +184,13 @@ impl Server {
         }
     }
 
-    /// Makes room for a clone.
-    pub(crate) async fn move_aside(&self) -> Result<(), PgError> {
+    /// Makes room for a clone from `source`.
+    pub(crate) async fn move_aside(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
         if let Some(postmaster) = self.running().await? {
             return Err(PgError::Refused(format!("a server runs on it, as process {}; stop it first", postmaster.pid)));
         }
         let settings = self.settings();
+        self.ask_for_a_clone(source, conn_url).await?;
         postmaster::end_orphans(&self.shared.disk, &settings.data_dir).await?;
         let lock = self
             .files("locking the data directory", |settings| {
@@ -214,6 +217,20 @@ impl Server {
             self.empty(lock).await?;
         }
         self.files("finishing", |settings| remove_marker(&settings.data_dir)).await
+    }
+
+    /// Logs in to the source as pg_basebackup will, over the replication protocol, and asks who it is.
+    async fn ask_for_a_clone(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
+        let settings = self.settings();
+        let address = Address::of_url(conn_url)?;
+        let to = address.clone();
+        self.files("writing the passfile", move |settings| conf::write_passfile(settings, &to)).await?;
+        let mut command = programs::program(settings.bin_dir.as_deref(), "psql");
+        command.args(["--no-psqlrc", "--no-password", "--tuples-only", "--command=IDENTIFY_SYSTEM"]);
+        command.arg(format!("--dbname={} replication=true", conninfo::replication(&settings, &address)));
+        command.env("LC_ALL", "C").env_remove("PGPASSFILE");
+        tracing::info!(%source, "does the source of a clone answer?");
+        programs::ask(command, SOURCE).await.map(|_| ())
     }
 
     /// Removes what was moved aside. Takes as long as the disk takes.

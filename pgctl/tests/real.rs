@@ -680,7 +680,7 @@ fn a_rewind_that_is_broken_off_leaves_what_nobody_starts() {
         let refused = b.server.rewind(&name, &url).await;
         assert!(matches!(&refused, Err(PgError::Refused(_))), "{refused:?}");
 
-        b.server.give_up_data().await.unwrap();
+        b.server.give_up_data(&name, &url).await.unwrap();
         assert_eq!(b.server.observe(LOOK).await.data_dir, DataDir::Empty);
         b.server.clone_from(&name, &url).await.unwrap();
         assert!(matches!(b.server.observe(LOOK).await.data_dir, DataDir::Present(_)) && !marker.exists());

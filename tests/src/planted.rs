@@ -209,8 +209,15 @@ fn start_half_rewound(s: &Snapshot) -> Decision {
 
 fn give_up_alone(s: &Snapshot) -> Decision {
     let down = s.postgres.control().is_some() && !s.postgres.is_up();
-    if s.seat() == Seat::Vacant && down && s.job.is_none() && !s.memory.bootstrapping {
-        return instead(s, Verdict::new(Plan::of(Lease::Keep, Move::GiveUpData), "planted"));
+    let others = s.view().into_iter().flat_map(|view| &view.members).filter(|(name, _)| **name != s.config.name);
+    let source = others.filter_map(|(name, member)| Some((name.clone(), member.conn_url.clone()?))).next();
+    if let Some((from, conn_url)) = source
+        && s.seat() == Seat::Vacant
+        && down
+        && s.job.is_none()
+        && !s.memory.bootstrapping
+    {
+        return instead(s, Verdict::new(Plan::of(Lease::Keep, Move::GiveUpData { from, conn_url }), "planted"));
     }
     record(s, decide(s))
 }

@@ -132,7 +132,7 @@ fn postgres(postgres: &Move) -> String {
         Move::Bootstrap => "bootstrap".into(),
         Move::Clone { from, .. } => format!("clone({from})"),
         Move::Rewind { from, .. } => format!("rewind({from})"),
-        Move::GiveUpData => "give_up_data".into(),
+        Move::GiveUpData { .. } => "give_up_data".into(),
         Move::DiscardOldCopy => "discard_old_copy".into(),
         Move::StartPrimary => "start_primary".into(),
         Move::StartStandby(upstream) => format!("start_standby({})", of(upstream)),

@@ -133,12 +133,13 @@ const SENTENCES: &[Sentence] = &[
     (
         "data is given up only where that is allowed, with no server on it, and beside another member that runs as the leader",
         |s, p| {
+            let Move::GiveUpData { from, .. } = &p.postgres else { return true };
             let allowed = s.config.remove_on_divergence || s.config.remove_on_rewind_failure;
-            let leader = s.view().and_then(|view| view.leader_member()).map(|(_, leader)| leader);
-            let verified =
-                leader.is_some_and(|m| m.state == "running" && matches!(m.role.as_str(), "primary" | "master"));
-            let fit = allowed && !s.postgres.is_up() && s.seat() == Seat::Theirs && verified;
-            implies(p.postgres == Move::GiveUpData, fit)
+            let leader = s.view().and_then(|view| view.leader_member());
+            let verified = leader.is_some_and(|(name, m)| {
+                name == from && m.state == "running" && matches!(m.role.as_str(), "primary" | "master")
+            });
+            allowed && !s.postgres.is_up() && s.seat() == Seat::Theirs && verified
         },
     ),
     ("an old copy is removed only when its replacement streams", |s, p| {
@@ -197,7 +198,11 @@ mod tests {
         let waits = holder().watchdog(Watchdog::Awaited).build();
         assert!(objects(&waits, promote(2)), "no watchdog, where one is required");
         assert!(objects(&standby().down().build(), go(Move::StartPrimary)));
-        assert!(objects(&standby().down().build(), go(Move::GiveUpData)), "not allowed");
+        let give_up = || go(Move::GiveUpData { from: "b".into(), conn_url: String::new() });
+        assert!(objects(&standby().down().build(), give_up()), "not allowed");
+        let removing = || standby().down().but_config(|config| config.remove_on_divergence = true);
+        assert!(!objects(&removing().build(), give_up()));
+        assert!(objects(&removing().vacant().build(), give_up()), "nobody leads");
         let rewind = |from: &str| go(Move::Rewind { from: from.into(), conn_url: String::new() });
         let allowed = || standby().down().but_config(|config| config.use_pg_rewind = true);
         assert!(!objects(&allowed().build(), rewind("b")));

@@ -211,7 +211,7 @@ impl Memory {
             Move::Stay
             | Move::Bootstrap
             | Move::Clone { .. }
-            | Move::GiveUpData
+            | Move::GiveUpData { .. }
             | Move::DiscardOldCopy
             | Move::Stop(_)
             | Move::Follow(_)

@@ -415,15 +415,16 @@ impl Postgres for FakePostgres {
         Ok(())
     }
 
-    async fn give_up_data(&self) -> Result<(), PgError> {
+    async fn give_up_data(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
+        if self.with(|world, index| world.pid(index).is_some()) {
+            return Err(PgError::Refused("a server runs on it; stop it first".to_owned()));
+        }
+        self.source("psql", source, conn_url)?;
         self.with(|world, index| {
-            if world.pid(index).is_some() {
-                return Err(PgError::Refused("a server runs on it; stop it first".to_owned()));
-            }
             world.give_up_copy(index, Data::Empty);
             world.nodes[index].old_copy = true;
-            Ok(())
-        })
+        });
+        Ok(())
     }
 
     async fn discard_old_copy(&self) -> Result<(), PgError> {

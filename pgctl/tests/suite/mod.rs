@@ -425,8 +425,13 @@ pub async fn a_rewind_without_a_source_changes_nothing<H: Harness>(mut harness: 
 /// X9: room for a clone is made only where no server runs; the old data goes when its replacement streams.
 pub async fn diverged_data_makes_room_for_a_clone<H: Harness>(mut harness: H) {
     let (a, b) = diverged(&mut harness).await;
-    assert!(is_refused(&b.pg().give_up_data().await), "a server runs");
-    a.pg().give_up_data().await.unwrap();
+    assert!(is_refused(&b.pg().give_up_data(&a.name(), &a.conn_url()).await), "a server runs");
+    b.pg().stop(StopMode::Fast, NEVER).await.unwrap();
+    a.pg().give_up_data(&b.name(), &b.conn_url()).await.unwrap_err();
+    assert!(matches!(look(&a).await.data_dir, DataDir::Present(_)), "S10: the only other copy does not answer");
+    b.pg().start_primary().await.unwrap();
+    see(&b, "writes again", writes(2)).await;
+    a.pg().give_up_data(&b.name(), &b.conn_url()).await.unwrap();
     let state = look(&a).await;
     assert_eq!((&state.data_dir, state.old_copy), (&DataDir::Empty, true));
     b.pg().create_slots(&[a.name().slot_name()]).await.unwrap();

@@ -191,7 +191,8 @@ fn wait_for_verdict(s: &Snapshot, why: &str) -> Option<Verdict> {
 
 /// pg_rewind failed, or is impossible, and the operator allowed a clone in the place of the local data.
 pub(super) fn give_up_diverged_data(s: &Snapshot) -> Option<Verdict> {
-    let source = source(s).filter(|source| source.conn_url.is_some() && !s.postgres.is_up())?;
+    let source = source(s).filter(|_| !s.postgres.is_up())?;
+    let (from, conn_url) = (source.name.clone(), source.conn_url.cloned()?);
     let half = s.postgres.data_dir == DataDir::HalfRewound;
     let why = if half { "pg_rewind did not end".to_owned() } else { needs_repair(s, source.timeline)? };
     let failed = half || tries(s, source.name) >= TRIES;
@@ -203,7 +204,7 @@ pub(super) fn give_up_diverged_data(s: &Snapshot) -> Option<Verdict> {
         return Some(Verdict::new(Plan::stay(), format!("could not make room for a clone: {cause}")).again_in(wait));
     }
     let why = format!("{why}, and pg_rewind cannot help: making room for a clone, as the configuration allows");
-    Some(Verdict::new(Plan::of(Lease::Keep, Move::GiveUpData), why))
+    Some(Verdict::new(Plan::of(Lease::Keep, Move::GiveUpData { from, conn_url }), why))
 }
 
 /// Down, with a log that the cluster does not have, and no rung left: stay down and say so.
@@ -406,21 +407,22 @@ mod tests {
         };
         let impossible: Change = |_| {};
         let possible: Change = rewinding;
-        for (what, state, on_failure, on_divergence, moved) in [
-            ("half-rewound", half, false, false, Move::Stay),
-            ("half-rewound", half, true, false, Move::GiveUpData),
-            ("half-rewound", half, false, true, Move::GiveUpData),
-            ("failed", failed, false, false, Move::Stay),
-            ("failed", failed, true, false, Move::GiveUpData),
-            ("failed", failed, false, true, Move::GiveUpData),
-            ("impossible", impossible, true, false, Move::Stay),
-            ("impossible", impossible, false, true, Move::GiveUpData),
+        for (what, state, on_failure, on_divergence, gives_up) in [
+            ("half-rewound", half, false, false, false),
+            ("half-rewound", half, true, false, true),
+            ("half-rewound", half, false, true, true),
+            ("failed", failed, false, false, false),
+            ("failed", failed, true, false, true),
+            ("failed", failed, false, true, true),
+            ("impossible", impossible, true, false, false),
+            ("impossible", impossible, false, true, true),
         ] {
             let s = diverged().with(|s| {
                 state(s);
                 (s.config.remove_on_rewind_failure, s.config.remove_on_divergence) = (on_failure, on_divergence);
             });
-            assert_eq!(decide(&s).plan.postgres, moved, "{what}, {on_failure} {on_divergence}: {}", decide(&s).rule);
+            let given = matches!(decide(&s).plan.postgres, Move::GiveUpData { from, .. } if from.0 == "b");
+            assert_eq!(given, gives_up, "{what}, {on_failure} {on_divergence}: {}", decide(&s).rule);
         }
         let allowed = |s: &mut Snapshot| {
             half(s);
