@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use regent_tests::rig::writer::rows_on;
-use regent_tests::rig::{Node, Rig, Settings, Trouble, Writer, settings};
+use regent_tests::rig::{Node, Rig, Settings, Trouble, Writer, settings, stray};
 
 use crate::support::{PATIENCE, caught_up, loudly, postgres_program, reconfigure, says, turn};
 
@@ -119,7 +119,8 @@ fn without_pg_rewind_a_diverged_primary_waits_for_leave_to_be_cloned() -> Result
     rig.wait(PATIENCE, "the old copy is removed", |_| if kept.exists() { Err("it is there".into()) } else { Ok(()) })
 }
 
-/// X8: pg_rewind is killed in the middle. Nothing starts on what it leaves, and it is tried no more; with leave it is cloned.
+/// X8: the agent is killed in the middle of pg_rewind, which dies with it. Nothing starts on what that leaves, and it is tried
+/// no more; with leave it is cloned.
 #[test]
 fn a_half_rewound_directory_is_never_started() -> Result<(), Trouble> {
     let _turn = turn();
@@ -132,7 +133,7 @@ fn a_half_rewound_directory_is_never_started() -> Result<(), Trouble> {
     }
     let killed = format!(
         "#!/bin/sh\ncase \"$*\" in *--dry-run*) exec {0}/pg_rewind \"$@\";; esac\n\
-         echo run >>{1}/runs\n{0}/pg_rewind \"$@\" &\nsleep 0.05\nkill -9 $! $$\n",
+         {0}/pg_rewind \"$@\" &\nsleep 0.05\nkill -9 $!\necho $$ >>{1}/runs\nexec sleep 1000\n",
         real.display(),
         old.dir().display()
     );
@@ -142,10 +143,19 @@ fn a_half_rewound_directory_is_never_started() -> Result<(), Trouble> {
     let after = format!("bin_dir: {}", bin.display());
     reconfigure(&rig, old, |text| text.replace(&before, &after))?;
     old.start()?;
+    let runs = || fs::read_to_string(old.dir().join("runs")).unwrap_or_default();
+    let pid =
+        rig.wait(PATIENCE, "pg_rewind is at work", |_| runs().trim().parse::<i32>().map_err(|e| e.to_string()))?;
+    old.kill_agent();
+    rig.wait(PATIENCE, "pg_rewind dies with the agent", |_| match stray::look(pid) {
+        Some(seen) if !seen.dead => Err(format!("{pid} runs")),
+        _ => Ok(()),
+    })?;
+    old.start()?;
     says(&rig, old, &["rule=report_unusable_data", "pg_rewind began to change it", "empty the data directory"])?;
     std::thread::sleep(std::time::Duration::from_secs(10));
     assert_eq!(old.postmaster(), None);
-    assert_eq!(fs::read_to_string(old.dir().join("runs"))?, "run\n", "it was run again");
+    assert_eq!(runs().trim(), pid.to_string(), "it was run again");
     again(&rig, old, with("remove_data_directory_on_rewind_failure: true"))?;
     rejoined(&rig, old, new)?;
     says(&rig, old, &["rule=give_up_diverged_data"])
