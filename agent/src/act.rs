@@ -110,6 +110,7 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
                 KeyWrite::Config { seen } => Write::PutConfig { config: self.layers.restorable(), seen },
                 KeyWrite::Status(status) => Write::PutStatus { status, lease },
                 KeyWrite::History(lines) => Write::PutHistory { lines, lease },
+                KeyWrite::Failsafe(key) => Write::PutFailsafe { key, lease },
             };
             self.write(lease, write, done).await;
         }

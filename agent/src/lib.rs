@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod ctl;
+pub mod failsafe;
 pub mod guardian;
 pub mod init;
 pub mod job;

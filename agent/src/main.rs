@@ -1,10 +1,13 @@
 //! `regent`: the agent beside one PostgreSQL.
 
+use std::cell::RefCell;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Parser;
 use regent::agent::{Agent, Channels, Command, Judge, Network, Seams};
 use regent::api;
@@ -14,6 +17,7 @@ use regent::config::{LocalConfig, Sources};
 use regent::layers::{Effective, Files, Layers};
 use regent::logging::Log;
 use regent::{guardian, init, lease, peers, report, watchdog};
+use regent_core::failsafe::Notice;
 use regent_core::fence::Fence;
 use regent_core::peers::{PeerReply, Question};
 use regent_core::plan::Exit;
@@ -85,12 +89,16 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let (commands, inbox) = mpsc::channel(16);
     let (api_commands, mut asked) = mpsc::channel(16);
     let settings = api_settings(&rest)?;
-    let server =
-        api::spawn(settings, published, Arc::new(boot_time), api_commands).map_err(|error| error.to_string())?;
+    let failsafe = regent::failsafe::Door::default();
+    let server = api::spawn(settings, published, failsafe.clone(), Arc::new(boot_time), api_commands)
+        .map_err(|error| error.to_string())?;
+    let network = Http { authorization: Rc::new(RefCell::new(authorization(&rest))) };
+    let credentials = Rc::clone(&network.authorization);
     let server = Rc::new(server);
     let api = Rc::clone(&server);
     let layers = layers.applied_by(move |newer| {
         api.set_policy(api_settings(&newer.restapi)?.policy);
+        *credentials.borrow_mut() = authorization(&newer.restapi);
         if newer.restapi.listen != rest.listen {
             tracing::warn!("restapi.listen changed: without effect until Regent is restarted");
         }
@@ -110,8 +118,8 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
     let exit = tokio::task::LocalSet::new().block_on(&runtime, async move {
         let dcs = EtcdDcs::connect(etcd).await.map_err(|error| error.to_string())?;
-        let seams = Seams { dcs, postgres: Server::new(effective.postgres.clone()), clock, network: Http };
-        let channels = Channels { commands: inbox, claims, lease: lease_view, guardian, watchdog, status };
+        let seams = Seams { dcs, postgres: Server::new(effective.postgres.clone()), clock, network };
+        let channels = Channels { commands: inbox, claims, lease: lease_view, guardian, watchdog, failsafe, status };
         let agent = Agent::new(seams, channels, Box::new(layers), Judge::default())?;
         tokio::task::spawn_local(signals(commands.clone())?);
         tokio::task::spawn_local(async move {
@@ -251,9 +259,20 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// How members introduce themselves to each other: one `restapi.authentication` is meant for all of a cluster (rest-api.md 20).
+fn authorization(rest: &regent::config::RestConfig) -> Option<http::HeaderValue> {
+    let basic = rest.authentication.as_ref()?;
+    let text = STANDARD.encode(format!("{}:{}", basic.username, basic.password.expose()));
+    let mut value = http::HeaderValue::try_from(format!("Basic {text}")).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
 /// Members ask each other over HTTP.
-#[derive(Clone, Copy)]
-struct Http;
+#[derive(Clone)]
+struct Http {
+    authorization: Rc<RefCell<Option<http::HeaderValue>>>,
+}
 
 impl Network for Http {
     async fn ask(
@@ -261,6 +280,16 @@ impl Network for Http {
         whom: std::collections::BTreeMap<MemberName, Question>,
     ) -> std::collections::BTreeMap<MemberName, PeerReply> {
         peers::ask(whom).await
+    }
+
+    async fn confirm(
+        &self,
+        whom: std::collections::BTreeMap<MemberName, String>,
+        notice: Notice,
+        within: Duration,
+    ) -> std::collections::BTreeMap<MemberName, bool> {
+        let authorization = self.authorization.borrow().clone();
+        peers::confirm(whom, &notice, authorization, within).await
     }
 
     async fn lives(&self, api_url: String, within: Duration) -> bool {

@@ -31,6 +31,10 @@ pub struct Status {
     /// The leader key is ours until this moment at the latest, by our own clock; `None`: we do not hold it.
     /// It ends by itself: a reader compares it with the clock (DESIGN P5).
     pub lock_until: Option<Instant>,
+    /// `failsafe_mode` is on.
+    pub failsafe_mode: bool,
+    /// This primary goes on without etcd on the word of all members, until this moment.
+    pub failsafe_until: Option<Instant>,
     /// A demotion or stop is under way: `/primary` is 503 from here on (rest-api.md W2).
     pub demoting: bool,
     /// The last view of the cluster, if the last attempt to read it succeeded.

@@ -269,7 +269,7 @@ mod tests {
         Settings { mode, device: device.to_owned(), timeout: SECOND * 25, loop_wait: SECOND * 10 }
     }
 
-    const GUARD: Fence = Fence::Guard { pid: None, lease: Some(LeaseId(1)) };
+    const GUARD: Fence = Fence::Guard { pid: None, lease: Some(LeaseId(1)), promised: None };
 
     #[test]
     fn a_file_that_is_no_watchdog_is_refused_and_stays_as_it_was() {

@@ -89,7 +89,7 @@ impl Bench {
 }
 
 fn guard() -> Fence {
-    Fence::Guard { pid: Some(7), lease: Some(LeaseId(1)) }
+    Fence::Guard { pid: Some(7), lease: Some(LeaseId(1)), promised: None }
 }
 
 #[tokio::test]

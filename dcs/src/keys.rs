@@ -5,7 +5,7 @@
 //!
 //! [`ClusterView::garbage`]: regent_core::cluster::ClusterView::garbage
 
-use regent_core::cluster::{HistoryLine, Promise, Status};
+use regent_core::cluster::{FailsafeKey, HistoryLine, Promise, Status};
 use regent_core::units::{LeaseId, MemberName, Revision};
 use serde_json::{Map, Value, json};
 
@@ -126,6 +126,13 @@ pub fn encode_history(lines: &[HistoryLine]) -> String {
         Value::Array(fields)
     };
     Value::Array(lines.iter().map(line).collect()).to_string()
+}
+
+/// The value of `failsafe`: `api_url` by member (dcs.md 3.9).
+#[must_use]
+pub fn encode_failsafe(key: &FailsafeKey) -> String {
+    let members: Map<String, Value> = key.members.iter().map(|(name, url)| (name.to_string(), json!(url))).collect();
+    Value::Object(members).to_string()
 }
 
 /// The value of `regent/promise`.

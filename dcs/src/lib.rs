@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use regent_core::cluster::{ClusterView, HistoryLine, Promise, Status};
+use regent_core::cluster::{ClusterView, FailsafeKey, HistoryLine, Promise, Status};
 use regent_core::units::{LeaseId, MemberName, Revision, SystemId};
 
 pub mod etcd;
@@ -149,6 +149,14 @@ pub enum Write {
     PutHistory {
         /// The content.
         lines: Vec<HistoryLine>,
+        /// The holder's lease.
+        lease: LeaseId,
+    },
+    /// 3.9: `failsafe`, only for the holder. MOD(`failsafe`) = `key.modified` (0: no key) as well, so that no late write puts an older
+    /// topology back (the peer compares nothing).
+    PutFailsafe {
+        /// The content, and the revision that the decision saw.
+        key: FailsafeKey,
         /// The holder's lease.
         lease: LeaseId,
     },

@@ -18,7 +18,7 @@ use regent_core::units::{LeaseId, MemberName, Revision};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::keys::{self, LEADER, PROMISE, RawKey};
+use crate::keys::{self, FAILSAFE, LEADER, PROMISE, RawKey};
 use crate::txn::Txn;
 use crate::{Dcs, DcsError, Lease, Read, Write, Written};
 
@@ -67,6 +67,17 @@ impl MemoryStore {
             let entry = state.keys.get(LEADER)?;
             Some((MemberName(String::from_utf8_lossy(&entry.value).into_owned()), entry.lease?))
         })
+    }
+
+    /// Members in the `failsafe` key, now.
+    #[must_use]
+    pub fn failsafe(&self) -> Vec<MemberName> {
+        self.look(|state| {
+            let entry = state.keys.get(FAILSAFE)?;
+            let key = RawKey { name: FAILSAFE.as_bytes(), value: &entry.value, lease: None, modified: entry.modified };
+            Some(keys::parse(entry.modified, [key]).view.failsafe?.members.into_keys().collect())
+        })
+        .unwrap_or_default()
     }
 
     /// The promise, now.

@@ -4,7 +4,7 @@
 use regent_core::units::{LeaseId, Revision};
 
 use crate::Write;
-use crate::keys::{self, CONFIG, HISTORY, INITIALIZE, LEADER, PROMISE, STATUS};
+use crate::keys::{self, CONFIG, FAILSAFE, HISTORY, INITIALIZE, LEADER, PROMISE, STATUS};
 
 /// All of `compares` hold: all of `changes` happen, in one revision. Otherwise nothing does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +98,13 @@ impl From<&Write> for Txn {
             }
             Write::PutHistory { lines, lease } => {
                 Txn::new([Compare::Lease(LEADER, *lease)], [put(HISTORY, keys::encode_history(lines))])
+            }
+            Write::PutFailsafe { key, lease } => {
+                let seen = (key.modified != Revision::default()).then_some(key.modified);
+                Txn::new(
+                    [Compare::Lease(LEADER, *lease), Compare::unchanged(FAILSAFE, seen)],
+                    [put(FAILSAFE, keys::encode_failsafe(key))],
+                )
             }
             Write::PutConfig { config, seen } => {
                 Txn::new([Compare::unchanged(CONFIG, *seen)], [put(CONFIG, config.to_string())])

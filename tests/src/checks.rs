@@ -201,24 +201,34 @@ pub fn look_back(world: &World, watch: &Watch) {
     fences(world, watch);
 }
 
-/// S6: when etcd ends the lease of the leader key, its holder has ceased to accept writes, by whatever clock.
+/// S6: when etcd ends the lease of the leader key, its holder has ceased to accept writes, by whatever clock. In failsafe mode
+/// it may go on while every other member of the `failsafe` key is bound by its word (S13), or until it has the key again.
 fn fences(world: &World, watch: &Watch) {
     let log = world.store.log_since(regent_core::units::Revision(0));
     for (at, lease) in world.store.expired() {
         let key = log.iter().take_while(|event| event.at < at).filter(|event| event.key == "leader").last();
-        let Some(holder) = key.filter(|key| key.lease == Some(lease)).and_then(|key| key.value.as_deref()) else {
-            continue;
-        };
+        let Some(key) = key.filter(|key| key.lease == Some(lease)) else { continue };
+        let Some(holder) = key.value.as_deref() else { continue };
         let holder = String::from_utf8_lossy(holder).into_owned();
         let late = {
             let seen = watch.0.borrow();
             seen.wrote_at(&holder, at).filter(|_| !seen.wakes(&holder, at))
         };
-        if let Some(until) = late {
+        let Some(until) = late else { continue };
+        let again = log.iter().find(|event| event.at > at && event.key == "leader" && event.value == key.value);
+        let until = until.min(again.map_or(Duration::MAX, |event| event.at));
+        let named = log.iter().take_while(|event| event.at < at).filter(|event| event.key == "failsafe").last();
+        let named = named.and_then(|event| event.value.as_deref()).map(|value| members_besides(&holder, value));
+        if until > named.map_or(at, |others| world.sworn(&holder, &others, at)) {
             let over = until.saturating_sub(at).min(world.now());
             watch.found("S6", at, format!("the lease of {holder} ended, and it accepted writes {over:?} longer"));
         }
     }
+}
+
+fn members_besides(holder: &str, failsafe: &[u8]) -> Vec<String> {
+    let named: std::collections::BTreeMap<String, String> = serde_json::from_slice(failsafe).unwrap_or_default();
+    named.into_keys().filter(|name| name != holder).collect()
 }
 
 /// S2: a cluster that was given its name keeps it. (One whose making was given up before that was nobody's.)

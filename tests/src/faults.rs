@@ -156,8 +156,10 @@ pub fn harmless(fault: &Fault, shape: &Shape, leader: &str) -> bool {
         Kind::KillAgent(_) | Kind::FreezeAgent(_) | Kind::FreezeServer(_) | Kind::FreezeNode(_) => !on_leader || short,
         // One that wakes after its deadline looks at the time before it hears the news.
         Kind::FreezeGuardian(_) => !on_leader || short,
-        Kind::EtcdOutage | Kind::EtcdElection => short,
-        Kind::CutEtcd(_) | Kind::LoseAnswers(_) | Kind::ResetEtcd(_) => !on_leader || short,
+        Kind::EtcdOutage => shape.failsafe || short,
+        Kind::EtcdElection => short,
+        Kind::CutEtcd(_) | Kind::LoseAnswers(_) => shape.failsafe || !on_leader || short,
+        Kind::ResetEtcd(_) => !on_leader || short,
         Kind::SlowEtcd(_, by) => !on_leader || *by <= Duration::from_millis(200),
         Kind::SlowWatch(..) | Kind::CutReplication(..) | Kind::SlowReplication(..) | Kind::StepWall(..) => true,
         Kind::KillGuardian(_) => true,
@@ -229,6 +231,16 @@ pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span
     }
     if rng.one_in(5) {
         faults.extend(two_misfortunes(rng, shape, from, span));
+    }
+    if shape.failsafe && rng.one_in(3) {
+        // A primary without etcd goes on; somebody who agreed to that is restarted; then the primary's agent answers no more.
+        let (at, other) = (rng.between(from, from + span), rng.pick(names).clone());
+        let asked = at + shape.loop_wait + shape.retry_timeout;
+        let cut = Kind::CutEtcd(LEADER.to_owned());
+        faults.push(Fault { at, lasts: shape.ttl * 3, kind: cut });
+        faults.push(Fault { at: asked, lasts: Duration::from_millis(100), kind: Kind::KillAgent(other) });
+        let silent = Kind::FreezeAgent(LEADER.to_owned());
+        faults.push(Fault { at: asked + shape.ttl / 20, lasts: shape.ttl * 2, kind: silent });
     }
     spare_guardians(&mut faults, shape);
     if faults.is_empty() {

@@ -83,6 +83,15 @@ pub const BUGS: &[Bug] = &[
     judges("a rewind does not wait for the checkpoint", || judging(stale_source)),
     judges("a half-rewound directory is started", || judging(start_half_rewound)),
     judges("data is given up although nobody leads", || judging(give_up_alone)),
+    // Going on without etcd.
+    judges("failsafe mode goes on with one member missing", || {
+        judging_and_fencing(|s| record(s, decide(&one_missing(s))), |s| one_missing(s).fence())
+    }),
+    judges("a promise of the others lasts longer than they meant", || {
+        judging_and_fencing(|s| record(s, decide(&promises_too_long(s))), |s| promises_too_long(s).fence())
+    }),
+    judges("who agreed that another one goes on races all the same", || judging(word_broken)),
+    judges("who was restarted forgets what it agreed to", || judging(|s| without(s, &["wait_after_start"]))),
 ];
 
 fn judging(decide: fn(&Snapshot) -> Decision) -> Make {
@@ -100,6 +109,10 @@ fn unguarded(decide: fn(&Snapshot) -> Decision) -> Make {
 
 fn fencing(fence: fn(&Snapshot) -> Fence) -> Make {
     Make { judge: Judge { fence, ..honest().judge }, ..Make::default() }
+}
+
+fn judging_and_fencing(decide: fn(&Snapshot) -> Decision, fence: fn(&Snapshot) -> Fence) -> Make {
+    Make { judge: Judge { decide, inspect: |_, _| Ok(()), fence }, ..Make::default() }
 }
 
 fn renewing(renewals: Renewals) -> Make {
@@ -137,6 +150,27 @@ fn renew_while_demoting(s: &Snapshot) -> Decision {
         decision.plan.lease = Lease::Keep;
     }
     record(s, decision)
+}
+
+fn one_missing(s: &Snapshot) -> Snapshot {
+    let mut fewer = s.clone();
+    let agreed = &s.memory.promises.until;
+    if agreed.len() > 1 {
+        fewer.memory.topology.members.retain(|name, _| agreed.contains_key(name));
+    }
+    fewer
+}
+
+fn promises_too_long(s: &Snapshot) -> Snapshot {
+    let mut late = s.clone();
+    late.memory.promises.until.values_mut().for_each(|until| *until = *until + s.config.ttl / 2);
+    late
+}
+
+fn word_broken(s: &Snapshot) -> Decision {
+    let mut free = s.clone();
+    free.agreement = None;
+    record(s, decide(&free))
 }
 
 fn release_before_stop(s: &Snapshot) -> Decision {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use regent::agent::{Agent, Channels, Command, Seams};
 use regent::clock::Clock;
+use regent::failsafe;
 use regent::guardian;
 use regent::status::Status;
 use regent::watchdog;
@@ -36,7 +37,7 @@ pub use flaw::{Make, Renewals, Time};
 use life::{Life, Mortal, Process};
 use machine::{Constant, Machine, conn_url, draw_timings, effective};
 pub use network::SimNetwork;
-use network::{Directory, Door};
+use network::{Agreed, Directory, Door};
 
 use crate::guardian::SimGuardian;
 use crate::rng::Rng;
@@ -54,12 +55,21 @@ pub struct Shape {
     pub retry_timeout: Duration,
     /// Time for a forced stop.
     pub stop_budget: Duration,
+    /// `failsafe_mode`
+    pub failsafe: bool,
 }
 
 impl Default for Shape {
     fn default() -> Self {
         let secs = Duration::from_secs;
-        Shape { members: 3, ttl: secs(10), loop_wait: secs(3), retry_timeout: secs(3), stop_budget: secs(2) }
+        Shape {
+            members: 3,
+            ttl: secs(10),
+            loop_wait: secs(3),
+            retry_timeout: secs(3),
+            stop_budget: secs(2),
+            failsafe: false,
+        }
     }
 }
 
@@ -75,6 +85,7 @@ pub struct World {
     pub nodes: BTreeMap<String, Node>,
     make: Make,
     directory: Directory,
+    agreed: Agreed,
     /// Those that wait for the next promotion; false: no more.
     assassins: Vec<Rc<Cell<bool>>>,
     epoch: tokio::time::Instant,
@@ -145,6 +156,7 @@ impl World {
                 loop_wait: shape.loop_wait,
                 retry_timeout: shape.retry_timeout,
                 stop_budget: shape.stop_budget,
+                failsafe_mode: shape.failsafe,
                 primary_start_timeout: Duration::from_secs(30),
                 ..Config::of(MemberName::from(name.as_str()))
             };
@@ -167,7 +179,17 @@ impl World {
             };
             nodes.insert(name, node);
         }
-        World { shape, store, network, nodes, make, directory: Directory::default(), assassins: Vec::new(), epoch }
+        World {
+            shape,
+            store,
+            network,
+            nodes,
+            make,
+            directory: Directory::default(),
+            agreed: Agreed::default(),
+            assassins: Vec::new(),
+            epoch,
+        }
     }
 
     /// Virtual time since the world began.
@@ -201,7 +223,7 @@ impl World {
             dcs: node.dcs.clone(),
             postgres: node.postgres.clone(),
             clock: node.clock.clone(),
-            network: SimNetwork::of(directory.clone()),
+            network: SimNetwork::of(directory.clone(), self.agreed.clone(), self.epoch),
         };
         let (fences, orders) = watch::channel(Fence::Keep);
         let (guarded, view) = watch::channel(guardian::View::default());
@@ -211,7 +233,9 @@ impl World {
             watch::channel(watchdog::Order { fence: Fence::Keep, settings: machine::watchdog_of(&node.config) });
         let (told, state) = watch::channel(watchdog::State::default());
         let watchdog = watchdog::Channels { orders: wanted, state };
-        let channels = Channels { commands: inbox, claims, lease, guardian, watchdog, status };
+        let failsafe = failsafe::Door::default();
+        let channels =
+            Channels { commands: inbox, claims, lease, guardian, watchdog, failsafe: failsafe.clone(), status };
         let life = Rc::new(Life::default());
         let exit = Rc::new(Cell::new(None));
         let body = LocalSet::new();
@@ -228,9 +252,10 @@ impl World {
             own_life.killed.set(true); // The process ends, and its lease task with it.
             own_life.wake();
         });
-        directory
-            .borrow_mut()
-            .insert(name.to_owned(), Door { status: published, life: life.clone(), clock: node.clock.clone() });
+        directory.borrow_mut().insert(
+            name.to_owned(),
+            Door { failsafe, status: published, life: life.clone(), clock: node.clock.clone() },
+        );
         tokio::task::spawn_local(Mortal { life: life.clone(), body: Some(body) });
         node.process = Some(Process { life, commands, exit });
     }
@@ -339,6 +364,40 @@ impl World {
         let directory = self.directory.borrow();
         let door = directory.get(name).filter(|door| !door.life.killed.get())?;
         Some(door.status.borrow().clone())
+    }
+
+    /// S13: tells, whenever it is called, which primary goes on in failsafe mode without the word of which member, or on a word
+    /// that is older than its promise.
+    pub fn unasked(&self) -> impl Fn() -> Vec<(String, String)> + 'static {
+        let (directory, agreed, network) = (self.directory.clone(), self.agreed.clone(), self.network.clone());
+        let (store, epoch, ttl) = (self.store.clone(), self.epoch, self.shape.ttl);
+        move || {
+            let (directory, agreed, now) = (directory.borrow(), agreed.borrow(), epoch.elapsed());
+            let goes_on = |door: &Door| {
+                let active = door.status.borrow().failsafe_until.is_some_and(|until| door.clock.now() < until);
+                active && !door.life.killed.get() && !door.life.frozen()
+            };
+            let mut missing = Vec::new();
+            for name in network.writable_now().into_iter().filter(|name| directory.get(name).is_some_and(goes_on)) {
+                for other in store.failsafe().into_iter().map(|other| other.0).filter(|other| *other != name) {
+                    let pair = (name.clone(), other);
+                    if agreed.get(&pair).and_then(|times| times.last()).is_none_or(|at| now > *at + ttl) {
+                        missing.push(pair);
+                    }
+                }
+            }
+            missing
+        }
+    }
+
+    /// Until when, from `at` on and without a gap, all of `others` were bound by the word that they gave to `name`.
+    pub fn sworn(&self, name: &str, others: &[String], at: Duration) -> Duration {
+        let agreed = self.agreed.borrow();
+        let bound = |other: &String| {
+            let times = agreed.get(&(name.to_owned(), other.clone())).into_iter().flatten();
+            times.fold(at, |end, given| if *given <= end { end.max(*given + self.shape.ttl) } else { end })
+        };
+        others.iter().map(bound).min().unwrap_or(Duration::MAX)
     }
 
     /// Asks, whenever it is called, which members answer 200 to `GET /primary` (rest-api.md 5.1, W2).

@@ -28,6 +28,8 @@ pub struct Config {
     pub check_timeline: bool,
     /// Time a crashed primary may take to come back before another member is preferred (C1, C7); zero prefers failover.
     pub primary_start_timeout: Duration,
+    /// Without etcd a primary goes on while all members agree (section 9).
+    pub failsafe_mode: bool,
     /// The cluster is in maintenance mode: nothing starts, stops or is promoted by the agent's own will (section 13).
     pub pause: bool,
     /// This file has a `bootstrap` section, so that this member may create the cluster (B1).
@@ -78,6 +80,7 @@ impl Config {
             maximum_lag_on_failover: 1_048_576,
             check_timeline: false,
             primary_start_timeout: Duration::from_secs(300),
+            failsafe_mode: false,
             pause: false,
             may_bootstrap: true,
             use_slots: true,

@@ -9,7 +9,7 @@ use crate::cluster::Initialize;
 use crate::memory::Role;
 use crate::postgres::{DataDir, Job, Process};
 use crate::snapshot::{Seat, Snapshot};
-use crate::units::LeaseId;
+use crate::units::{Instant, LeaseId};
 
 /// The loop's word to the guardian.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub enum Fence {
         /// The lease that the leader key is known to hang on. Only its deadline counts; while it is another than the present
         /// one, or unknown, an older deadline stays in force (ha-rules 22.2, "which s counts").
         lease: Option<LeaseId>,
+        /// All other members let it write until then, whatever becomes of the lease (failsafe mode).
+        promised: Option<Instant>,
     },
     /// The server is down, the guardian may see for itself.
     Down,
@@ -52,12 +54,12 @@ impl Snapshot {
                 let starts = self.job.as_ref().is_some_and(|job| job.job == Job::Start { as_primary: true });
                 // A primary that crashed under its lock is started in place: armed before, as it has no pid yet.
                 let crashed = lease.is_some() && self.memory.role == Role::Primary && self.job.is_none();
-                if starts || crashed { Fence::Guard { pid: None, lease } } else { Fence::Down }
+                if starts || crashed { Fence::Guard { pid: None, lease, promised: None } } else { Fence::Down }
             }
             Process::Up { pid } => {
                 let writes = self.may_write() || self.memory.role == Role::Promoted;
                 if writes || seat == Seat::Mine && self.standby().is_some() {
-                    return Fence::Guard { pid: Some(pid), lease };
+                    return Fence::Guard { pid: Some(pid), lease, promised: self.promised_until() };
                 }
                 let signal = matches!(&self.postgres.data_dir, DataDir::Present(present) if present.standby_signal);
                 let starting_standby = signal && self.memory.role == Role::Replica;
@@ -75,9 +77,9 @@ impl Snapshot {
             Initialize::Absent | Initialize::Garbage { .. } => None,
         });
         match self.postgres.process {
-            Process::Up { pid } => Fence::Guard { pid: Some(pid), lease },
+            Process::Up { pid } => Fence::Guard { pid: Some(pid), lease, promised: None },
             // The next thing to happen is its first start.
-            Process::Down => Fence::Guard { pid: None, lease },
+            Process::Down => Fence::Guard { pid: None, lease, promised: None },
         }
     }
 }
@@ -89,7 +91,7 @@ mod tests {
     use crate::postgres::StopMode;
 
     fn guard(pid: Option<u32>, lease: Option<i64>) -> Fence {
-        Fence::Guard { pid, lease: lease.map(LeaseId) }
+        Fence::Guard { pid, lease: lease.map(LeaseId), promised: None }
     }
 
     #[test]

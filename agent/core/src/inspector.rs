@@ -151,8 +151,13 @@ const SENTENCES: &[Sentence] = &[
     ("nothing moves in pause, unless it is under way", |s, p| {
         implies(s.config.pause && s.job.is_none() && !s.memory.bootstrapping, p.postgres == Move::Stay)
     }),
-    ("only the holder writes status and history, and only a primary that runs", |s, p| {
-        let records = p.keys.iter().any(|key| matches!(key, KeyWrite::Status(_) | KeyWrite::History(_)));
+    ("who agreed that another primary goes on does not take the key as a standby, and is not promoted", |s, p| {
+        let leads = matches!(p.lease, Lease::Take { .. }) && !s.is_primary() || matches!(p.postgres, Move::Promote(_));
+        implies(s.agreement.is_some(), !leads)
+    }),
+    ("only the holder writes status, history and failsafe, and only a primary that runs", |s, p| {
+        let records =
+            p.keys.iter().any(|key| matches!(key, KeyWrite::Status(_) | KeyWrite::History(_) | KeyWrite::Failsafe(_)));
         implies(records, holds_the_key(s))
     }),
     ("the cluster's identity is written only from local data", |s, p| {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Member;
+use crate::failsafe::{Promises, Topology};
 use crate::plan::{Decision, KeyWrite, Lease, Move};
 use crate::postgres::{DataDir, FinishedJob, Job, Probe, Process, StopMode};
 use crate::snapshot::{Order, Seat, Snapshot};
@@ -38,6 +39,12 @@ pub struct Memory {
     pub last_position: Option<Lsn>,
     /// pg_rewind was tried, and this member has not streamed since.
     pub rewinds: Option<Rewinds>,
+    /// When this agent had its first look: what it agreed to before that is forgotten.
+    pub since: Option<Instant>,
+    /// Who must agree before this member goes on without etcd (failsafe mode).
+    pub topology: Topology,
+    /// Who has.
+    pub promises: Promises,
     /// The server has answered, or run, at least once since this agent started (B10, "first contact").
     pub met: bool,
 }
@@ -101,7 +108,22 @@ impl Memory {
         next
     }
 
+    /// Until when all of the topology, this member in it, promised to stay out of the race.
+    #[must_use]
+    pub fn promised_until(&self) -> Option<Instant> {
+        let each = self.topology.members.keys().map(|name| self.promises.until.get(name).copied());
+        each.collect::<Option<Vec<_>>>()?.into_iter().min()
+    }
+
     fn observe(&mut self, seen: &Snapshot) {
+        self.since = self.since.or(Some(seen.now));
+        self.topology.observe(seen);
+        if seen.seat() == Seat::Theirs || !seen.may_write() {
+            self.promises = Promises::default();
+        }
+        if seen.view().is_some() {
+            self.promises.last = None; // The next outage asks at once.
+        }
         if let Some(view) = seen.view() {
             self.holds = match seen.seat() {
                 Seat::Mine => view.leader.as_ref().and_then(|key| key.lease).filter(|id| Some(*id) == seen.lease.id),
@@ -181,6 +203,11 @@ impl Memory {
                 _,
             ) => {}
         }
+        for key in &decision.plan.keys {
+            if let KeyWrite::Failsafe(key) = key {
+                self.topology.members.extend(key.members.clone());
+            }
+        }
         self.named |= decision.plan.keys.iter().any(|key| matches!(key, KeyWrite::Identify { .. }));
         if self.bootstrapping && seen.view().is_some_and(|view| view.initialize.system_id().is_some()) {
             self.bootstrapping = false;
@@ -202,6 +229,9 @@ impl Memory {
                 // An ordered stop of a primary keeps its role until it is down; every other one is a demotion.
                 let ordered = seen.order == Order::Stop && *mode == StopMode::Fast;
                 self.role = if ordered { self.role } else { Role::Demoted };
+                if !ordered {
+                    self.promises = Promises::default();
+                }
                 self.checkpointed = None;
             }
             Move::Rewind { from, .. } => {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{HistoryLine, Promise, Status};
+use crate::cluster::{FailsafeKey, HistoryLine, Promise, Status};
 use crate::peers::Question;
 use crate::postgres::{StopMode, Upstream};
 use crate::units::{MemberName, Revision, SystemId, Timeline};
@@ -63,6 +63,8 @@ pub struct Plan {
     pub keys: Vec<KeyWrite>,
     /// Ask these members and decide again.
     pub ask: BTreeMap<MemberName, Question>,
+    /// Ask these members (by `api_url`) to agree that this primary goes on without etcd; `None`: nobody is asked.
+    pub confirm: Option<BTreeMap<MemberName, String>>,
     /// End the process afterwards.
     pub exit: Option<Exit>,
 }
@@ -71,7 +73,7 @@ impl Plan {
     /// A plan of both halves.
     #[must_use]
     pub fn of(lease: Lease, postgres: Move) -> Plan {
-        Plan { lease, postgres, keys: Vec::new(), ask: BTreeMap::new(), exit: None }
+        Plan { lease, postgres, keys: Vec::new(), ask: BTreeMap::new(), confirm: None, exit: None }
     }
 
     /// Keep the lease, leave PostgreSQL alone.
@@ -206,6 +208,8 @@ pub enum KeyWrite {
     Status(Status),
     /// `history`
     History(Vec<HistoryLine>),
+    /// `failsafe`; `modified` is the revision of the key that the decision saw, 0 if there was none.
+    Failsafe(FailsafeKey),
 }
 
 /// The process ends.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{ClusterView, LeaderKey};
 use crate::config::Config;
+use crate::failsafe::Agreement;
 use crate::memory::{Memory, Role};
 use crate::peers::{PeerAnswer, PeerReply, Question};
 use crate::postgres::{Job, PgState, Probe, RunningJob, SqlFacts};
@@ -22,7 +23,7 @@ pub struct Snapshot {
     /// The configuration in force.
     pub config: Config,
     /// The linearizable read of this turn, or why there is none. A failed read is an observation like any other.
-    pub dcs: Result<ClusterView, String>,
+    pub dcs: Result<ClusterView, NoView>,
     /// The own lease, as its task knows it.
     pub lease: LeaseView,
     /// The local server.
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub job: Option<RunningJob>,
     /// What peers answered, if a decision of a moment ago asked them.
     pub peers: Option<Peers>,
+    /// What this member agreed to when another one asked it, if that is still in force (F4).
+    pub agreement: Option<Agreement>,
     /// Address of a living agent of the same name, if one was found when this one first saw etcd (B12).
     pub namesake: Option<String>,
     /// Whether the guardian stands ready for what this member may do next (22.3 I3).
@@ -41,6 +44,17 @@ pub struct Snapshot {
     pub order: Order,
     /// The past.
     pub memory: Memory,
+}
+
+/// Why there is no view of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum NoView {
+    /// etcd did not answer in time, or not definitely: the one case in which failsafe mode may be asked for (F10).
+    #[error("{0}")]
+    Unreachable(String),
+    /// etcd answered, and refused.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// The own lease.
@@ -137,11 +151,18 @@ impl Snapshot {
         (key.name == self.config.name && (key.lease.is_none() || key.lease != self.lease.id)).then_some(key)
     }
 
+    /// Until when this member may write, by its own clock; `None` when it cannot claim to: by the lease of the leader key, or
+    /// by the word of all others (failsafe mode), whichever lasts longer.
+    #[must_use]
+    pub fn lock_ends(&self) -> Option<Instant> {
+        self.lease_ends().max(self.promised_until())
+    }
+
     /// Until when the leader key is mine by my own clock; `None` when I cannot claim to hold it.
     ///
     /// Only acknowledgements for the lease that the key is *known* to hang on count (ha-rules 22.2).
     #[must_use]
-    pub fn lock_ends(&self) -> Option<Instant> {
+    pub fn lease_ends(&self) -> Option<Instant> {
         let known = match (self.seat(), &self.dcs) {
             (Seat::Mine, Ok(view)) => view.leader.as_ref().and_then(|key| key.lease),
             (Seat::Unknown, _) => self.memory.holds,
@@ -150,7 +171,7 @@ impl Snapshot {
         (known.is_some() && known == self.lease.id).then_some(self.lease.ends).flatten()
     }
 
-    /// The latest moment at which a forced stop must begin, if a lease bounds us.
+    /// The latest moment at which a forced stop must begin, if a lease or a promise bounds us.
     #[must_use]
     pub fn must_stop_at(&self) -> Option<Instant> {
         self.lock_ends().map(|end| end.minus(self.config.stop_budget))
@@ -248,7 +269,8 @@ impl Snapshot {
     /// Members to ask before a decision that depends on them.
     ///
     /// Those of the last view that had a leader and those of the current one: when a node dies, its member key goes with
-    /// the leader key (DL2). Minus me, minus those without an address, minus `nofailover` ones (ha-rules, "Peers asked").
+    /// the leader key (DL2). With failsafe mode those of the `failsafe` key as well. Minus me, minus those without an address,
+    /// minus `nofailover` ones (ha-rules, "Peers asked").
     ///
     /// A member whose key is gone is most likely dead, and so is a leader whose lease has ended: its answer, or its "I still
     /// am a primary" (R16), is taken if it comes at once, but the cluster does not stand still for it (I8).
@@ -256,12 +278,18 @@ impl Snapshot {
     pub fn peers_to_ask(&self) -> BTreeMap<MemberName, Question> {
         let last = self.memory.last_led.iter().flat_map(|led| led.members.iter());
         let current = self.view().into_iter().flat_map(|view| view.members.iter());
-        let mut questions = BTreeMap::new();
+        let question = |name: &MemberName, url: &String| {
+            let within = if self.is_thought_dead(name) { DEAD_PEER_PATIENCE } else { PEER_PATIENCE };
+            (name.clone(), Question { url: url.clone(), within })
+        };
+        let failsafe = self.view().and_then(|view| view.failsafe.as_ref()).filter(|_| self.config.failsafe_mode);
+        let named =
+            failsafe.into_iter().flat_map(|key| key.members.iter()).filter(|(name, _)| **name != self.config.name);
+        let mut questions: BTreeMap<_, _> = named.map(|(name, url)| question(name, url)).collect();
         for (name, member) in last.chain(current) {
             match &member.api_url {
                 Some(url) if *name != self.config.name && !member.tags.nofailover => {
-                    let within = if self.is_thought_dead(name) { DEAD_PEER_PATIENCE } else { PEER_PATIENCE };
-                    questions.insert(name.clone(), Question { url: url.clone(), within });
+                    questions.extend([question(name, url)]);
                 }
                 Some(_) | None => {
                     questions.remove(name);

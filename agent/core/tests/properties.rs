@@ -6,13 +6,14 @@ use proptest::option;
 use proptest::prelude::*;
 use regent_core::cluster::*;
 use regent_core::config::{Config, Tags};
+use regent_core::failsafe::{Agreement, Notice, Promises, Topology};
 use regent_core::fixture::SYSTEM_ID;
 use regent_core::inspector::inspect;
 use regent_core::memory::{LastLed, Memory, Role};
 use regent_core::peers::{PeerAnswer, PeerReply};
 use regent_core::postgres::*;
 use regent_core::rules::decide;
-use regent_core::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot, Watchdog};
+use regent_core::snapshot::{Guardian, LeaseView, NoView, Order, Peers, Snapshot, Watchdog};
 use regent_core::units::*;
 
 const NOW: u64 = 10_000;
@@ -103,6 +104,7 @@ fn view() -> impl Strategy<Value = ClusterView> {
             status: Status { optime, ..Status::default() },
             promise,
             unreadable_promise: None,
+            failsafe: None,
             garbage: std::collections::BTreeMap::new(),
         },
     )
@@ -215,21 +217,39 @@ fn memory() -> impl Strategy<Value = Memory> {
         error: failed.then(|| "failed".into()),
     }));
     let since = (option::of(moment()), option::of(moment()));
-    (role, option::of(lease()), led, any::<(bool, bool)>(), since, last_job, prop::bool::weighted(0.1)).prop_map(
-        |(role, holds, last_led, (recovering, met), (starting_since, silent_since), last_job, bootstrapping)| Memory {
+    let (bootstrapping, promise) = (prop::bool::weighted(0.1), option::weighted(0.2, moment()));
+    let us = (bootstrapping, promise);
+    (role, option::of(lease()), led, any::<(bool, bool)>(), since, last_job, us).prop_map(
+        |(
             role,
             holds,
             last_led,
-            recovering,
-            met,
-            starting_since,
-            silent_since,
+            (recovering, met),
+            (starting_since, silent_since),
             last_job,
-            bootstrapping,
-            checkpointed: None,
-            named: false,
-            last_position: None,
-            rewinds: None,
+            (bootstrapping, promise),
+        )| {
+            Memory {
+                role,
+                holds,
+                last_led,
+                recovering,
+                met,
+                starting_since,
+                silent_since,
+                last_job,
+                bootstrapping,
+                checkpointed: None,
+                named: false,
+                last_position: None,
+                rewinds: None,
+                since: None,
+                topology: Topology { members: [("a".into(), String::new())].into(), ..Topology::default() },
+                promises: Promises {
+                    until: promise.map(|until| ("a".into(), until)).into_iter().collect(),
+                    last: None,
+                },
+            }
         },
     )
 }
@@ -252,28 +272,35 @@ fn peers() -> impl Strategy<Value = Peers> {
 }
 
 fn snapshot() -> impl Strategy<Value = Snapshot> {
-    let config = (any::<(bool, bool, bool)>(), prop::bool::weighted(0.2), 0u64..400, any::<(bool, bool, bool)>())
-        .prop_map(|((nofailover, check, boot), pause, start, (rewind, on_failure, on_divergence))| Config {
-            use_pg_rewind: rewind,
-            remove_on_rewind_failure: on_failure,
-            remove_on_divergence: on_divergence,
-            tags: Tags { nofailover, ..Tags::default() },
-            check_timeline: check,
-            may_bootstrap: boot,
-            pause,
-            primary_start_timeout: std::time::Duration::from_secs(start),
-            ..Config::of("a".into())
+    let config = (any::<(bool, bool, bool, bool)>(), prop::bool::weighted(0.2), 0u64..400, any::<(bool, bool, bool)>())
+        .prop_map(|((nofailover, check, boot, failsafe_mode), pause, start, (rewind, on_failure, on_divergence))| {
+            Config {
+                use_pg_rewind: rewind,
+                remove_on_rewind_failure: on_failure,
+                remove_on_divergence: on_divergence,
+                failsafe_mode,
+                tags: Tags { nofailover, ..Tags::default() },
+                check_timeline: check,
+                may_bootstrap: boot,
+                pause,
+                primary_start_timeout: std::time::Duration::from_secs(start),
+                ..Config::of("a".into())
+            }
         });
-    let dcs = prop_oneof![5 => view().prop_map(Ok), 1 => Just(Err("no answer".to_owned()))];
+    let dcs = prop_oneof![5 => view().prop_map(Ok), 1 => Just(Err(NoView::Unreachable("no answer".to_owned())))];
     let lease = (option::of(lease()), option::of(moment()))
         .prop_map(|(id, ends)| LeaseView { id, ends: ends.filter(|_| id.is_some()) });
     let order = prop_oneof![4 => Just(Order::Run), 1 => Just(Order::Stop)];
     let absent = moment().prop_map(|since| Guardian::Absent { why: "x".into(), since });
     let guardian = prop_oneof![3 => Just(Guardian::Ready), 1 => absent];
-    let watchdog = prop_oneof![4 => Just(Watchdog::Ready), 1 => Just(Watchdog::Awaited), 1 => Just(Watchdog::Failed("no device".into()))];
-    let ours = (order, guardian, watchdog, memory());
+    let failed = Watchdog::Failed("no device".into());
+    let watchdog = prop_oneof![4 => Just(Watchdog::Ready), 1 => Just(Watchdog::Awaited), 1 => Just(failed)];
+    let to = Notice { name: "b".into(), conn_url: String::new(), api_url: String::new(), slots: Default::default() };
+    let agreement =
+        option::weighted(0.1, Just(Agreement { until: Instant(std::time::Duration::from_secs(NOW + 9)), to }));
+    let ours = (order, guardian, watchdog, memory(), agreement);
     (any::<u64>(), config, dcs, lease, postgres(), option::weighted(0.2, job()), option::of(peers()), ours).prop_map(
-        |(dice, config, dcs, lease, postgres, job, peers, (order, guardian, watchdog, memory))| {
+        |(dice, config, dcs, lease, postgres, job, peers, (order, guardian, watchdog, memory, agreement))| {
             let now = Instant(std::time::Duration::from_secs(NOW));
             Snapshot {
                 now,
@@ -283,6 +310,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 lease,
                 postgres,
                 peers,
+                agreement,
                 namesake: None,
                 guardian,
                 watchdog,

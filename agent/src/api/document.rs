@@ -40,6 +40,9 @@ pub(super) fn document(moment: &Moment<'_>) -> Value {
     if moment.is_unlocked() {
         put("cluster_unlocked", true.into());
     }
+    if moment.is_failsafe() {
+        put("failsafe_mode_is_active", true.into());
+    }
     put("dcs_last_seen", status.dcs_last_seen.into());
     if !status.tags.is_empty() {
         put("tags", Value::Object(status.tags.clone()));

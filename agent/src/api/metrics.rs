@@ -61,9 +61,13 @@ const METRICS: [Metric; 36] = [
         m.sql().map_or_else(zero, |sql| sql.server_version.to_string())
     }),
     gauge("patroni_cluster_unlocked", "1 if nobody is known to hold the leader key.", |m| flag(m.is_unlocked())),
-    gauge("patroni_failsafe_mode_is_active", "1 if failsafe mode is active.", |_| zero()),
-    gauge("patroni_failsafe_mode_enabled", "1 if failsafe mode is on in the configuration.", |_| zero()),
-    gauge("patroni_failsafe_member", "1 if this member is in the failsafe key.", |_| zero()),
+    gauge("patroni_failsafe_mode_is_active", "1 if failsafe mode is active.", |m| flag(m.is_failsafe())),
+    gauge("patroni_failsafe_mode_enabled", "1 if failsafe mode is on in the configuration.", |m| {
+        flag(m.status.failsafe_mode)
+    }),
+    gauge("patroni_failsafe_member", "1 if this member is in the failsafe key.", |m| {
+        flag(m.failsafe().is_some_and(|key| key.members.keys().any(|name| name.as_str() == m.status.name)))
+    }),
     gauge("patroni_postgres_timeline", "Timeline, 0 if unknown.", |m| {
         m.sql().and_then(|sql| sql.timeline).map_or_else(zero, |timeline| timeline.to_string())
     }),

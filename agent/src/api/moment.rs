@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use regent_core::cluster::ClusterView;
+use regent_core::cluster::{ClusterView, FailsafeKey};
+use regent_core::failsafe::Agreement;
 use regent_core::postgres::SqlFacts;
 use regent_core::units::{Instant, Lsn};
 
@@ -14,12 +15,14 @@ pub(super) struct Moment<'a> {
     pub(super) now: Instant,
     /// The loop is not known to be stuck. What a stuck loop last saw of PostgreSQL says nothing of PostgreSQL now.
     fresh: bool,
+    /// What this member agreed to.
+    agreement: Option<Agreement>,
 }
 
 impl<'a> Moment<'a> {
-    pub(super) fn new(status: &'a Status, now: Instant) -> Moment<'a> {
+    pub(super) fn new(status: &'a Status, agreement: Option<Agreement>, now: Instant) -> Moment<'a> {
         let fresh = now < status.next_turn_due + status.ttl;
-        Moment { status, now, fresh }
+        Moment { status, now, fresh, agreement }
     }
 
     /// PostgreSQL's answers, if "postgres answers" (rest-api.md section 4).
@@ -65,6 +68,17 @@ impl<'a> Moment<'a> {
     /// There is no view, or nobody holds the leader key in it.
     pub(super) fn is_unlocked(&self) -> bool {
         self.view().is_none_or(|view| view.leader.is_none())
+    }
+
+    /// Failsafe mode is active: this primary runs on the word of all members, or this member gave its word.
+    pub(super) fn is_failsafe(&self) -> bool {
+        self.agreement.is_some() || self.status.failsafe_until.is_some_and(|until| self.now < until)
+    }
+
+    /// The `failsafe` key as last seen, if there is one that can be read.
+    pub(super) fn failsafe(&self) -> Option<&'a FailsafeKey> {
+        let key = self.status.last_view.as_ref()?.failsafe.as_ref();
+        key.filter(|key| !key.members.is_empty())
     }
 
     /// The leader key is ours, by our own clock.

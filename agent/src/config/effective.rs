@@ -76,6 +76,7 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
         maximum_lag_on_failover: number(&["maximum_lag_on_failover"], 1_048_576),
         check_timeline: word("check_timeline"),
         primary_start_timeout: Duration::from_secs(number(&["primary_start_timeout", "master_start_timeout"], 300)),
+        failsafe_mode: word("failsafe_mode"),
         pause: word("pause"),
         may_bootstrap: local.may_bootstrap,
         use_slots: found.settings.use_slots,

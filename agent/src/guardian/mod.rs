@@ -82,11 +82,11 @@ fn request(guard: &impl Guard, fence: Fence, lease: LeaseView, armed: Option<Ins
         Fence::Keep => Request::Status,
         Fence::Down => Request::Disarm { down: true },
         Fence::Off => Request::Disarm { down: false },
-        Fence::Guard { pid, lease: held } => {
+        Fence::Guard { pid, lease: held, promised } => {
             // A deadline that stands is moved only by a renewal of the lease that the key is known to hang on.
             let counts = held.is_some() && held == lease.id || armed.is_none();
             let postmaster = pid.and_then(|pid| Some((pid, guard.started(pid)?)));
-            match lease.ends.filter(|_| counts) {
+            match lease.ends.filter(|_| counts).max(promised) {
                 Some(deadline) => Request::Arm { postmaster, deadline },
                 None => Request::Status,
             }

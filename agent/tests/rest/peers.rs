@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use regent::peers::{ask, liveness};
+use regent::peers::{ask, confirm, liveness};
 use regent::status::Status;
+use regent_core::failsafe::Notice;
+use regent_core::fixture::standby;
 use regent_core::peers::{PeerAnswer, PeerReply, Question};
 use regent_core::units::{Lsn, Timeline};
 use serde_json::json;
@@ -41,6 +43,36 @@ async fn ask_one(url: impl Into<String>) -> PeerReply {
 
 fn document(value: &serde_json::Value) -> String {
     format!("HTTP/1.0 200 OK\r\nServer: x\r\nContent-Type: application/json\r\n\r\n{value}")
+}
+
+#[tokio::test]
+async fn only_the_whole_word_of_a_member_is_its_agreement() {
+    let node = Node::with(Status { failsafe_mode: true, ..replica() });
+    node.failsafe.look(&standby().build());
+    let own = format!("http://{}/patroni", node.address());
+    let answer = |code: &str, body: &str| format!("HTTP/1.0 {code} X\r\n\r\n{body}");
+    let urls = [
+        ("own", own.clone()),
+        ("peer", one_answer(answer("200", "Accepted")).await),
+        ("other", one_answer(answer("200", "Accepted!")).await),
+        ("leader", one_answer(answer("500", "Running as a leader")).await),
+        ("off", one_answer(answer("502", "Accepted")).await),
+        ("gone", "http://127.0.0.1:1/patroni".to_owned()),
+        ("nonsense", "?".to_owned()),
+    ];
+    let notice = Notice { name: "b".into(), conn_url: "x".into(), api_url: "y".into(), slots: BTreeMap::new() };
+    let asked = confirm(urls.map(|(name, url)| (name.into(), url)).into(), &notice, None, WITHIN).await;
+    let yes: Vec<_> = asked.iter().filter(|(_, yes)| **yes).map(|(name, _)| name.as_str()).collect();
+    assert_eq!((asked.len(), yes), (7, vec!["own", "peer"]));
+    assert_eq!(node.failsafe.agreement(NOW).unwrap().to, notice);
+
+    // A member that asks for credentials gets them.
+    let credentials = regent::api::Credentials { username: "u".to_owned(), password: "p".to_owned() };
+    node.server.set_policy(regent::api::Policy { credentials: Some(credentials), ..Default::default() });
+    for (authorization, agrees) in [(None, false), (Some("Basic dTpw".parse().unwrap()), true)] {
+        let asked = confirm([("own".into(), own.clone())].into(), &notice, authorization, WITHIN).await;
+        assert_eq!(asked, [("own".into(), agrees)].into());
+    }
 }
 
 #[tokio::test]

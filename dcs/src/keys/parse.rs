@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use regent_core::cluster::{
-    ClusterView, ConfigKey, HistoryLine, Initialize, LeaderKey, Member, Promise, PromiseKey, Status,
+    ClusterView, ConfigKey, FailsafeKey, HistoryLine, Initialize, LeaderKey, Member, Promise, PromiseKey, Status,
 };
 use regent_core::units::{Lsn, MemberName, Revision, Timeline, WalPosition};
 use serde_json::Value;
 
-use super::{CONFIG, HISTORY, INITIALIZE, LEADER, MEMBERS, OPTIME, PROMISE, RawKey, STATUS, lenient, member};
+use super::{CONFIG, FAILSAFE, HISTORY, INITIALIZE, LEADER, MEMBERS, OPTIME, PROMISE, RawKey, STATUS, lenient, member};
 use crate::Read;
 
 /// Parses every key of one consistent read. Never fails: see the module's head.
@@ -61,6 +61,13 @@ impl Parser {
                 let read = promise(key.value);
                 view.unreadable_promise = read.is_err().then_some(key.modified);
                 read.map(|promise| view.promise = Some(PromiseKey { promise, modified: key.modified }))
+            }
+            FAILSAFE => {
+                let read = failsafe(key.value);
+                let (members, known) =
+                    read.map_or_else(|error| (BTreeMap::new(), Err(error)), |members| (members, Ok(())));
+                view.failsafe = Some(FailsafeKey { members, modified: key.modified });
+                known
             }
             _ => match name.strip_prefix(MEMBERS) {
                 Some(name) if !name.is_empty() && !name.contains('/') => self.member(name, key.value),
@@ -216,6 +223,17 @@ fn optime(value: &[u8]) -> Result<Status, String> {
     let number = str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
     let lsn = number.map(Lsn).ok_or("want a decimal position")?;
     Ok(Status { optime: Some(lsn), ..Status::default() })
+}
+
+/// All or nothing: half a topology would leave out somebody who must be asked.
+fn failsafe(value: &[u8]) -> Result<BTreeMap<MemberName, String>, String> {
+    let value = json(value)?;
+    let object = value.as_object().ok_or_else(|| format!("want a JSON object, have {}", kind(&value)))?;
+    let member = |(name, url): (&String, &Value)| {
+        let url = url.as_str().ok_or_else(|| format!("the address of {name} is not text"))?;
+        Ok((MemberName(name.clone()), url.to_owned()))
+    };
+    object.iter().map(member).collect()
 }
 
 /// Ours alone, and what safety rests on: nothing lenient here. A promise that cannot be read cannot be replaced either,

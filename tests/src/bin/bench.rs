@@ -141,8 +141,8 @@ fn idle_cost(rig: &Rig, primary: &str, idle: Duration) -> Result<(), Trouble> {
 /// Messages that etcd's members have received so far, by method.
 fn etcd_calls(rig: &Rig) -> Result<BTreeMap<String, f64>, Trouble> {
     let mut calls = BTreeMap::new();
-    for port in rig.etcd.ports() {
-        let page = http::get(port, "/metrics", Duration::from_secs(3))?.body;
+    for member in rig.etcd.endpoints() {
+        let page = http::get(member, "/metrics", Duration::from_secs(3))?.body;
         for line in page.lines().filter_map(|line| line.strip_prefix("grpc_server_msg_received_total{grpc_method=\"")) {
             let Some((method, rest)) = line.split_once('"') else { continue };
             let count = rest.rsplit_once(' ').and_then(|(_, count)| count.parse::<f64>().ok()).unwrap_or(0.0);

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use regent_tests::rig::settings::{BASE, PASSWORD, SUPERUSER};
 use regent_tests::rig::{Node, Rig, Settings, Trouble, Writer, stray};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Nothing of this takes so long; more only on a machine that does something else.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -30,7 +29,7 @@ fn main() -> ExitCode {
 fn play(stage: &Stage) -> Result<(), Trouble> {
     let keep = std::env::var_os("KEEP").is_some_and(|value| !value.is_empty() && value != "0");
     let rig = Rig::new(Settings::default())?;
-    end_on_interrupt(rig.dir().to_path_buf())?;
+    stray::end_on_interrupt(rig.dir())?;
     let version = rig.programs().pg_version();
     stage.say(&format!("etcd and HAProxy are up; three nodes with PostgreSQL {version} in {}", rig.dir().display()));
 
@@ -102,25 +101,6 @@ fn play(stage: &Stage) -> Result<(), Trouble> {
     } else {
         stage.say("done; everything is stopped and removed (KEEP=1 make demo leaves it up)");
     }
-    Ok(())
-}
-
-/// Ctrl-C ends what runs, as leaving `main` would: no destructor runs when a signal ends us.
-fn end_on_interrupt(dir: PathBuf) -> Result<(), Trouble> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    thread::spawn(move || {
-        runtime.block_on(async {
-            let (Ok(mut interrupt), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            else {
-                return;
-            };
-            tokio::select! { _ = interrupt.recv() => {} _ = term.recv() => {} }
-            println!("interrupted: stopping everything");
-            stray::end(&dir);
-            let _ = std::fs::remove_dir_all(&dir);
-            std::process::exit(130);
-        });
-    });
     Ok(())
 }
 

@@ -1,11 +1,12 @@
 //! HAProxy before the nodes, with the check forms of the field.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::process::{Process, clean};
 use super::programs::{Account, Programs};
-use super::settings::{NodePorts, ProxyPorts, haproxy_cfg};
+use super::settings::{NodeAddress, ProxyPorts, haproxy_cfg};
 use super::sql::Target;
 use super::{Trouble, ports};
 
@@ -27,7 +28,7 @@ impl Haproxy {
         programs: &Programs,
         account: Account,
         fall: u32,
-        nodes: &[(String, NodePorts)],
+        nodes: &[NodeAddress],
     ) -> Result<Self, Trouble> {
         let ports = ProxyPorts { http_check: ports::free()?, tcp_check: ports::free()?, standbys: ports::free()? };
         let config = dir.join("haproxy.cfg");
@@ -45,19 +46,19 @@ impl Haproxy {
     /// The way to the primary that `option httpchk GET /primary` finds.
     #[must_use]
     pub fn by_http(&self) -> Target {
-        Target { port: self.ports.http_check }
+        Target { host: Ipv4Addr::LOCALHOST, port: self.ports.http_check }
     }
 
     /// The way to the primary that a raw `GET /leader HTTP/1.0` finds.
     #[must_use]
     pub fn by_tcp(&self) -> Target {
-        Target { port: self.ports.tcp_check }
+        Target { host: Ipv4Addr::LOCALHOST, port: self.ports.tcp_check }
     }
 
     /// The way to the standbys.
     #[must_use]
     pub fn standbys(&self) -> Target {
-        Target { port: self.ports.standbys }
+        Target { host: Ipv4Addr::LOCALHOST, port: self.ports.standbys }
     }
 
     /// Its configuration file.

@@ -86,6 +86,7 @@ impl<'a> Script<'a> {
                 "loop_wait" => self.shape.loop_wait = time(value)?,
                 "retry_timeout" => self.shape.retry_timeout = time(value)?,
                 "stop_budget" => self.shape.stop_budget = time(value)?,
+                "failsafe_mode" => self.shape.failsafe = value == "on",
                 _ => {
                     for name in names {
                         self.configured.push((name, setting(word)?));

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use regent::agent::Network;
 use regent::clock::Clock;
+use regent::failsafe;
 use regent::status::Status;
+use regent_core::failsafe::Notice;
 use regent_core::peers::{PeerReply, Question};
 use regent_core::units::MemberName;
 use tokio::sync::watch;
@@ -16,10 +18,14 @@ use tokio::sync::watch;
 use super::clock::SimClock;
 use super::life::Life;
 
+/// When which member agreed that another one goes on: `(who asked, who agreed)`.
+pub(super) type Agreed = Rc<RefCell<BTreeMap<(String, String), Vec<Duration>>>>;
+
 pub(super) type Directory = Rc<RefCell<BTreeMap<String, Door>>>;
 
 /// Where others find an agent's REST API.
 pub(super) struct Door {
+    pub(super) failsafe: failsafe::Door,
     pub(super) status: watch::Receiver<Arc<Status>>,
     pub(super) life: Rc<Life>,
     pub(super) clock: SimClock,
@@ -29,6 +35,8 @@ pub(super) struct Door {
 #[derive(Clone)]
 pub struct SimNetwork {
     directory: Directory,
+    agreed: Agreed,
+    epoch: tokio::time::Instant,
 }
 
 impl Network for SimNetwork {
@@ -50,6 +58,23 @@ impl Network for SimNetwork {
         replies
     }
 
+    async fn confirm(
+        &self,
+        whom: BTreeMap<MemberName, String>,
+        notice: Notice,
+        within: Duration,
+    ) -> BTreeMap<MemberName, bool> {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let mut silent = false;
+        let agreed = whom.into_keys().map(|name| {
+            let agreed = self.agrees(&name, &notice, &mut silent);
+            (name, agreed)
+        });
+        let agreed = agreed.collect();
+        tokio::time::sleep(if silent { within } else { Duration::from_millis(1) }).await;
+        agreed
+    }
+
     async fn lives(&self, api_url: String, _within: Duration) -> bool {
         let host = api_url.split(['/', ':']).find(|part| !part.is_empty() && *part != "http").unwrap_or_default();
         self.is_alive(host)
@@ -57,12 +82,25 @@ impl Network for SimNetwork {
 }
 
 impl SimNetwork {
-    pub(super) fn of(directory: Directory) -> SimNetwork {
-        SimNetwork { directory }
+    pub(super) fn of(directory: Directory, agreed: Agreed, epoch: tokio::time::Instant) -> SimNetwork {
+        SimNetwork { directory, agreed, epoch }
     }
 
     fn is_alive(&self, name: &str) -> bool {
         self.directory.borrow().get(name).is_some_and(|door| !door.life.killed.get())
+    }
+
+    fn agrees(&self, name: &MemberName, notice: &Notice, silent: &mut bool) -> bool {
+        let directory = self.directory.borrow();
+        let Some(door) = directory.get(name.as_str()).filter(|door| !door.life.killed.get()) else { return false };
+        *silent |= door.life.frozen();
+        let (ttl, on) = (door.status.borrow().ttl, door.status.borrow().failsafe_mode);
+        let agrees = !door.life.frozen() && on && door.failsafe.agrees(notice.clone(), door.clock.now(), ttl);
+        if agrees {
+            let pair = (notice.name.to_string(), name.to_string());
+            self.agreed.borrow_mut().entry(pair).or_default().push(self.epoch.elapsed());
+        }
+        agrees
     }
 
     fn answer(&self, name: &MemberName, silent: &mut bool) -> PeerReply {

@@ -9,6 +9,7 @@ mod bad_input;
 mod bootstrap;
 mod crash;
 mod etcd_outage;
+mod failsafe;
 mod guardian;
 mod peer_tool;
 mod rewind;

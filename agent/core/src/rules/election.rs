@@ -8,7 +8,7 @@ use crate::peers::PeerAnswer;
 use crate::plan::{Exit, KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{DataDir, Job, SqlFacts, StopMode, Upstream};
 use crate::snapshot::{Guardian, Seat, Snapshot, Watchdog};
-use crate::units::{Revision, Timeline, WalPosition};
+use crate::units::{MemberName, Revision, Timeline, WalPosition};
 
 pub(super) use super::follower::{
     clear_unfinished_copy, report_unusable_data, stop_server_without_data, wait_after_failed_start,
@@ -149,11 +149,41 @@ fn superseded(s: &Snapshot, own: Timeline) -> Option<String> {
     theirs.then(|| format!("timeline {} was promised to {}", promise.position.timeline, promise.holder))
 }
 
+/// The leader key is gone, but we agreed that its holder goes on: it lost nothing but etcd. Follow it, and do not race.
+pub(super) fn wait_for_failsafe_leader(s: &Snapshot) -> Option<Verdict> {
+    let agreement = s.agreement.as_ref().filter(|_| !s.is_primary())?;
+    let left = s.now.until(agreement.until);
+    Some(super::follower::follow_leader(s).unwrap_or_else(|| {
+        let why = format!("nobody leads, but we agreed that {} goes on; {left:?} are left", agreement.to.name);
+        Verdict::new(Plan::stay(), why).again_in(PATIENCE.min(left))
+    }))
+}
+
+/// The `failsafe` key does not name us: a primary without etcd could not have asked us, and may be going on.
+pub(super) fn wait_outside_failsafe(s: &Snapshot) -> Option<Verdict> {
+    let key = s.view()?.failsafe.as_ref().filter(|key| s.config.failsafe_mode && !key.members.is_empty())?;
+    (!key.members.contains_key(&s.config.name))
+        .then(|| Verdict::new(Plan::stay(), "the failsafe key does not name us: not a candidate").again_in(PATIENCE))
+}
+
+/// What an agent agreed to is forgotten when it is restarted. As long as such a promise may last it runs only if all members
+/// of the `failsafe` key answer: a primary that goes on would be among them.
+pub(super) fn wait_after_start(s: &Snapshot) -> Option<Verdict> {
+    let key = s.view()?.failsafe.as_ref().filter(|_| s.config.failsafe_mode)?;
+    let left = s.config.ttl.saturating_sub(s.memory.since.map_or(Duration::ZERO, |since| s.now.since(since)));
+    let answered = |name: &MemberName| s.fresh_peers().is_some_and(|peers| peers.answers().any(|(who, _)| who == name));
+    let silent =
+        key.members.keys().find(|name| **name != s.config.name && !answered(name)).filter(|_| !left.is_zero())?;
+    let why =
+        format!("just started, and {silent}, to whom we may have promised to wait, does not answer; {left:?} are left");
+    Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE.min(left)))
+}
+
 /// A primary whose timeline has been superseded must not come back as one.
 pub(super) fn demote_stale_primary(s: &Snapshot) -> Option<Verdict> {
     let own = s.own_timeline().filter(|_| s.is_primary())?;
     // A lease that vanished under us is granted anew within milliseconds; more than one turn without one is too long.
-    let no_lease = s.lease.id.is_none() && s.memory.holds.is_none();
+    let no_lease = s.lease.id.is_none() && s.memory.holds.is_none() && !s.is_failsafe();
     let why = superseded(s, own).or_else(|| no_lease.then(|| "a primary without a lease".to_owned()))?;
     Some(Verdict::new(Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)), why))
 }
@@ -420,6 +450,43 @@ mod tests {
         let down = standby().vacant().down().build();
         assert_eq!(decide(&down).rule, "start_without_upstream");
         assert_eq!(decide(&down).plan.postgres, Move::StartStandby(Upstream::Nobody));
+    }
+
+    #[test]
+    fn who_agreed_to_another_primary_takes_no_part_until_that_ends() {
+        let s = standby().vacant().alone().failsafe().agreed_to_b(secs(5)).build();
+        assert_eq!((decide(&s).rule, decide(&s).plan.lease), ("wait_for_failsafe_leader", Lease::Keep));
+        let elsewhere = standby().vacant().agreed_to_b(secs(5)).with(|s| {
+            s.postgres.sql.as_mut().unwrap().upstream = None;
+        });
+        assert!(matches!(decide(&elsewhere).plan.postgres, Move::Follow(_)), "it is followed meanwhile");
+        let holder = standby().holding_the_key().promised("a", 2).agreed_to_b(secs(5)).build();
+        assert_eq!((decide(&holder).rule, decide(&holder).plan.lease), ("yield_to_failsafe_leader", Lease::Release));
+    }
+
+    #[test]
+    fn who_is_not_in_the_failsafe_key_is_no_candidate() {
+        let outside = |s: &mut crate::snapshot::Snapshot| {
+            s.dcs.as_mut().unwrap().failsafe.as_mut().unwrap().members.remove(&s.config.name);
+        };
+        assert_eq!(decide(&standby().vacant().alone().failsafe().with(outside)).rule, "wait_outside_failsafe");
+        let off = standby().vacant().alone().failsafe().with(|s| (outside(s), s.config.failsafe_mode = false).1);
+        assert_eq!(decide(&off).rule, "run_for_leader");
+        let primary = primary().vacant().failsafe().with(outside);
+        assert_eq!(decide(&primary).rule, "keep_leading", "it would not lead by a race");
+    }
+
+    #[test]
+    fn a_restarted_agent_may_have_agreed_to_something() {
+        let young = |s: &mut crate::snapshot::Snapshot| s.memory.since = Some(s.now.minus(secs(29)));
+        let race = || standby().vacant().at(Lsn(1_000)).failsafe().unreachable("b").answers("c", 1_000);
+        assert_eq!(decide(&race().with(young)).rule, "wait_after_start");
+        assert_eq!(decide(&race().build()).rule, "run_for_leader", "older than any promise");
+        assert_eq!(
+            decide(&race().answers("b", 1_000).with(young)).rule,
+            "run_for_leader",
+            "all answer, none is a primary"
+        );
     }
 
     #[test]

@@ -114,7 +114,11 @@ fn upstream(s: &Snapshot) -> Upstream {
         Some(Upstream::Member { name: name.clone(), conn_url })
     };
     let wished = s.config.tags.replicatefrom.as_ref().and_then(of);
-    wished.or_else(|| of(&view.leader.as_ref()?.name)).unwrap_or(Upstream::Nobody)
+    let without_key = || {
+        let to = &s.agreement.as_ref().filter(|_| view.leader.is_none())?.to;
+        Some(Upstream::Member { name: to.name.clone(), conn_url: to.conn_url.clone() })
+    };
+    wished.or_else(|| of(&view.leader.as_ref()?.name)).or_else(without_key).unwrap_or(Upstream::Nobody)
 }
 
 /// Down, and nothing against it: come up as a standby.

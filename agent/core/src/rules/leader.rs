@@ -80,7 +80,7 @@ pub(super) fn give_up_hung_server(s: &Snapshot) -> Option<Verdict> {
 /// Could another member be promoted now?
 enum Successor {
     /// The others must be asked first.
-    Ask(Plan),
+    Ask(Box<Plan>),
     Ready,
     Nobody,
 }
@@ -90,7 +90,7 @@ fn successor(s: &Snapshot) -> Successor {
     if whom.is_empty() {
         return Successor::Nobody;
     }
-    let Some(peers) = s.fresh_peers() else { return Successor::Ask(Plan::ask(whom)) };
+    let Some(peers) = s.fresh_peers() else { return Successor::Ask(Box::new(Plan::ask(whom))) };
     let mine = s.memory.last_position.unwrap_or_default().max(s.cluster_position());
     let cluster_timeline = s.view().and_then(crate::cluster::ClusterView::timeline);
     let ready = peers.answers().any(|(_, answer)| {
@@ -148,7 +148,7 @@ pub(super) fn prefer_failover_to_start(s: &Snapshot) -> Option<Verdict> {
     }
     match successor(s) {
         Successor::Ask(ask) => {
-            Some(Verdict::new(ask, "PostgreSQL is down and primary_start_timeout is 0: who could take over?"))
+            Some(Verdict::new(*ask, "PostgreSQL is down and primary_start_timeout is 0: who could take over?"))
         }
         Successor::Ready => Some(Verdict::new(
             Plan::of(Lease::Release, Move::Stay),
@@ -199,7 +199,7 @@ fn starting_for(s: &Snapshot) -> Option<Duration> {
 pub(super) fn give_up_slow_start(s: &Snapshot) -> Option<Verdict> {
     let took = starting_for(s).filter(|took| *took > s.config.primary_start_timeout)?;
     match successor(s) {
-        Successor::Ask(ask) => Some(Verdict::new(ask, format!("starting for {took:?}: who could take over?"))),
+        Successor::Ask(ask) => Some(Verdict::new(*ask, format!("starting for {took:?}: who could take over?"))),
         Successor::Ready => Some(Verdict::new(
             Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
             format!(
@@ -215,6 +215,13 @@ pub(super) fn give_up_slow_start(s: &Snapshot) -> Option<Verdict> {
 pub(super) fn wait_for_start(s: &Snapshot) -> Option<Verdict> {
     let took = starting_for(s)?;
     Some(Verdict::new(Plan::stay(), format!("PostgreSQL has been starting for {took:?}")).again_in(SOON))
+}
+
+/// The key came to us although we agreed that another primary goes on: it goes back, unused.
+pub(super) fn yield_to_failsafe_leader(s: &Snapshot) -> Option<Verdict> {
+    let agreement = s.agreement.as_ref().filter(|_| s.standby().is_some() && !s.may_write())?;
+    let why = format!("we agreed that {} goes on without etcd: giving the leader key back", agreement.to.name);
+    Some(Verdict::new(Plan::of(Lease::Release, Move::Stay), why))
 }
 
 /// The key is mine, but a later timeline was promised to somebody else: this server must not go on writing on its own.
@@ -338,7 +345,7 @@ pub(super) fn checkpoint_after_promotion(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
-/// `status` and `history`, as far as they are not true yet.
+/// `status`, `history` and `failsafe`, as far as they are not true yet.
 pub(super) fn records(s: &Snapshot) -> Vec<KeyWrite> {
     let Some((view, sql)) = s.view().zip(s.sql()).filter(|(_, sql)| !sql.in_recovery && s.seat() == Seat::Mine) else {
         return Vec::new();
@@ -352,6 +359,7 @@ pub(super) fn records(s: &Snapshot) -> Vec<KeyWrite> {
     if let Some(lines) = history(s, sql).filter(|lines| Some(lines) != view.history.as_ref()) {
         keys.push(KeyWrite::History(lines));
     }
+    keys.extend(s.failsafe_to_write().map(KeyWrite::Failsafe));
     keys
 }
 
@@ -398,6 +406,30 @@ mod tests {
         assert!(matches!(decide(&adopting).plan.lease, Lease::Adopt { .. }));
         assert_eq!(decide(&adopting).rule, "adopt_leader_key");
         assert_eq!(decide(&primary().build()).rule, "lead");
+    }
+
+    #[test]
+    fn the_holder_keeps_the_failsafe_key_and_only_while_its_lease_alone_carries_it() {
+        let wanted = |s: &crate::snapshot::Snapshot| {
+            s.failsafe_to_write().map(|key| key.members.into_keys().collect::<Vec<_>>())
+        };
+        let leading = || primary().failsafe();
+        assert_eq!(wanted(&leading().build()), None, "it says so already");
+        let new = leading().with(|s| s.dcs.as_mut().unwrap().failsafe = None);
+        assert_eq!(wanted(&new), Some(["a", "b", "c"].map(Into::into).into()));
+        assert!(decide(&new).plan.keys.iter().any(|key| matches!(key, KeyWrite::Failsafe(_))));
+        let missing = |since: u64| {
+            leading().with(|s| {
+                s.dcs.as_mut().unwrap().members.remove(&"c".into());
+                s.memory.topology.missing.insert("c".into(), s.now.minus(secs(since)));
+            })
+        };
+        assert_eq!(wanted(&missing(29)), None, "its member key may come back");
+        assert_eq!(wanted(&missing(30)), Some(["a", "b"].map(Into::into).into()));
+        let late = leading().lease_ends_in(secs(3)).with(|s| s.dcs.as_mut().unwrap().failsafe = None);
+        assert_eq!(wanted(&late), None, "who is added has promised nothing");
+        let off = leading().with(|s| (s.config.failsafe_mode, s.dcs.as_mut().unwrap().failsafe) = (false, None));
+        assert_eq!(wanted(&off), None);
     }
 
     #[test]

@@ -125,6 +125,7 @@ pub const LEADER: Table = Table {
         leader::start_uncertain_as_standby ["C4"]        "a writable start from an uncertain state";
         leader::give_up_slow_start         ["C7"]        "an unbounded outage in crash recovery";
         leader::wait_for_start             ["C7 C8"]     "a second start while the first one runs";
+        leader::yield_to_failsafe_leader   ["F5 S13"]    "a promotion beside a primary that goes on with our agreement";
         leader::demote_behind_the_promise  ["S2 S8"]     "two histories under one timeline number";
         leader::record_own_timeline        ["L11 S2"]    "a timeline given to another member although it is in use";
         leader::promise_next_timeline      ["S2 S8"]     "two histories under one timeline number";
@@ -177,16 +178,19 @@ pub const ELECTION: Table = Table {
         election::wait_after_failed_start   ["C5"]       "a start tried a hundred times a second";
         election::start_without_upstream    ["C5 R3"]    "a member that cannot stand because it is down";
         election::wait_while_starting       ["R3"]       "a leader whose position is unknown";
+        election::wait_for_failsafe_leader  ["F5"]       "a race against a primary that lost nothing but etcd";
         election::demote_stale_primary      ["R5 R20 S2"] "a primary that slept through another promotion and steals the lock back";
         election::wait_for_guardian         ["22.3 I3"]  "a leader that nobody stops when its agent freezes";
         election::wait_for_watchdog         ["R10 V3"]   "a leader that nothing resets when its machine hangs, where the operator demands it";
         election::keep_leading              ["R5"]       "a promotion where nothing was lost but the key";
         election::wait_nofailover           ["R7"]       "a leader that the operator ruled out";
+        election::wait_outside_failsafe     ["R11"]      "a leader that the primary without etcd could not have asked";
         election::wait_for_lease            ["DL8"]      "a key without a lease";
         election::wait_behind               ["R13 S8"]   "more loss than the configured bound";
         election::wait_on_old_timeline      ["R14"]      "a forked standby as primary";
         election::ask_the_others            ["R15"]      "a race on one's own word";
         election::wait_for_living_primary   ["R16"]      "two primaries: the old one lost the key and is not fenced yet";
+        election::wait_after_start          ["F5 22.4"]  "a race against a primary whom we promised to wait for, before we were restarted";
         election::wait_for_member_ahead     ["R17"]      "needless loss: another member has more of the log";
         election::wait_for_priority         ["R18"]      "the operator's preference ignored";
     },
@@ -198,6 +202,8 @@ pub const ISOLATED: Table = Table {
     title: "etcd did not answer (ha-rules section 9)",
     rows: rules! {
         isolated::stop_without_lease     ["F2"]    "two primaries: we write, and know of no lease that allows it";
+        isolated::ask_to_go_on           ["F3 F10"] "an outage of etcd that becomes an outage of the database";
+        isolated::go_on_by_agreement     ["F3 S13"] "a demotion although nobody could have been promoted";
         isolated::restart_read_only      ["F2 D"]  "readers without a server while etcd is away";
     },
     otherwise: otherwise!(isolated::hold ["F1 F6 O1"] "an outage made out of a DCS hiccup"),
