@@ -152,6 +152,17 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
                 let job = Job::Clone { from: from.clone() };
                 self.jobs.start(job, now, async move { postgres.clone_from(&from, &conn_url).await }).await;
             }
+            Move::Rewind { from, conn_url } => {
+                let job = Job::Rewind { from: from.clone() };
+                self.jobs.start(job, now, async move { postgres.rewind(&from, &conn_url).await }).await;
+            }
+            Move::GiveUpData { from, conn_url } => {
+                let work = async move { postgres.give_up_data(&from, &conn_url).await };
+                self.jobs.start(Job::GiveUpData, now, work).await;
+            }
+            Move::DiscardOldCopy => {
+                self.jobs.start(Job::DiscardOldCopy, now, async move { postgres.discard_old_copy().await }).await;
+            }
             Move::StartPrimary => {
                 let job = Job::Start { as_primary: true };
                 let work = self.under_lease(async move { postgres.start_primary().await });

@@ -139,6 +139,9 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
         }
         (
             Move::Stay
+            | Move::Rewind { .. }
+            | Move::GiveUpData { .. }
+            | Move::DiscardOldCopy
             | Move::Promote(_)
             | Move::Follow(_)
             | Move::Checkpoint

@@ -338,6 +338,9 @@ pub(crate) async fn end_orphans(disk: &Disk, data_dir: &Path) -> Result<(), PgEr
     }
 }
 
+/// The options by which PostgreSQL's tools get the data directory that they change.
+const PLACE: [&str; 2] = ["--pgdata", "--target-pgdata"];
+
 /// Kills the `tools` that an earlier agent started on `data_dir` (`--pgdata DATA_DIR`, each in a group of its own), and
 /// waits until they have gone. Blocks for a second at most: the lock on the directory tells whether it was enough.
 pub(crate) fn kill_tools(tools: &[&str], data_dir: &Path) -> Result<(), PgError> {
@@ -346,7 +349,10 @@ pub(crate) fn kill_tools(tools: &[&str], data_dir: &Path) -> Result<(), PgError>
         let words: Vec<_> = raw.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
         let program = words.first().and_then(|word| Path::new(&**word).file_name()?.to_str());
         let named = program.is_some_and(|program| tools.contains(&program));
-        named && words.windows(2).any(|pair| matches!(pair, [a, b] if a == "--pgdata" && Path::new(&**b) == data_dir))
+        named
+            && words
+                .windows(2)
+                .any(|pair| matches!(pair, [a, b] if PLACE.contains(&&**a) && Path::new(&**b) == data_dir))
     };
     let mut found: Vec<u32> = processes().filter(works_on).collect();
     for pid in &found {
@@ -370,6 +376,18 @@ pub(crate) fn in_own_session(command: &mut tokio::process::Command) {
     // SAFETY: setsid(2) is async-signal-safe, allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(std::io::Error::from));
+    }
+}
+
+/// Makes the program of this command die with the thread that starts it, however that ends: a tool that changes a data
+/// directory does not outlive its agent. The thread is the agent's loop.
+#[expect(unsafe_code, reason = "the one thing to be done between fork and exec that std does not offer on stable")]
+pub(crate) fn dies_with_us(command: &mut tokio::process::Command) {
+    // SAFETY: prctl(2) is async-signal-safe, allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from)
+        });
     }
 }
 

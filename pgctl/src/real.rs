@@ -3,6 +3,7 @@
 //! ```text
 //!   observe.rs   looks: disk, process, control data, SQL          reads datadir, control, history, query
 //!   create.rs    makes a data directory: initdb, clone            runs programs, writes conf
+//!   rewind.rs    repairs or gives up one that has diverged        runs programs, writes conf
 //!   run.rs       start, follow, promote, stop                     drives postmaster, writes conf
 //! ```
 
@@ -187,6 +188,18 @@ impl Postgres for Server {
 
     fn clone_progress(&self) -> Option<(u64, Option<u64>)> {
         *locked(&self.shared.progress)
+    }
+
+    async fn rewind(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
+        self.rewind_to(source, conn_url).await
+    }
+
+    async fn give_up_data(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
+        self.move_aside(source, conn_url).await
+    }
+
+    async fn discard_old_copy(&self) -> Result<(), PgError> {
+        self.remove_old_copy().await
     }
 
     async fn start_primary(&self) -> Result<(), PgError> {

@@ -355,11 +355,12 @@ impl Server {
     }
 }
 
-fn refuse_unusable(settings: &Settings, kind: Kind) -> Result<(), PgError> {
+pub(crate) fn refuse_unusable(settings: &Settings, kind: Kind) -> Result<(), PgError> {
     let place = settings.data_dir.display();
     let reason = match kind {
         Kind::Present(_) => return refuse_open_directory(settings),
         Kind::Unfinished => format!("{place} is half-made; remove it and make it again"),
+        Kind::HalfRewound => format!("{place} is half-rewound: no server may start on it; empty it to have it cloned"),
         Kind::Empty => format!("{place} is empty: there is nothing to start"),
         Kind::Unreadable(reason) | Kind::Unusable(reason) => reason,
     };

@@ -626,3 +626,63 @@ fn tls_is_spoken_as_configured() {
         assert_eq!(wrong.observe(LOOK).await.sql, None, "not the certificate we trust");
     });
 }
+
+/// X8: pg_rewind is broken off in the middle. It dies; no server starts on what it leaves; a clone takes its place.
+#[test]
+fn a_rewind_that_is_broken_off_leaves_what_nobody_starts() {
+    run(|| async {
+        let real = Real::new();
+        let a = primary(&real, |_| ()).await;
+        let mut settings = real.settings("b");
+        // Programs as installed, but a pg_rewind that hangs once it would change something.
+        let bin = settings.data_dir.with_file_name("bin");
+        let installed = settings.bin_dir.clone().unwrap();
+        fs::create_dir(&bin).unwrap();
+        for entry in fs::read_dir(&installed).unwrap().flatten() {
+            let here = bin.join(entry.file_name());
+            if entry.file_name() == "pg_rewind" {
+                let place = installed.display();
+                let hangs = format!(
+                    "#!/bin/sh\ncase \"$*\" in *--dry-run*) exec {place}/pg_rewind \"$@\";; esac\nexec -a {place}/pg_rewind sleep 1000\n"
+                );
+                fs::write(&here, hangs.replace("#!/bin/sh", "#!/bin/bash")).unwrap();
+                fs::set_permissions(&here, fs::Permissions::from_mode(0o755)).unwrap();
+            } else {
+                std::os::unix::fs::symlink(entry.path(), here).unwrap();
+            }
+        }
+        settings.bin_dir = Some(bin);
+        let b = real.node_with(settings);
+        a.server.create_slots(&[b.name().slot_name()]).await.unwrap();
+        b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
+        b.server.start_standby(&from(&a)).await.unwrap();
+        see(&b, "streams", |s| s.sql.as_ref().is_some_and(|sql| sql.streaming)).await;
+        b.server.promote(Timeline(2)).await.unwrap();
+        b.insert().await.unwrap();
+        a.server.stop(StopMode::Fast, LONG).await.unwrap();
+        a.server.start_standby(&Upstream::Nobody).await.unwrap();
+        see(&a, "stands by", accepts).await;
+        a.server.promote(Timeline(3)).await.unwrap();
+        a.server.checkpoint().await.unwrap();
+        b.server.stop(StopMode::Immediate, LONG).await.unwrap();
+
+        let (name, url) = (a.name(), a.conn_url());
+        let rewind = b.server.rewind(&name, &url);
+        let marker = PathBuf::from(format!("{}.regent-rewinding", b.settings.data_dir.display()));
+        tokio::select! {
+            biased;
+            ended = rewind => panic!("it ended: {ended:?}"),
+            () = eventually("pg_rewind is at work", async || marker.exists()) => {}
+        }
+        assert_eq!(b.server.observe(LOOK).await.data_dir, DataDir::HalfRewound);
+        let refused = b.server.start_standby(&from(&a)).await;
+        assert!(matches!(&refused, Err(PgError::Refused(text)) if text.contains("half-rewound")), "{refused:?}");
+        let refused = b.server.rewind(&name, &url).await;
+        assert!(matches!(&refused, Err(PgError::Refused(_))), "{refused:?}");
+
+        b.server.give_up_data(&name, &url).await.unwrap();
+        assert_eq!(b.server.observe(LOOK).await.data_dir, DataDir::Empty);
+        b.server.clone_from(&name, &url).await.unwrap();
+        assert!(matches!(b.server.observe(LOOK).await.data_dir, DataDir::Present(_)) && !marker.exists());
+    });
+}

@@ -192,6 +192,10 @@ pub fn look_back(world: &World, watch: &Watch) {
             watch.found("S2", now, format!("{writers:?} both wrote timeline {timeline} of {id}"));
         }
     }
+    // S10, X4: never without a copy, and no rewind from a stale control file.
+    for (id, what) in world.network.misuses() {
+        watch.found(id, now, what);
+    }
     identities(world, watch);
     leadership(world, watch);
     fences(world, watch);
@@ -290,7 +294,9 @@ pub fn not_converged(world: &World) -> Option<String> {
             return Some(format!("L2: the agent of {name} never ran: {:?}", node.exit()));
         };
         let streams = node.runs() && status.sql.as_ref().is_some_and(|sql| sql.in_recovery && sql.streaming);
-        let explained = matches!(status.rule, "stay_down_diverged" | "leave_foreign_cluster");
+        // Where the operator allowed a clone, no log of its own keeps a member out.
+        let helpless = matches!(status.rule, "stay_down_diverged" | "report_unusable_data");
+        let explained = helpless && !node.config().remove_on_divergence || status.rule == "leave_foreign_cluster";
         if !streams && !explained {
             return Some(format!("L2: {name} does not stream and does not say why: {} ({})", status.rule, status.why));
         }

@@ -13,7 +13,7 @@ use regent::agent::Judge;
 use regent_core::cluster::Initialize;
 use regent_core::fence::Fence;
 use regent_core::plan::{Decision, Lease, Move, Plan, Verdict};
-use regent_core::postgres::{Job, StopMode};
+use regent_core::postgres::{DataDir, Job, StopMode, Upstream};
 use regent_core::rules::{decide, decide_without};
 use regent_core::snapshot::{Order, Seat, Snapshot};
 
@@ -87,6 +87,9 @@ pub const BUGS: &[Bug] = &[
     judges("a standby does not follow the new leader", || judging(|s| without(s, &["follow_leader"]))),
     judges("nobody runs for leader", || judging(nobody_runs)),
     judges("a diverged standby is left running", || judging(|s| without(s, &["stop_diverged"]))),
+    judges("a rewind does not wait for the checkpoint", || judging(stale_source)),
+    judges("a half-rewound directory is started", || judging(start_half_rewound)),
+    judges("data is given up although nobody leads", || judging(give_up_alone)),
     // Going on without etcd.
     judges("failsafe mode goes on with one member missing", || {
         judging_and_fencing(|s| record(s, decide(&one_missing(s))), |s| one_missing(s).fence())
@@ -226,6 +229,36 @@ fn everybody_bootstraps(s: &Snapshot) -> Decision {
         && decide(s).rule == "wait_empty"
     {
         return instead(s, Verdict::new(Plan::of(Lease::Keep, Move::Bootstrap), "planted"));
+    }
+    record(s, decide(s))
+}
+
+fn stale_source(s: &Snapshot) -> Decision {
+    let mut blind = s.clone();
+    if let Ok(view) = &mut blind.dcs {
+        view.members.values_mut().for_each(|member| member.checkpoint_pending = false);
+    }
+    record(s, decide(&blind))
+}
+
+fn start_half_rewound(s: &Snapshot) -> Decision {
+    if s.postgres.data_dir == DataDir::HalfRewound && s.job.is_none() {
+        return instead(s, Verdict::new(Plan::of(Lease::Keep, Move::StartStandby(Upstream::Nobody)), "planted"));
+    }
+    record(s, decide(s))
+}
+
+fn give_up_alone(s: &Snapshot) -> Decision {
+    let down = s.postgres.control().is_some() && !s.postgres.is_up();
+    let others = s.view().into_iter().flat_map(|view| &view.members).filter(|(name, _)| **name != s.config.name);
+    let source = others.filter_map(|(name, member)| Some((name.clone(), member.conn_url.clone()?))).next();
+    if let Some((from, conn_url)) = source
+        && s.seat() == Seat::Vacant
+        && down
+        && s.job.is_none()
+        && !s.memory.bootstrapping
+    {
+        return instead(s, Verdict::new(Plan::of(Lease::Keep, Move::GiveUpData { from, conn_url }), "planted"));
     }
     record(s, decide(s))
 }

@@ -147,6 +147,7 @@ async fn live(seed: u64, make: Make, only: Option<&[usize]>) -> Outcome {
     let shape = Shape { failsafe, ..shape(&mut rng) };
     trace::begin();
     let mut world = World::new(shape, &mut rng, make);
+    allow_repair(&mut world, &mut Rng::new(!seed));
     let watch = Watch::over(&world);
     tokio::task::spawn_local({
         let network = world.network.clone();
@@ -180,6 +181,21 @@ async fn live(seed: u64, make: Make, only: Option<&[usize]>) -> Outcome {
         failovers: u32::try_from(watch.promotions().len()).unwrap_or(u32::MAX),
         lasted: world.now(),
         decisions: trace::lines(),
+    }
+}
+
+/// What may be done about a log that has diverged, and how well pg_rewind works in this world.
+fn allow_repair(world: &mut World, rng: &mut Rng) {
+    let (rewind, on_failure, on_divergence) = (!rng.one_in(3), rng.one_in(2), rng.one_in(2));
+    for name in world.names() {
+        world.configure(&name, |config| {
+            (config.use_pg_rewind, config.remove_on_rewind_failure, config.remove_on_divergence) =
+                (rewind, on_failure, on_divergence);
+        });
+        let (takes, fails) = (rng.between(Duration::from_millis(200), Duration::from_secs(20)), rng.below(8));
+        let Some(node) = world.nodes.get(&name) else { continue };
+        node.postgres.tune(|timings| timings.rewind = takes);
+        node.postgres.fail_rewinds(u32::try_from(fails.saturating_sub(4)).unwrap_or(0));
     }
 }
 

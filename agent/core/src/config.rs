@@ -36,6 +36,12 @@ pub struct Config {
     pub may_bootstrap: bool,
     /// Members stream through replication slots (`postgresql.use_slots`).
     pub use_slots: bool,
+    /// A log that has diverged may be rewound (`postgresql.use_pg_rewind`).
+    pub use_pg_rewind: bool,
+    /// Where pg_rewind failed, the local data may be replaced by a clone (`remove_data_directory_on_rewind_failure`).
+    pub remove_on_rewind_failure: bool,
+    /// Where the log has diverged and pg_rewind cannot help, likewise (`remove_data_directory_on_diverged_timelines`).
+    pub remove_on_divergence: bool,
     /// Tags of this member.
     pub tags: Tags,
 }
@@ -78,6 +84,9 @@ impl Config {
             pause: false,
             may_bootstrap: true,
             use_slots: true,
+            use_pg_rewind: false,
+            remove_on_rewind_failure: false,
+            remove_on_divergence: false,
             tags: Tags::default(),
         }
     }

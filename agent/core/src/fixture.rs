@@ -105,6 +105,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
         state: if in_recovery { ClusterState::InArchiveRecovery } else { ClusterState::InProduction },
         timeline: Timeline(1),
         checkpoint: Lsn(500),
+        checkpoint_end: None,
         min_recovery: in_recovery.then_some((Timeline(1), Lsn(900))),
         rewindable: true,
     };
@@ -124,6 +125,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
             probe: Probe::Accepting,
             sql: Some(sql(in_recovery)),
             local_history: Vec::new(),
+            old_copy: false,
         },
         job: None,
         peers: None,
@@ -214,6 +216,12 @@ impl Builder {
                 change(view);
             }
         })
+    }
+
+    /// Another configuration.
+    #[must_use]
+    pub fn but_config(self, change: impl FnOnce(&mut Config)) -> Builder {
+        self.but(|s| change(&mut s.config))
     }
 
     /// The budget of a forced stop.

@@ -118,6 +118,33 @@ const SENTENCES: &[Sentence] = &[
             || matches!(s.job.as_ref().map(|j| &j.job), Some(crate::postgres::Job::Clone { .. }));
         implies(p.postgres == Move::RemoveUnfinished, ours && !s.postgres.is_up())
     }),
+    (
+        "pg_rewind runs only where it is allowed, on data with no server on it, against another member that leads as a \
+         primary and has made its checkpoint",
+        |s, p| {
+            let Move::Rewind { from, .. } = &p.postgres else { return true };
+            let leader = s.view().and_then(|view| view.leader_member());
+            let source = leader.is_some_and(|(name, leader)| {
+                name == from && matches!(leader.role.as_str(), "primary" | "master") && !leader.checkpoint_pending
+            });
+            s.config.use_pg_rewind && !s.postgres.is_up() && s.seat() == Seat::Theirs && source
+        },
+    ),
+    (
+        "data is given up only where that is allowed, with no server on it, and beside another member that runs as the leader",
+        |s, p| {
+            let Move::GiveUpData { from, .. } = &p.postgres else { return true };
+            let allowed = s.config.remove_on_divergence || s.config.remove_on_rewind_failure;
+            let leader = s.view().and_then(|view| view.leader_member());
+            let verified = leader.is_some_and(|(name, m)| {
+                name == from && m.state == "running" && matches!(m.role.as_str(), "primary" | "master")
+            });
+            allowed && !s.postgres.is_up() && s.seat() == Seat::Theirs && verified
+        },
+    ),
+    ("an old copy is removed only when its replacement streams", |s, p| {
+        implies(p.postgres == Move::DiscardOldCopy, s.standby().is_some_and(|sql| sql.streaming))
+    }),
     ("a directory is set aside only by the agent that is making the cluster", |s, p| {
         implies(p.postgres == Move::SetAside, s.memory.bootstrapping)
     }),
@@ -176,6 +203,16 @@ mod tests {
         let waits = holder().watchdog(Watchdog::Awaited).build();
         assert!(objects(&waits, promote(2)), "no watchdog, where one is required");
         assert!(objects(&standby().down().build(), go(Move::StartPrimary)));
+        let give_up = || go(Move::GiveUpData { from: "b".into(), conn_url: String::new() });
+        assert!(objects(&standby().down().build(), give_up()), "not allowed");
+        let removing = || standby().down().but_config(|config| config.remove_on_divergence = true);
+        assert!(!objects(&removing().build(), give_up()));
+        assert!(objects(&removing().vacant().build(), give_up()), "nobody leads");
+        let rewind = |from: &str| go(Move::Rewind { from: from.into(), conn_url: String::new() });
+        let allowed = || standby().down().but_config(|config| config.use_pg_rewind = true);
+        assert!(!objects(&allowed().build(), rewind("b")));
+        assert!(objects(&allowed().build(), rewind("c")), "not the leader");
+        assert!(objects(&allowed().member("b", |m| m.checkpoint_pending = true).build(), rewind("b")));
         assert!(objects(&standby().down().build(), go(Move::RemoveUnfinished)), "somebody's data");
         assert!(objects(&standby().build(), go(Move::Clone { from: "b".into(), conn_url: String::new() })));
         assert!(objects(&standby().paused().down().build(), go(Move::StartStandby(crate::postgres::Upstream::Nobody))));

@@ -37,6 +37,8 @@ pub struct Memory {
     pub checkpointed: Option<Timeline>,
     /// Own position when the server last answered.
     pub last_position: Option<Lsn>,
+    /// pg_rewind was tried, and this member has not streamed since.
+    pub rewinds: Option<Rewinds>,
     /// When this agent had its first look: what it agreed to before that is forgotten.
     pub since: Option<Instant>,
     /// Who must agree before this member goes on without etcd (failsafe mode).
@@ -61,6 +63,15 @@ pub enum Role {
     Replica,
     /// A former primary that was stopped, or found stopped.
     Demoted,
+}
+
+/// How often pg_rewind was tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rewinds {
+    /// Against which leader.
+    pub from: MemberName,
+    /// Times.
+    pub tries: u32,
 }
 
 /// A view that had a leader.
@@ -128,6 +139,9 @@ impl Memory {
             self.starting_since = None;
             self.met = true;
             self.last_position = Some(sql.position());
+            if sql.streaming {
+                self.rewinds = None;
+            }
             self.role = match (sql.in_recovery, self.role) {
                 (false, _) => Role::Primary,
                 (true, Role::Promoted) => Role::Promoted,
@@ -165,6 +179,7 @@ impl Memory {
             },
             DataDir::Empty
             | DataDir::Unfinished
+            | DataDir::HalfRewound
             | DataDir::Present(_)
             | DataDir::Unreadable(_)
             | DataDir::Unusable(_) => self.role,
@@ -219,9 +234,15 @@ impl Memory {
                 }
                 self.checkpointed = None;
             }
+            Move::Rewind { from, .. } => {
+                let before = self.rewinds.as_ref().filter(|rewinds| rewinds.from == *from).map_or(0, |r| r.tries);
+                self.rewinds = Some(Rewinds { from: from.clone(), tries: before.saturating_add(1) });
+            }
             Move::Stay
             | Move::Bootstrap
             | Move::Clone { .. }
+            | Move::GiveUpData { .. }
+            | Move::DiscardOldCopy
             | Move::Stop(_)
             | Move::Follow(_)
             | Move::Checkpoint

@@ -151,6 +151,22 @@ pub enum Move {
         /// Its address.
         conn_url: String,
     },
+    /// Make the data directory, whose log has diverged, one that can follow this member (X6).
+    Rewind {
+        /// The source.
+        from: MemberName,
+        /// Its address.
+        conn_url: String,
+    },
+    /// Move the data directory aside where there is room, else empty it, so that it can be cloned from this member (X8, X9).
+    GiveUpData {
+        /// The source.
+        from: MemberName,
+        /// Its address.
+        conn_url: String,
+    },
+    /// Remove what was moved aside.
+    DiscardOldCopy,
     /// Start as a primary.
     StartPrimary,
     /// Start as a standby.

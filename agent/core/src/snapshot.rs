@@ -202,6 +202,9 @@ impl Snapshot {
             Some(
                 Job::Bootstrap
                 | Job::Clone { .. }
+                | Job::Rewind { .. }
+                | Job::GiveUpData
+                | Job::DiscardOldCopy
                 | Job::Start { as_primary: false }
                 | Job::Stop(_)
                 | Job::Follow
@@ -306,9 +309,11 @@ impl Snapshot {
     #[must_use]
     pub fn busy(&self) -> Option<&RunningJob> {
         self.job.as_ref().filter(|running| match running.job {
-            Job::Checkpoint | Job::CreateSlots | Job::ResumeReplay | Job::Follow => false,
+            Job::Checkpoint | Job::CreateSlots | Job::ResumeReplay | Job::Follow | Job::DiscardOldCopy => false,
             Job::Bootstrap
             | Job::Clone { .. }
+            | Job::Rewind { .. }
+            | Job::GiveUpData
             | Job::Start { .. }
             | Job::Stop(_)
             | Job::Promote

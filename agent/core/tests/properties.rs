@@ -126,6 +126,7 @@ fn control() -> impl Strategy<Value = ControlData> {
             state,
             timeline,
             checkpoint,
+            checkpoint_end: None,
             min_recovery,
             rewindable: true,
         },
@@ -160,7 +161,7 @@ fn postgres() -> impl Strategy<Value = PgState> {
         |(control, (standby_signal, backup_label))| DataDir::Present(Present { control, standby_signal, backup_label }),
     );
     let data_dir = prop_oneof![
-        8 => present, 2 => Just(DataDir::Empty), 1 => Just(DataDir::Unfinished),
+        8 => present, 2 => Just(DataDir::Empty), 1 => Just(DataDir::Unfinished), 1 => Just(DataDir::HalfRewound),
         1 => Just(DataDir::Unreadable("x".into())), 1 => Just(DataDir::Unusable("x".into())),
     ];
     // A server that is down answers nothing; one that is up accepts, rejects or keeps silent.
@@ -170,12 +171,13 @@ fn postgres() -> impl Strategy<Value = PgState> {
         1 => Just((Process::Up { pid: 9 }, Probe::Rejecting, None)),
         1 => Just((Process::Up { pid: 9 }, Probe::Silent, None)),
     ];
-    (data_dir, server).prop_map(|(data_dir, (process, probe, sql))| PgState {
+    (data_dir, server, any::<bool>()).prop_map(|(data_dir, (process, probe, sql), old_copy)| PgState {
         data_dir,
         process,
         probe,
         sql,
         local_history: Vec::new(),
+        old_copy,
     })
 }
 
@@ -183,6 +185,9 @@ fn job() -> impl Strategy<Value = Job> {
     prop_oneof![
         Just(Job::Bootstrap),
         name().prop_map(|from| Job::Clone { from }),
+        name().prop_map(|from| Job::Rewind { from }),
+        Just(Job::GiveUpData),
+        Just(Job::DiscardOldCopy),
         any::<bool>().prop_map(|as_primary| Job::Start { as_primary }),
         Just(Job::Stop(StopMode::Fast)),
         Just(Job::Stop(StopMode::FastThenImmediate)),
@@ -237,6 +242,7 @@ fn memory() -> impl Strategy<Value = Memory> {
                 checkpointed: None,
                 named: false,
                 last_position: None,
+                rewinds: None,
                 since: None,
                 topology: Topology { members: [("a".into(), String::new())].into(), ..Topology::default() },
                 promises: Promises {
@@ -266,17 +272,21 @@ fn peers() -> impl Strategy<Value = Peers> {
 }
 
 fn snapshot() -> impl Strategy<Value = Snapshot> {
-    let config = (any::<(bool, bool, bool, bool)>(), prop::bool::weighted(0.2), 0u64..400).prop_map(
-        |((nofailover, check, boot, failsafe_mode), pause, start)| Config {
-            failsafe_mode,
-            tags: Tags { nofailover, ..Tags::default() },
-            check_timeline: check,
-            may_bootstrap: boot,
-            pause,
-            primary_start_timeout: std::time::Duration::from_secs(start),
-            ..Config::of("a".into())
-        },
-    );
+    let config = (any::<(bool, bool, bool, bool)>(), prop::bool::weighted(0.2), 0u64..400, any::<(bool, bool, bool)>())
+        .prop_map(|((nofailover, check, boot, failsafe_mode), pause, start, (rewind, on_failure, on_divergence))| {
+            Config {
+                use_pg_rewind: rewind,
+                remove_on_rewind_failure: on_failure,
+                remove_on_divergence: on_divergence,
+                failsafe_mode,
+                tags: Tags { nofailover, ..Tags::default() },
+                check_timeline: check,
+                may_bootstrap: boot,
+                pause,
+                primary_start_timeout: std::time::Duration::from_secs(start),
+                ..Config::of("a".into())
+            }
+        });
     let dcs = prop_oneof![5 => view().prop_map(Ok), 1 => Just(Err(NoView::Unreachable("no answer".to_owned())))];
     let lease = (option::of(lease()), option::of(moment()))
         .prop_map(|(id, ends)| LeaseView { id, ends: ends.filter(|_| id.is_some()) });
@@ -338,7 +348,7 @@ proptest! {
         before.postgres.sql = None;
         before.postgres.data_dir = DataDir::Present(Present {
             control: Some(ControlData { system_id: SYSTEM_ID, state: ClusterState::InProduction, timeline: Timeline(1),
-                checkpoint: Lsn(1), min_recovery: None, rewindable: true }),
+                checkpoint: Lsn(1), checkpoint_end: None, min_recovery: None, rewindable: true }),
             standby_signal: false, backup_label: false });
         if let Ok(view) = &mut before.dcs {
             view.initialize = Initialize::Known(SYSTEM_ID);

@@ -80,6 +80,9 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
         pause: word("pause"),
         may_bootstrap: local.may_bootstrap,
         use_slots: found.settings.use_slots,
+        use_pg_rewind: found.repair.use_pg_rewind,
+        remove_on_rewind_failure: found.repair.remove_on_failure,
+        remove_on_divergence: found.repair.remove_on_divergence,
         tags: core_tags,
     };
     let standby = get("standby_cluster");

@@ -158,13 +158,13 @@ const SECTIONS: &[Keys] = &[
             "superuser",
             "replication",
             "use_slots",
-        ],
-        later: &[
             "use_pg_rewind",
             "pg_rewind",
-            "rewind",
             "remove_data_directory_on_rewind_failure",
             "remove_data_directory_on_diverged_timelines",
+        ],
+        later: &[
+            "rewind",
             "create_replica_methods",
             "create_replica_method",
             "callbacks",
@@ -336,18 +336,12 @@ mod tests {
             "{synchronous_mode: on, synchronous_mode_strict: false, slots: {a: {type: physical}}, failsafe_mode: 'off',
              pg_version: 15, postgresql: {use_pg_rewind: true, callbacks: {}}}",
         );
-        let want = [
-            "bootstrap.method",
-            "postgresql.use_pg_rewind",
-            "postgresql.create_replica_methods",
-            "synchronous_mode",
-            "slots",
-        ];
+        let want = ["bootstrap.method", "postgresql.create_replica_methods", "synchronous_mode", "slots"];
         assert_eq!(loud.later, want);
         assert_eq!(loud.unknown, Vec::<String>::new());
         let quiet = found(
             "{watchdog: {mode: off}, bootstrap: {method: initdb}, restapi: {verify_client: none},
-             postgresql: {create_replica_methods: [basebackup], use_pg_rewind: false}}",
+             postgresql: {create_replica_methods: [basebackup], use_pg_rewind: true}}",
             "{synchronous_node_count: 1, member_slots_ttl: 1800}",
         );
         assert_eq!(quiet, Found::default());

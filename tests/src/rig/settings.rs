@@ -15,6 +15,8 @@ pub const BASE: &str = "/service/demo";
 pub const SUPERUSER: &str = "postgres";
 /// The superuser's password; nothing secret lives in a rig.
 pub const PASSWORD: &str = "rig-Super:pass\\word";
+/// The password of the role that pg_rewind uses.
+pub const REWIND_PASSWORD: &str = "rig-rewind";
 
 /// The shape of a rig and the timing of its agents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +150,9 @@ postgresql:
     replication:
       username: replicator
       password: 'rig-replication'
+    rewind:
+      username: rewinder
+      password: '{REWIND_PASSWORD}'
   parameters:
     unix_socket_directories: '{dir}'
     shared_buffers: 32MB

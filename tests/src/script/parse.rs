@@ -158,6 +158,18 @@ pub(super) fn setting(word: &str) -> Result<Setting, String> {
             let value = on(value)?;
             Box::new(move |config| config.check_timeline = value)
         }
+        "use_pg_rewind" => {
+            let value = on(value)?;
+            Box::new(move |config| config.use_pg_rewind = value)
+        }
+        "remove_data_directory_on_rewind_failure" => {
+            let value = on(value)?;
+            Box::new(move |config| config.remove_on_rewind_failure = value)
+        }
+        "remove_data_directory_on_diverged_timelines" => {
+            let value = on(value)?;
+            Box::new(move |config| config.remove_on_divergence = value)
+        }
         "may_bootstrap" => {
             let value = on(value)?;
             Box::new(move |config| config.may_bootstrap = value)

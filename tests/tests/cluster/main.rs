@@ -12,4 +12,5 @@ mod etcd_outage;
 mod failsafe;
 mod guardian;
 mod peer_tool;
+mod rewind;
 mod support;

@@ -259,7 +259,7 @@ pub(super) fn wait_behind(s: &Snapshot) -> Option<Verdict> {
     let cluster = s.view()?.timeline()?;
     let own = s.standby()?.timeline?;
     // "Ahead" of the recorded timeline is only a history that was not written yet.
-    let why = (own < cluster).then(|| super::follower::divergence(s, cluster)).flatten()?;
+    let why = (own < cluster).then(|| super::repair::divergence(s, cluster)).flatten()?;
     Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE))
 }
 

@@ -14,6 +14,9 @@ fn stopping(s: &Snapshot) -> Option<StopMode> {
         Job::Stop(mode) => Some(mode),
         Job::Bootstrap
         | Job::Clone { .. }
+        | Job::Rewind { .. }
+        | Job::GiveUpData
+        | Job::DiscardOldCopy
         | Job::Start { .. }
         | Job::Promote
         | Job::Follow
@@ -164,7 +167,9 @@ pub(super) fn release_when_stopped(s: &Snapshot) -> Option<Verdict> {
 
 /// Ordered to stop, down, and nothing left to give back.
 pub(super) fn exit_when_stopped(s: &Snapshot) -> Option<Verdict> {
-    (s.order == Order::Stop && !s.postgres.is_up() && stopping(s).is_none())
+    // A rewind that is broken off leaves a directory that must be cloned.
+    let rewinding = matches!(s.job.as_ref().map(|running| &running.job), Some(Job::Rewind { .. }));
+    (s.order == Order::Stop && !s.postgres.is_up() && stopping(s).is_none() && !rewinding)
         .then(|| Verdict::new(Plan::stay().and_exit(Exit::Done), "ordered to stop, and PostgreSQL is down"))
 }
 
@@ -278,6 +283,12 @@ mod tests {
         assert_eq!(decide(&released.build()).rule, "exit_when_stopped");
         let paused = primary().ordered_to_stop().paused().build();
         assert_eq!((decide(&paused).rule, decide(&paused).plan.postgres), ("leave_postgres_in_pause", Move::Stay));
+    }
+
+    #[test]
+    fn an_ordered_stop_lets_a_rewind_end() {
+        let rewinding = standby().down().ordered_to_stop().job(Job::Rewind { from: "b".into() }).build();
+        assert_eq!(decide(&rewinding).rule, "wait_for_job");
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub(super) fn give_up_lost_data(s: &Snapshot) -> Option<Verdict> {
     let lost = match &s.postgres.data_dir {
         DataDir::Empty => "the data directory is empty".to_owned(),
         DataDir::Unfinished => "the data directory is unfinished".to_owned(),
+        DataDir::HalfRewound => "the data directory is half-rewound".to_owned(),
         DataDir::Unusable(why) => format!("the data directory is unusable: {why}"),
         DataDir::Unreadable(why) if s.sql().is_none() => format!("the data directory cannot be read: {why}"),
         DataDir::Unreadable(_) | DataDir::Present(_) => return None,

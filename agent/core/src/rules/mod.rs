@@ -10,6 +10,7 @@ mod guard;
 mod isolated;
 mod leader;
 mod pause;
+mod repair;
 
 use std::time::Duration;
 
@@ -90,6 +91,7 @@ pub const BUSY: Table = Table {
         busy::cancel_promotion_without_lock ["A2 CY1"] "promotion after losing the lock";
         busy::cancel_start_without_lock     ["A3 C6"]  "a former primary that comes up writable beside the new one";
         busy::cancel_clone_without_source   ["B13"]    "a clone that can never end, from a member that is gone";
+        busy::cancel_rewind_without_source  ["X8"]     "a rewind that never ends, to a former leader that is gone";
     },
     otherwise: otherwise!(busy::wait_for_job ["A1 A4"] "two actions on one data directory"),
 };
@@ -144,15 +146,18 @@ pub const FOLLOWER: Table = Table {
         follower::stop_server_without_data  ["C10"]     "a server that serves what nobody can restart";
         follower::clear_unfinished_copy     ["B13"]     "a member that stays out because its clone was interrupted";
         follower::clone                     ["B2 B13"]  "an empty member that never joins";
-        follower::report_unusable_data      ["B8 C11"]  "an unknown data directory overwritten";
-        follower::stay_down_diverged        ["X3 X8"]   "a server started on a log that the cluster does not have";
+        repair::rewind_diverged             ["X1 X3 X4 X5 X6 C3"] "a member that stays out although pg_rewind could bring it back; or a rewind that believes a stale control file";
+        repair::give_up_diverged_data       ["X8 X9"]   "a member that stays out although its operator wants it cloned";
+        follower::report_unusable_data      ["B8 C11 X8"] "an unknown data directory overwritten, a half-rewound one started";
+        repair::stay_down_diverged          ["X3 X8"]   "a server started on a log that the cluster does not have";
         follower::wait_after_failed_start   ["C5"]      "a start tried a hundred times a second";
         follower::start_as_standby          ["C5 B14"]  "a member that stays down";
         follower::wait_while_starting       ["W6"]      "a verdict on a server that does not know its own position yet";
-        follower::stop_diverged             ["X3 W6"]   "a standby that silently stopped to follow";
+        repair::stop_diverged               ["X3 W6"]   "a standby that silently stopped to follow";
         follower::follow_leader             ["W5 B15"]  "a standby that streams from a former leader";
         follower::resume_replay             ["W4"]      "a standby that falls behind for ever, without a word";
         follower::prepare_slots             ["P4"]      "seconds without replication after a failover";
+        repair::discard_old_copy            ["DESIGN 6"] "a disk that fills up with copies nobody needs";
     },
     otherwise: otherwise!(follower::stay_standby ["W"] "needless action"),
 };
@@ -169,7 +174,7 @@ pub const ELECTION: Table = Table {
         election::clear_unfinished_copy     ["B13"]      "a member that stays out because its clone was interrupted";
         election::race_to_bootstrap         ["B1"]       "two clusters under one name";
         election::wait_empty                ["B3"]       "a copy of nothing";
-        election::report_unusable_data      ["B8 C11"]   "an unknown data directory overwritten";
+        election::report_unusable_data      ["B8 C11 X8"]   "an unknown data directory overwritten";
         election::wait_after_failed_start   ["C5"]       "a start tried a hundred times a second";
         election::start_without_upstream    ["C5 R3"]    "a member that cannot stand because it is down";
         election::wait_while_starting       ["R3"]       "a leader whose position is unknown";
