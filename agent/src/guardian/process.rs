@@ -119,7 +119,9 @@ struct Agent {
 #[derive(Clone, Copy)]
 struct Acting {
     since: Instant,
-    killed: u32,
+    /// The most that were there at once; every one is signalled in every round until it is gone.
+    children: u32,
+    postmaster: bool,
 }
 
 struct Guardian {
@@ -248,25 +250,26 @@ impl Guardian {
         }
         let _ = self.set(None, None);
         (self.stop_at, self.deadline) = (None, None); // Also if the timer did not listen.
-        self.acting = Some(Acting { since: now, killed: 0 });
+        self.acting = Some(Acting { since: now, children: 0, postmaster: false });
     }
 
     /// Kills who is left; ends the action when nobody is.
-    fn round(&mut self, acting: Acting, now: Instant) {
+    fn round(&mut self, mut acting: Acting, now: Instant) {
         let children = self.hunter.children(self.postmaster.as_ref(), Some(Signal::KILL));
-        let mut killed = acting.killed.max(children);
+        acting.children = acting.children.max(children);
         let mut left = children > 0;
         if let Some(postmaster) = self.postmaster.as_ref().filter(|postmaster| !postmaster.is_gone()) {
             if !left || now.since(acting.since) >= CHILDREN_FIRST {
                 postmaster.signal(Signal::KILL);
-                killed = killed.max(acting.killed.saturating_add(1));
+                acting.postmaster = true;
             }
             left = true;
         }
         if left {
-            self.acting = Some(Acting { killed, ..acting });
+            self.acting = Some(acting);
             return;
         }
+        let killed = acting.children.saturating_add(u32::from(acting.postmaster));
         self.done(self.stopping.unwrap_or(acting.since), killed);
     }
 
