@@ -296,7 +296,8 @@ mod tests {
         ];
         let text = table(&runs);
         let lines: Vec<&str> = text.lines().skip(2).collect();
-        let [regent, patroni] = lines.as_slice() else { panic!("{text}") };
+        let [regent, patroni, "", load] = lines.as_slice() else { panic!("{text}") };
+        assert!(load.starts_with("Load average"), "{load}");
         assert!(regent.contains("| Regent | 2 | 1.20 (1.00 – 1.40) | 0.60 (0.50 – 0.70) |"), "{regent}");
         assert!(regent.ends_with("| yes |"), "{regent}");
         assert!(patroni.contains("| 1 of 2 | 3.00 | 1.50 |") && patroni.ends_with("| **no** |"), "{patroni}");
