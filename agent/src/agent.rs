@@ -460,6 +460,12 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 watchdog: self.channels.watchdog.state.borrow().clone(),
             },
         );
+        if status.ttl > self.effective.core.ttl && self.channels.status.borrow().ttl <= self.effective.core.ttl {
+            let (ours, theirs) = (self.effective.core.ttl, status.ttl);
+            tracing::warn!(
+                "a Patroni member is in the cluster, and takes ttl {ours:?} for {theirs:?}: it fails over as slowly as that when it leads"
+            );
+        }
         // Published before the server is touched: `/primary` turns 503 before it stops taking writes, not after.
         self.channels.status.send_replace(Arc::new(status.clone()));
         if !stops {

@@ -57,6 +57,7 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         || matches!(seen.job.as_ref().map(|running| &running.job), Some(Job::Stop(_) | Job::SetAside));
     let fresh = read.is_some();
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let view = seen.view().or(last.last_view.as_ref());
     Status {
         at: seen.now,
         scope: effective.scope.clone(),
@@ -69,7 +70,7 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         failsafe_until: seen.promised_until().filter(|_| seen.is_failsafe()),
         demoting: stopping,
         view: seen.view().cloned(),
-        last_view: seen.view().cloned().or_else(|| last.last_view.clone()),
+        last_view: view.cloned(),
         members: read.map_or_else(|| last.members.clone(), |read| by_text(&read.members)),
         config: if fresh { read.and_then(|read| read.config.clone()) } else { last.config.clone() },
         history: if fresh { read.and_then(|read| read.history.clone()) } else { last.history.clone() },
@@ -80,7 +81,7 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         failover_priority: if effective.core.tags.nofailover { 0 } else { effective.core.tags.failover_priority },
         system_id: seen.local_system_id().or_else(|| seen.view().and_then(|view| view.initialize.system_id())),
         maximum_lag_on_failover: effective.core.maximum_lag_on_failover,
-        ttl: effective.core.ttl,
+        ttl: view.map_or(effective.core.ttl, |view| view.takes_ttl_for(effective.core.ttl)),
         next_turn_due: seen.now + effective.core.loop_wait,
         guardian: guardian.clone(),
         watchdog: watchdog.clone(),

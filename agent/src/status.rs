@@ -61,7 +61,7 @@ pub struct Status {
     pub system_id: Option<SystemId>,
     /// Dynamic setting `maximum_lag_on_failover`, bytes.
     pub maximum_lag_on_failover: u64,
-    /// TTL in force.
+    /// TTL in force, or what Patroni members take it for.
     pub ttl: Duration,
     /// The next turn of the loop is due by this moment.
     pub next_turn_due: Instant,

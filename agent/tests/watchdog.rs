@@ -13,26 +13,7 @@ use regent_core::snapshot::LeaseView;
 use regent_core::units::LeaseId;
 use tokio::sync::watch;
 
-/// `WDIOC_SETTIMEOUT` writes what it was asked for into the device, and takes `WATCHDOG_TAKES`.
-const SHIM: &str = r#"
-#define _GNU_SOURCE
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#include <linux/watchdog.h>
-int ioctl(int fd, unsigned long request, ...) {
-    va_list arguments;
-    va_start(arguments, request);
-    int *seconds = va_arg(arguments, int *);
-    va_end(arguments);
-    if ((unsigned int)request != (unsigned int)WDIOC_SETTIMEOUT) return syscall(SYS_ioctl, fd, request, seconds);
-    dprintf(fd, "set %d ", *seconds);
-    *seconds = atoi(getenv("WATCHDOG_TAKES"));
-    return 0;
-}
-"#;
+const SHIM: &str = include_str!("device/watchdog.c");
 const SECOND: Duration = Duration::from_secs(1);
 
 /// The test of this name once more, in a process with the library. `None` in that process.

@@ -3,6 +3,7 @@
 //! Garbage in a key is a value of its own, never an error: one bad key must not blind the agent to the others.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,11 +36,21 @@ pub struct ClusterView {
     pub garbage: BTreeMap<String, String>,
 }
 
+/// The lowest `ttl` that Patroni takes.
+pub const PEER_TTL_FLOOR: Duration = Duration::from_secs(20);
+
 impl ClusterView {
     /// The member that holds the leader key, if its own key is there too.
     #[must_use]
     pub fn leader_member(&self) -> Option<(&MemberName, &Member)> {
         self.members.get_key_value(&self.leader.as_ref()?.name)
+    }
+
+    /// What the cluster's members take a configured `ttl` for: a Patroni member raises a lower one to its floor, for itself, and
+    /// counts on as much from the others (dcs.md section 2).
+    #[must_use]
+    pub fn takes_ttl_for(&self, ttl: Duration) -> Duration {
+        if self.members.values().all(|member| member.regent) { ttl } else { ttl.max(PEER_TTL_FLOOR) }
     }
 
     /// The cluster's timeline: the last history line's parent plus one, 1 for an empty history, unknown if missing.
@@ -109,6 +120,8 @@ pub struct Member {
     pub role: String,
     /// Version of the contract it speaks.
     pub version: String,
+    /// It is Regent's, not Patroni's: it publishes a version of its own as well (dcs.md 7.1).
+    pub regent: bool,
     /// `streaming` or `in archive recovery`.
     pub replication_state: Option<String>,
     /// Timeline, when known.

@@ -43,6 +43,7 @@ fn member(name: &str, role: &str) -> Member {
         state: "running".into(),
         role: role.into(),
         version: "4.1.5".into(),
+        regent: true,
         timeline: Some(Timeline(1)),
         ..Member::default()
     }

@@ -115,12 +115,20 @@ impl Node {
     /// # Errors
     /// It runs already, or cannot be started.
     pub fn start(&self) -> Result<(), Trouble> {
+        self.start_with(&[])
+    }
+
+    /// Starts the agent with these environment variables.
+    ///
+    /// # Errors
+    /// It runs already, or cannot be started.
+    pub fn start_with(&self, environment: &[(&str, &str)]) -> Result<(), Trouble> {
         self.with(|agent| {
             if agent.as_mut().is_some_and(|process| process.ended().is_none()) {
                 return Err(Trouble::new(format!("the agent of {} runs already", self.name)));
             }
             let mut command = clean(&self.program);
-            command.current_dir(&self.dir).arg(self.config());
+            command.current_dir(&self.dir).arg(self.config()).envs(environment.iter().copied());
             let log = self.dir.join("agent.log");
             *agent = Some(self.host.within(|| Process::start(&self.name, self.account, &log, &mut command))?);
             Ok(())

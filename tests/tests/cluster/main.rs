@@ -14,3 +14,4 @@ mod guardian;
 mod peer_tool;
 mod rewind;
 mod support;
+mod watchdog;

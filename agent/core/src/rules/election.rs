@@ -170,7 +170,10 @@ pub(super) fn wait_outside_failsafe(s: &Snapshot) -> Option<Verdict> {
 /// of the `failsafe` key answer: a primary that goes on would be among them.
 pub(super) fn wait_after_start(s: &Snapshot) -> Option<Verdict> {
     let key = s.view()?.failsafe.as_ref().filter(|_| s.config.failsafe_mode)?;
-    let left = s.config.ttl.saturating_sub(s.memory.since.map_or(Duration::ZERO, |since| s.now.since(since)));
+    let left = s
+        .view()?
+        .takes_ttl_for(s.config.ttl)
+        .saturating_sub(s.memory.since.map_or(Duration::ZERO, |since| s.now.since(since)));
     let answered = |name: &MemberName| s.fresh_peers().is_some_and(|peers| peers.answers().any(|(who, _)| who == name));
     let silent =
         key.members.keys().find(|name| **name != s.config.name && !answered(name)).filter(|_| !left.is_zero())?;
@@ -482,6 +485,13 @@ mod tests {
         let race = || standby().vacant().at(Lsn(1_000)).failsafe().unreachable("b").answers("c", 1_000);
         assert_eq!(decide(&race().with(young)).rule, "wait_after_start");
         assert_eq!(decide(&race().build()).rule, "run_for_leader", "older than any promise");
+        let short = |s: &mut crate::snapshot::Snapshot| {
+            s.config.ttl = secs(5);
+            s.memory.since = Some(s.now.minus(secs(15)));
+        };
+        assert_eq!(decide(&race().with(short)).rule, "run_for_leader");
+        let patroni = race().member("b", |member| member.regent = false);
+        assert_eq!(decide(&patroni.with(short)).rule, "wait_after_start", "b counts on its own floor of 20 s");
         assert_eq!(
             decide(&race().answers("b", 1_000).with(young)).rule,
             "run_for_leader",
