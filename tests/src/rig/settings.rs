@@ -201,11 +201,12 @@ pub fn haproxy_cfg(ports: ProxyPorts, fall: u32, nodes: &[NodeAddress]) -> Strin
 
 defaults
     mode tcp
-    retries 2
-    # Without it who connects to a server that is gone, and not yet known to be, sits out a second before each retry.
+    # Who connects to a server that is gone, and not yet known to be, waits between retries for as long as `timeout connect`
+    # (a second at the most), and is sent to another server only with `redispatch`.
+    retries 6
     option redispatch 1
     timeout client 30m
-    timeout connect 4s
+    timeout connect 300ms
     timeout server 30m
     timeout check 2s
     default-server inter 1s fall {fall} rise 1 on-marked-down shutdown-sessions
