@@ -108,6 +108,7 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
             let write = match key.clone() {
                 KeyWrite::Identify { id, seen } => Write::Identify { id, seen },
                 KeyWrite::Config { seen } => Write::PutConfig { config: self.layers.restorable(), seen },
+                KeyWrite::ClearFailover { seen } => Write::ClearFailover { seen },
                 KeyWrite::Status(status) => Write::PutStatus { status, lease },
                 KeyWrite::History(lines) => Write::PutHistory { lines, lease },
             };

@@ -233,6 +233,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         }
         let mut seen = Snapshot {
             now,
+            wall: self.seams.clock.wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default(),
             dice: self.seams.clock.dice(),
             config: self.effective.core.clone(),
             dcs,

@@ -55,6 +55,8 @@ pub struct Status {
     pub system_id: Option<SystemId>,
     /// Dynamic setting `maximum_lag_on_failover`, bytes.
     pub maximum_lag_on_failover: u64,
+    /// The longest pause between two turns of the loop.
+    pub loop_wait: Duration,
     /// TTL in force.
     pub ttl: Duration,
     /// The next turn of the loop is due by this moment.

@@ -12,8 +12,10 @@ use serde_json::{Map, Value, json};
 mod lenient;
 mod member;
 mod parse;
+mod schedule;
 
 pub use parse::parse;
+pub use schedule::{ScheduleError, schedule};
 
 /// Cluster identity.
 pub const INITIALIZE: &str = "initialize";
@@ -21,6 +23,8 @@ pub const INITIALIZE: &str = "initialize";
 pub const LEADER: &str = "leader";
 /// Dynamic configuration.
 pub const CONFIG: &str = "config";
+/// A switchover or failover that was asked for.
+pub const FAILOVER: &str = "failover";
 /// Timeline history.
 pub const HISTORY: &str = "history";
 /// What the leader says of its log.
@@ -126,6 +130,19 @@ pub fn encode_history(lines: &[HistoryLine]) -> String {
         Value::Array(fields)
     };
     Value::Array(lines.iter().map(line).collect()).to_string()
+}
+
+/// The value of `failover` (dcs.md 3.5).
+#[must_use]
+pub fn encode_failover(leader: Option<&MemberName>, candidate: Option<&MemberName>, at: Option<&str>) -> String {
+    let mut object = Map::new();
+    let fields = [("leader", leader.map(MemberName::as_str)), ("member", candidate.map(MemberName::as_str))];
+    for (field, value) in fields.into_iter().chain([("scheduled_at", at)]) {
+        if let Some(value) = value {
+            object.insert(field.to_owned(), json!(value));
+        }
+    }
+    Value::Object(object).to_string()
 }
 
 /// The value of `regent/promise`.

@@ -152,6 +152,20 @@ pub enum Write {
         /// The holder's lease.
         lease: LeaseId,
     },
+    /// 3.5: `failover`: somebody asks for a switchover or failover; what was asked before is forgotten.
+    RequestFailover {
+        /// The leader to be relieved; `None`: a failover.
+        leader: Option<MemberName>,
+        /// Who is to lead.
+        candidate: Option<MemberName>,
+        /// When, ISO 8601 with offset.
+        scheduled_at: Option<String>,
+    },
+    /// 4.7: MOD(`failover`) = `seen` → `failover` = {}.
+    ClearFailover {
+        /// Revision of the request that was seen.
+        seen: Revision,
+    },
     /// 3.4: `config`, restored by the holder when MOD(`config`) = `seen` (CREATE = 0 when `None`).
     PutConfig {
         /// The JSON object.

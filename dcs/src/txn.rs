@@ -4,7 +4,7 @@
 use regent_core::units::{LeaseId, Revision};
 
 use crate::Write;
-use crate::keys::{self, CONFIG, HISTORY, INITIALIZE, LEADER, PROMISE, STATUS};
+use crate::keys::{self, CONFIG, FAILOVER, HISTORY, INITIALIZE, LEADER, PROMISE, STATUS};
 
 /// All of `compares` hold: all of `changes` happen, in one revision. Otherwise nothing does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +99,11 @@ impl From<&Write> for Txn {
             Write::PutHistory { lines, lease } => {
                 Txn::new([Compare::Lease(LEADER, *lease)], [put(HISTORY, keys::encode_history(lines))])
             }
+            Write::RequestFailover { leader, candidate, scheduled_at } => {
+                let request = keys::encode_failover(leader.as_ref(), candidate.as_ref(), scheduled_at.as_deref());
+                Txn::new([], [put(FAILOVER, request)])
+            }
+            Write::ClearFailover { seen } => Txn::new([Compare::Modified(FAILOVER, *seen)], [put(FAILOVER, "{}")]),
             Write::PutConfig { config, seen } => {
                 Txn::new([Compare::unchanged(CONFIG, *seen)], [put(CONFIG, config.to_string())])
             }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use regent_core::units::MemberName;
+use regent_dcs::keys::encode_failover;
 use regent_dcs::memory::Trip;
 
 use crate::rng::Rng;
@@ -55,6 +57,8 @@ pub enum Kind {
     FailStart(String),
     /// Whoever is promoted next is killed, agent and server, this long after; it is started again at the end.
     KillNextPromoted(Duration),
+    /// An operator asks for another leader: away from this one if it leads then, to that one if one is named.
+    Switchover(String, Option<String>),
 }
 
 /// Stands for whoever holds the leader key when the fault begins.
@@ -77,8 +81,9 @@ impl Kind {
             | Kind::SlowWatch(a, _)
             | Kind::SlowReplication(a, _)
             | Kind::SlowStart(a, _)
-            | Kind::FailStart(a) => vec![a],
-            Kind::CutReplication(a, b) => vec![a, b],
+            | Kind::FailStart(a)
+            | Kind::Switchover(a, None) => vec![a],
+            Kind::CutReplication(a, b) | Kind::Switchover(a, Some(b)) => vec![a, b],
             Kind::EtcdOutage | Kind::EtcdElection | Kind::KillNextPromoted(_) => Vec::new(),
         }
     }
@@ -105,6 +110,7 @@ impl Kind {
             Kind::EtcdOutage => Kind::EtcdOutage,
             Kind::EtcdElection => Kind::EtcdElection,
             Kind::KillNextPromoted(after) => Kind::KillNextPromoted(*after),
+            Kind::Switchover(a, to) => Kind::Switchover(aim(a), to.clone()),
         }
     }
 }
@@ -128,7 +134,7 @@ pub fn harmless(fault: &Fault, shape: &Shape, leader: &str) -> bool {
         Kind::EtcdElection | Kind::SlowWatch(..) | Kind::CutReplication(..) | Kind::SlowReplication(..) => true,
         Kind::KillServer(_) | Kind::KillNode(_) | Kind::StopAgent(_) | Kind::FreezeNode(_) => !on_leader,
         Kind::SlowStart(..) | Kind::FailStart(_) => true,
-        Kind::KillNextPromoted(_) => false,
+        Kind::KillNextPromoted(_) | Kind::Switchover(..) => false,
     }
 }
 
@@ -164,6 +170,12 @@ pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span
         let later = at + rng.between(Duration::from_millis(500), shape.ttl / 3);
         faults.push(Fault { at, lasts, kind: Kind::CutEtcd(name) });
         faults.push(Fault { at: later, lasts, kind: second });
+    }
+    if rng.one_in(4) {
+        let from_whom = if rng.one_in(8) { rng.pick(names).clone() } else { LEADER.to_owned() };
+        let to = rng.one_in(2).then(|| rng.pick(names).clone());
+        let at = rng.between(from, from + span);
+        faults.push(Fault { at, lasts: Duration::ZERO, kind: Kind::Switchover(from_whom, to) });
     }
     faults.sort_by_key(|fault| fault.at);
     faults
@@ -230,6 +242,10 @@ impl World {
             Kind::SlowStart(name, by) => self.nodes[name].postgres.tune(|t| (t.start, t.recovery) = (*by, *by)),
             Kind::FailStart(name) => self.nodes[name].postgres.fail_starts(1),
             Kind::KillNextPromoted(after) => self.kill_next_promoted(*after),
+            Kind::Switchover(leader, to) => {
+                let (leader, to) = (MemberName::from(leader.as_str()), to.as_deref().map(MemberName::from));
+                self.store.put_raw("failover", encode_failover(Some(&leader), to.as_ref(), None));
+            }
         }
     }
 
@@ -258,7 +274,7 @@ impl World {
                 self.spare_the_promoted();
                 self.start_all();
             }
-            Kind::KillServer(_) | Kind::EtcdElection | Kind::FailStart(_) => {}
+            Kind::KillServer(_) | Kind::EtcdElection | Kind::FailStart(_) | Kind::Switchover(..) => {}
         }
     }
 }

@@ -181,7 +181,7 @@ async fn play(
                 for name in fault.kind.members() {
                     watch.disturb(name, fault.at + fault.lasts + Duration::from_secs(40));
                 }
-                if matches!(fault.kind, Kind::EtcdOutage | Kind::KillNextPromoted(_)) {
+                if matches!(fault.kind, Kind::EtcdOutage | Kind::KillNextPromoted(_) | Kind::Switchover(..)) {
                     for name in world.names() {
                         watch.disturb(&name, fault.at + fault.lasts + Duration::from_secs(10));
                     }

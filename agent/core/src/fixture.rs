@@ -84,6 +84,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
         config: ConfigKey::Valid(Revision(10)),
         history: None,
         status: Status::default(),
+        failover: None,
         promise: Some(PromiseKey {
             promise: Promise {
                 epoch: 1,
@@ -106,6 +107,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
     };
     Builder(Snapshot {
         now,
+        wall: secs(1_800_000_000),
         dice: 4,
         config: Config::of("a".into()),
         dcs: Ok(view),
@@ -162,7 +164,9 @@ impl Builder {
         self.but(change).0
     }
 
-    fn but(mut self, change: impl FnOnce(&mut Snapshot)) -> Builder {
+    /// ... after a change of any kind.
+    #[must_use]
+    pub fn but(mut self, change: impl FnOnce(&mut Snapshot)) -> Builder {
         change(&mut self.0);
         self
     }

@@ -120,8 +120,11 @@ const SENTENCES: &[Sentence] = &[
     ("nothing moves in pause, unless it is under way", |s, p| {
         implies(s.config.pause && s.job.is_none() && !s.memory.bootstrapping, p.postgres == Move::Stay)
     }),
-    ("only the holder writes status and history, and only a primary that runs", |s, p| {
-        let records = p.keys.iter().any(|key| matches!(key, KeyWrite::Status(_) | KeyWrite::History(_)));
+    ("only the holder writes status and history, and clears a request", |s, p| {
+        let records = p
+            .keys
+            .iter()
+            .any(|key| matches!(key, KeyWrite::Status(_) | KeyWrite::History(_) | KeyWrite::ClearFailover { .. }));
         implies(records, holds_the_key(s))
     }),
     ("the cluster's identity is written only from local data", |s, p| {

@@ -31,6 +31,10 @@ pub struct Memory {
     pub last_job: Option<FinishedJob>,
     /// The timeline whose post-promotion checkpoint is done (L7); also true of a timeline that was found running.
     pub checkpointed: Option<Timeline>,
+    /// When the last checkpoint that was asked for ended (I10).
+    pub checkpoint_at: Option<Instant>,
+    /// Since when nobody has held the leader key.
+    pub vacant_since: Option<Instant>,
     /// Own position when the server last answered.
     pub last_position: Option<Lsn>,
     /// The server has answered, or run, at least once since this agent started (B10, "first contact").
@@ -94,6 +98,7 @@ impl Memory {
                 Seat::Theirs | Seat::Vacant => None,
                 Seat::Unknown => self.holds,
             };
+            self.vacant_since = view.leader.is_none().then_some(self.vacant_since.unwrap_or(seen.now));
             if let Some(key) = &view.leader {
                 self.last_led = Some(LastLed { leader: key.name.clone(), members: view.members.clone() });
             }
@@ -195,6 +200,7 @@ impl Memory {
     pub fn job_ended(&mut self, ended: FinishedJob, timeline: Option<Timeline>) {
         if ended.job == Job::Checkpoint && ended.error.is_none() {
             self.checkpointed = timeline;
+            self.checkpoint_at = Some(ended.at);
         }
         if ended.job == Job::Promote && ended.error.is_some() && self.role == Role::Promoted {
             self.role = Role::Replica;

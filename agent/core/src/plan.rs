@@ -185,6 +185,11 @@ pub enum KeyWrite {
         /// Revision of the key that the decision saw; `None`: there was none.
         seen: Option<Revision>,
     },
+    /// `failover`: the request is done, or will not be.
+    ClearFailover {
+        /// Revision of the request.
+        seen: Revision,
+    },
     /// `status`
     Status(Status),
     /// `history`

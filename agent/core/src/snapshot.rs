@@ -17,6 +17,8 @@ use crate::units::{Instant, LeaseId, Lsn, MemberName, SystemId, Timeline};
 pub struct Snapshot {
     /// When it was complete.
     pub now: Instant,
+    /// The wall clock, since 1970 in UTC. For schedules that people made, and nothing else.
+    pub wall: Duration,
     /// Chance, drawn once a turn.
     pub dice: u64,
     /// The configuration in force.

@@ -92,8 +92,16 @@ fn view() -> impl Strategy<Value = ClusterView> {
             modified,
         }));
     let history = option::of(prop::collection::vec(line, 0..4));
-    (initialize, leader, members(), config, history, option::of(lsn()), promise).prop_map(
-        |(initialize, leader, members, config, history, optime, promise)| ClusterView {
+    let text = String::new();
+    let schedule = option::of(option::of(NOW - 30..NOW + 30))
+        .prop_map(move |at| at.map(|at| Schedule { at: at.map(std::time::Duration::from_secs), text: text.clone() }));
+    let failover = (option::of(name()), option::of(name()), schedule);
+    let failover = option::weighted(0.2, failover).prop_map(move |asked| {
+        asked.map(|(leader, candidate, schedule)| Failover { leader, candidate, schedule, modified })
+    });
+    (initialize, leader, members(), config, history, option::of(lsn()), promise, failover).prop_map(
+        |(initialize, leader, members, config, history, optime, promise, failover)| ClusterView {
+            failover,
             revision: Revision(100),
             initialize,
             leader,
@@ -221,6 +229,8 @@ fn memory() -> impl Strategy<Value = Memory> {
             checkpointed: None,
             named: false,
             last_position: None,
+            checkpoint_at: None,
+            vacant_since: None,
         })
 }
 
@@ -264,6 +274,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
             let now = Instant(std::time::Duration::from_secs(NOW));
             Snapshot {
                 now,
+                wall: now.0,
                 dice,
                 config,
                 dcs,

@@ -15,6 +15,12 @@ pub(super) fn cluster(status: &Status, view: &ClusterView) -> Value {
     if status.pause {
         keys.insert("pause".to_owned(), true.into());
     }
+    if let Some((asked, schedule)) = view.failover.as_ref().and_then(|f| Some((f, f.schedule.as_ref()?))) {
+        let names = [("from", &asked.leader), ("to", &asked.candidate)];
+        let at = [("at".to_owned(), schedule.text.as_str().into())];
+        let named = names.into_iter().filter_map(|(key, name)| Some((key.to_owned(), name.as_ref()?.as_str().into())));
+        keys.insert("scheduled_switchover".to_owned(), Value::Object(at.into_iter().chain(named).collect()));
+    }
     keys.insert("scope".to_owned(), status.scope.as_str().into());
     Value::Object(keys)
 }

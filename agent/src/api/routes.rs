@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::moment::Moment;
 use super::params::Params;
+use super::requests::{self, Action};
 use super::{App, Command, cluster, document, health, json, metrics, wire};
 
 /// A question that is answered from the Status.
@@ -49,9 +50,9 @@ const CALLS: [(Method, &str, Call); 13] = [
     (Method::PUT, "config", Call::NotYet),
     (Method::POST, "restart", Call::NotYet),
     (Method::DELETE, "restart", Call::NotYet),
-    (Method::POST, "switchover", Call::NotYet),
-    (Method::DELETE, "switchover", Call::NotYet),
-    (Method::POST, "failover", Call::NotYet),
+    (Method::POST, "switchover", Call::Request(Action::Switchover)),
+    (Method::DELETE, "switchover", Call::Cancel),
+    (Method::POST, "failover", Call::Request(Action::Failover)),
     (Method::POST, "reinitialize", Call::NotYet),
 ];
 
@@ -66,6 +67,10 @@ enum Call {
     NothingWithBody(StatusCode, &'static str),
     /// Refused before the body is looked at, as with failsafe mode off (rest-api.md section 17).
     FailsafeIsOff,
+    /// Asks for another leader, and needs a body.
+    Request(Action),
+    /// Takes back what was scheduled.
+    Cancel,
     /// Known to the contract and not built yet.
     NotYet,
 }
@@ -155,6 +160,11 @@ async fn call(app: &App, policy: &super::Policy, parts: &http::request::Parts, b
             Ok(_) => wire::message(status, text),
             Err((status, why)) => wire::error_page(status, why),
         },
+        Call::Request(action) => match json_object(&parts.headers, body).await {
+            Ok(body) => requests::request(app, action, &body).await,
+            Err((status, why)) => wire::error_page(status, why),
+        },
+        Call::Cancel => requests::cancel(app).await,
         Call::FailsafeIsOff => wire::error_page(StatusCode::BAD_GATEWAY, "failsafe mode is off"),
         Call::NotYet => {
             let text = format!("{method} /{name} is not supported by this version of Regent; nothing was done");

@@ -183,6 +183,7 @@ pub(crate) fn replica() -> Status {
         failover_priority: 1,
         system_id: Some(SystemId(7_710_412_321_611_215_563)),
         maximum_lag_on_failover: 1_048_576,
+        loop_wait: secs(10),
         ttl: secs(30),
         next_turn_due: NOW + secs(10),
         rule: "follow",

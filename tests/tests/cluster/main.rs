@@ -12,3 +12,4 @@ mod etcd_outage;
 mod guardian;
 mod peer_tool;
 mod support;
+mod switchover;

@@ -15,7 +15,7 @@ pub(super) use super::follower::{
 };
 
 /// How often a candidate that has to wait looks again, at the latest.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why the making of the cluster cannot go on: its job failed, or what it made does not run any more.
 fn bootstrap_failure(s: &Snapshot) -> Option<String> {

@@ -233,7 +233,7 @@ pub(super) fn promote(s: &Snapshot) -> Option<Verdict> {
         return Some(Verdict::new(Plan::stay(), "the lease ends too soon to promote under it").again_in(SOON));
     }
     Some(Verdict::new(
-        Plan::of(Lease::Keep, Move::Promote(timeline)),
+        Plan::of(Lease::Keep, Move::Promote(timeline)).and_write(super::switchover::fulfilled(s)),
         format!("we hold the leader key: promoting to timeline {timeline}"),
     ))
 }
@@ -340,7 +340,11 @@ fn history(s: &Snapshot, sql: &SqlFacts) -> Option<Vec<HistoryLine>> {
 
 /// All is well: renew, and keep the books.
 pub(super) fn lead(s: &Snapshot) -> Verdict {
-    Verdict::new(Plan::stay().and_write(records(s)), "we lead")
+    let verdict = Verdict::new(Plan::stay().and_write(records(s)), "we lead");
+    match super::switchover::due_in(s) {
+        Some(wait) => verdict.again_in(wait),
+        None => verdict,
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod guard;
 mod isolated;
 mod leader;
 mod pause;
+mod switchover;
 
 use std::time::Duration;
 
@@ -112,6 +113,7 @@ pub const LEADER: Table = Table {
         leader::wait_for_own_lease         ["DL7"]       "acting on a key that hangs on a lease which nobody renews";
         leader::adopt_leader_key           ["4.3 DL5"]   "a failover because the agent was restarted";
         leader::give_up_lost_data          ["C10"]       "a lock held by a member without data";
+        switchover::release_to_successor   ["D3 D4 S7"]  "a hand-over that waits for the TTL";
         leader::give_up_after_failed_start ["C9 T3"]     "a primary that cannot start and keeps the lock";
         leader::give_up_without_guardian   ["22.3 I3"]   "a new primary that nobody stops when its agent freezes";
         leader::prefer_failover_to_start   ["C1"]        "an outage as long as crash recovery, although a standby is ready";
@@ -123,6 +125,11 @@ pub const LEADER: Table = Table {
         leader::record_own_timeline        ["L11 S2"]    "a timeline given to another member although it is in use";
         leader::promise_next_timeline      ["S2 S8"]     "two histories under one timeline number";
         leader::promote                    ["L13 CY1"]   "a cluster without a primary";
+        switchover::drop_request           ["S2 S3 S4"]  "a request of yesterday that is carried out tomorrow";
+        switchover::checkpoint_ahead       ["D S7 I10"]  "clients that wait for a checkpoint in the midst of a switchover";
+        switchover::ask_candidates         ["S6 FP"]     "a primary that stops before anybody could take over";
+        switchover::refuse_request         ["S6 FP"]     "a switchover that ends without a primary";
+        switchover::hand_over              ["S7 D1 D6"]  "a switchover that was asked for and does not come";
         leader::repair_identity            ["cycle row 5"] "a cluster that forgets who it is";
         leader::restore_config             ["CF2 cycle row 6"] "a cluster that forgets its configuration";
         leader::create_member_slots        ["P4"]        "a standby that cannot stream, or whose log is removed before it comes back";
@@ -166,6 +173,7 @@ pub const ELECTION: Table = Table {
         election::wait_empty                ["B3"]       "a copy of nothing";
         election::report_unusable_data      ["B8 C11"]   "an unknown data directory overwritten";
         election::wait_after_failed_start   ["C5"]       "a start tried a hundred times a second";
+        switchover::stay_down_for_successor ["D5"]       "a former primary that starts just when somebody else takes over";
         election::start_without_upstream    ["C5 R3"]    "a member that cannot stand because it is down";
         election::wait_while_starting       ["R3"]       "a leader whose position is unknown";
         election::demote_stale_primary      ["R5 R20 S2"] "a primary that slept through another promotion and steals the lock back";
@@ -173,9 +181,12 @@ pub const ELECTION: Table = Table {
         election::keep_leading              ["R5"]       "a promotion where nothing was lost but the key";
         election::wait_nofailover           ["R7"]       "a leader that the operator ruled out";
         election::wait_for_lease            ["DL8"]      "a key without a lease";
+        switchover::run_as_candidate        ["R9 S10"]   "a candidate that was asked for and does not come";
         election::wait_behind               ["R13 S8"]   "more loss than the configured bound";
         election::wait_on_old_timeline      ["R14"]      "a forked standby as primary";
         election::ask_the_others            ["R15"]      "a race on one's own word";
+        switchover::leave_it_to_candidate   ["S13 S14"]  "another leader than the one that was asked for";
+        switchover::leave_it_to_others      ["S16"]      "a switchover that ends where it began";
         election::wait_for_living_primary   ["R16"]      "two primaries: the old one lost the key and is not fenced yet";
         election::wait_for_member_ahead     ["R17"]      "needless loss: another member has more of the log";
         election::wait_for_priority         ["R18"]      "the operator's preference ignored";

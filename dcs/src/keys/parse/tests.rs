@@ -284,3 +284,35 @@ proptest! {
         prop_assert!(view.members.contains_key(&MemberName::from("n1")));
     }
 }
+
+#[test]
+fn a_request_for_another_leader_reads_in_every_form() {
+    let request = |value: &str| read(&[(FAILOVER, value)]).view.failover;
+    let asked = |leader: Option<&str>, candidate: Option<&str>| {
+        let (leader, candidate) = (leader.map(MemberName::from), candidate.map(MemberName::from));
+        Some(Failover { leader, candidate, schedule: None, modified: Revision(5) })
+    };
+    for (value, expected) in [
+        (r#"{"leader":"n1","member":"n2"}"#, asked(Some("n1"), Some("n2"))),
+        (r#"{"member":"n2"}"#, asked(None, Some("n2"))),
+        (r#"{"leader":"n1","member":""}"#, asked(Some("n1"), None)),
+        ("n1:n2", asked(Some("n1"), Some("n2"))),
+        (":n2", asked(None, Some("n2"))),
+        ("{}", None),
+        (r#"{"leader":null}"#, None),
+        ("[]", None),
+        ("nonsense", None),
+    ] {
+        assert_eq!(request(value), expected, "{value}");
+    }
+    let scheduled = request(r#"{"leader":"n2","scheduled_at":"2026-11-21T00:34:30+00:00"}"#).and_then(|f| f.schedule);
+    assert_eq!(scheduled.and_then(|s| s.at), Some(std::time::Duration::from_secs(1_795_221_270)));
+    let unclear = request(r#"{"leader":"n2","scheduled_at":"soon"}"#).and_then(|f| f.schedule);
+    assert_eq!(unclear, Some(Schedule { at: None, text: "soon".to_owned() }));
+    for value in ["[]", "nonsense"] {
+        assert!(read(&[(FAILOVER, value)]).view.garbage.contains_key(FAILOVER), "{value}");
+    }
+    let (a, b) = (MemberName::from("n1"), MemberName::from("n2"));
+    let captured = r#"{"leader":"n1","member":"n2"}"#;
+    assert_eq!(crate::keys::encode_failover(Some(&a), Some(&b), None), captured);
+}
