@@ -5,7 +5,7 @@
 //!
 //! [`ClusterView::garbage`]: regent_core::cluster::ClusterView::garbage
 
-use regent_core::cluster::{HistoryLine, Promise, Status};
+use regent_core::cluster::{HistoryLine, Promise, Status, SyncState};
 use regent_core::units::{LeaseId, MemberName, Revision};
 use serde_json::{Map, Value, json};
 
@@ -23,6 +23,8 @@ pub const INITIALIZE: &str = "initialize";
 pub const LEADER: &str = "leader";
 /// Dynamic configuration.
 pub const CONFIG: &str = "config";
+/// Who has every acknowledged commit.
+pub const SYNC: &str = "sync";
 /// A switchover or failover that was asked for.
 pub const FAILOVER: &str = "failover";
 /// Timeline history.
@@ -130,6 +132,14 @@ pub fn encode_history(lines: &[HistoryLine]) -> String {
         Value::Array(fields)
     };
     Value::Array(lines.iter().map(line).collect()).to_string()
+}
+
+/// The value of `sync` (dcs.md 3.6).
+#[must_use]
+pub fn encode_sync(sync: &SyncState) -> String {
+    let names: Vec<&str> = sync.standbys.iter().map(MemberName::as_str).collect();
+    let standbys = if names.is_empty() { Value::Null } else { json!(names.join(",")) };
+    json!({ "leader": sync.leader.as_str(), "quorum": sync.quorum, "sync_standby": standbys }).to_string()
 }
 
 /// The value of `failover` (dcs.md 3.5).

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use regent_core::cluster::{ClusterView, HistoryLine, Promise, Status};
+use regent_core::cluster::{ClusterView, HistoryLine, Promise, Status, SyncState};
 use regent_core::units::{LeaseId, MemberName, Revision, SystemId};
 
 pub mod etcd;
@@ -149,6 +149,15 @@ pub enum Write {
     PutHistory {
         /// The content.
         lines: Vec<HistoryLine>,
+        /// The holder's lease.
+        lease: LeaseId,
+    },
+    /// 4.5: `sync`, by the holder (LEASE(`leader`) = lease), when MOD(`sync`) = `seen` (CREATE = 0 when `None`).
+    PutSync {
+        /// The content; `None` deletes the key.
+        sync: Option<SyncState>,
+        /// Revision of the key that the decision saw.
+        seen: Option<Revision>,
         /// The holder's lease.
         lease: LeaseId,
     },

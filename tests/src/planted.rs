@@ -4,12 +4,14 @@
 //! an altered plan; the inspector is switched off, as a bug in a rule may be one that the inspector's author shared.
 
 use regent::agent::Judge;
-use regent_core::cluster::Initialize;
+use regent_core::cluster::{Initialize, SyncState};
 use regent_core::fence::Fence;
-use regent_core::plan::{Decision, Lease, Move, Plan, Verdict};
+use regent_core::plan::{Decision, KeyWrite, Lease, Move, Plan, Verdict};
 use regent_core::postgres::{Job, StopMode};
 use regent_core::rules::{decide, decide_without};
 use regent_core::snapshot::{Order, Seat, Snapshot};
+use regent_core::sync::{Since, Waits};
+use regent_core::units::{Lsn, MemberName};
 
 use crate::trace::record;
 
@@ -82,6 +84,28 @@ pub const BUGS: &[Bug] = &[
         fence: disarmed_early,
         decide: |s| record(s, decide(s)),
     },
+    Bug { name: "a standby is listed before the server waits for it", fence: Snapshot::fence, decide: publish_first },
+    Bug {
+        name: "a standby is listed as soon as the server is told to wait",
+        fence: Snapshot::fence,
+        decide: no_settling,
+    },
+    Bug {
+        name: "the server stops waiting for a standby that is still listed",
+        fence: Snapshot::fence,
+        decide: |s| without(s, &["publish_sync"]),
+    },
+    Bug {
+        name: "whoever is up may lead, listed or not",
+        fence: Snapshot::fence,
+        decide: |s| without(s, &["wait_unlisted", "wait_for_member_ahead"]),
+    },
+    Bug {
+        name: "no votes are counted",
+        fence: Snapshot::fence,
+        decide: |s| without(s, &["wait_for_votes", "wait_for_member_ahead"]),
+    },
+    Bug { name: "a member votes for two", fence: Snapshot::fence, decide: vote_twice },
 ];
 
 fn without(s: &Snapshot, rows: &[&str]) -> Decision {
@@ -167,6 +191,43 @@ fn everybody_bootstraps(s: &Snapshot) -> Decision {
 fn nobody_runs(s: &Snapshot) -> Decision {
     let real = decide(s);
     if real.rule == "run_for_leader" { instead(s, Verdict::new(Plan::stay(), "planted")) } else { record(s, real) }
+}
+
+/// What the server is about to wait for is published at once.
+fn publish_first(s: &Snapshot) -> Decision {
+    let real = decide(s);
+    let Move::SetSyncNames(Some(names)) = &real.plan.postgres else { return record(s, real) };
+    let (waits, view) = (Waits::parse(names), s.view());
+    let standbys: std::collections::BTreeSet<_> = waits.names.iter().map(|name| MemberName(name.clone())).collect();
+    let listed = view.and_then(|view| view.sync.as_ref()).is_some_and(|sync| sync.standbys == standbys);
+    if standbys.is_empty() || listed {
+        return record(s, real);
+    }
+    let quorum = waits.names.len().saturating_sub(waits.numsync);
+    let sync = Some(SyncState { leader: s.config.name.clone(), standbys, quorum });
+    let keys = vec![KeyWrite::Sync { sync, seen: view.and_then(|view| view.sync_seen) }];
+    instead(s, Verdict::new(Plan::stay().and_write(keys), "planted"))
+}
+
+/// What was told to the server is taken for done.
+fn no_settling(s: &Snapshot) -> Decision {
+    let mut hasty = s.clone();
+    if let Some(sql) = s.sql() {
+        let (names, mark) = (sql.sync_names.clone(), Some(Lsn(0)));
+        hasty.memory.sync_names = Some(Since { names, at: s.now, mark });
+    }
+    record(s, decide(&hasty))
+}
+
+/// Each member that answers counts as two.
+fn vote_twice(s: &Snapshot) -> Decision {
+    let mut twice = s.clone();
+    if let Ok(view) = &mut twice.dcs
+        && let Some(sync) = &mut view.sync
+    {
+        sync.quorum /= 2;
+    }
+    without(&twice, &["wait_for_member_ahead"])
 }
 
 /// A guardian that is there and guards nothing: it would hide what the agent itself does wrong.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use regent::agent::Judge;
+use regent_core::config::SyncMode;
 use regent_core::rules::decide;
 use regent_core::snapshot::Snapshot;
 use tokio::task::LocalSet;
@@ -92,12 +93,16 @@ fn shape(rng: &mut Rng) -> Shape {
         loop_wait: secs(loop_wait),
         retry_timeout: secs(retry_timeout),
         stop_budget: secs(3).min(secs(ttl) / 5),
+        ..Shape::default()
     }
 }
 
 async fn live(seed: u64, judge: Judge) -> Outcome {
     let mut rng = Rng::new(seed);
-    let shape = shape(&mut rng);
+    // By chance of their own, so that a seed is the world it always was.
+    let mut luck = Rng::new(seed.wrapping_add(0x51AC_0000));
+    let synchronous = *luck.pick(&[SyncMode::Off, SyncMode::On, SyncMode::Quorum]);
+    let shape = Shape { synchronous, strict: luck.one_in(2), ..shape(&mut rng) };
     trace::begin();
     let mut world = World::new(shape, &mut rng, judge);
     let watch = Watch::over(&world);
@@ -134,6 +139,7 @@ async fn live(seed: u64, judge: Judge) -> Outcome {
 fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
     let nodes: Vec<_> = world.nodes.values().map(|node| node.postgres.clone()).collect();
     let (network, watch, check) = (world.network.clone(), watch.clone(), world.primary_check());
+    let store = world.store.clone();
     let pace = rng.between(Duration::from_millis(80), Duration::from_millis(400));
     tokio::task::spawn_local(async move {
         let mut id = 0;
@@ -149,6 +155,7 @@ fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
                     watch.one_writer(&network, network.now());
                 }
             }
+            watch.sync_is_sound(&network, &store);
         }
     });
 }

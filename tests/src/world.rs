@@ -17,7 +17,7 @@ use regent::clock::Clock;
 use regent::guardian;
 use regent::layers::{Effective, Layers};
 use regent::status::Status;
-use regent_core::config::{Config, Tags};
+use regent_core::config::{Config, SyncMode, Tags};
 use regent_core::fence::Fence;
 use regent_core::peers::PeerReply;
 use regent_core::plan::Exit;
@@ -46,12 +46,24 @@ pub struct Shape {
     pub retry_timeout: Duration,
     /// Time for a forced stop.
     pub stop_budget: Duration,
+    /// `synchronous_mode`
+    pub synchronous: SyncMode,
+    /// `synchronous_mode_strict`
+    pub strict: bool,
 }
 
 impl Default for Shape {
     fn default() -> Self {
         let secs = Duration::from_secs;
-        Shape { members: 3, ttl: secs(10), loop_wait: secs(3), retry_timeout: secs(3), stop_budget: secs(2) }
+        Shape {
+            members: 3,
+            ttl: secs(10),
+            loop_wait: secs(3),
+            retry_timeout: secs(3),
+            stop_budget: secs(2),
+            synchronous: SyncMode::Off,
+            strict: false,
+        }
     }
 }
 
@@ -301,6 +313,8 @@ impl World {
                 loop_wait: shape.loop_wait,
                 retry_timeout: shape.retry_timeout,
                 stop_budget: shape.stop_budget,
+                synchronous_mode: shape.synchronous,
+                synchronous_mode_strict: shape.strict,
                 primary_start_timeout: Duration::from_secs(30),
                 ..Config::of(MemberName::from(name.as_str()))
             };
@@ -595,6 +609,8 @@ fn settings(name: &str) -> Settings {
         post_bootstrap: None,
         recovery_conf: BTreeMap::new(),
         use_slots: true,
+        synchronous: false,
+        sync_names: None,
         custom_conf: None,
         pg_ctl_timeout: 60,
     }

@@ -121,11 +121,26 @@ const SENTENCES: &[Sentence] = &[
         implies(s.config.pause && s.job.is_none() && !s.memory.bootstrapping, p.postgres == Move::Stay)
     }),
     ("only the holder writes status and history, and clears a request", |s, p| {
-        let records = p
-            .keys
-            .iter()
-            .any(|key| matches!(key, KeyWrite::Status(_) | KeyWrite::History(_) | KeyWrite::ClearFailover { .. }));
+        let records = p.keys.iter().any(|key| {
+            matches!(
+                key,
+                KeyWrite::Status(_) | KeyWrite::History(_) | KeyWrite::ClearFailover { .. } | KeyWrite::Sync { .. }
+            )
+        });
         implies(records, holds_the_key(s))
+    }),
+    ("nobody is listed as synchronous but by the holder, under its own name", |s, p| {
+        p.keys.iter().all(|key| match key {
+            KeyWrite::Sync { sync: Some(sync), .. } => {
+                sync.leader == s.config.name && !crate::sync::lists(&sync.standbys, &s.config.name)
+            }
+            KeyWrite::Sync { sync: None, .. } => s.config.synchronous_mode == crate::config::SyncMode::Off,
+            KeyWrite::Identify { .. }
+            | KeyWrite::Config { .. }
+            | KeyWrite::ClearFailover { .. }
+            | KeyWrite::Status(_)
+            | KeyWrite::History(_) => true,
+        })
     }),
     ("the cluster's identity is written only from local data", |s, p| {
         p.keys.iter().all(|key| !matches!(key, KeyWrite::Identify { id, .. } if s.local_system_id() != Some(*id)))

@@ -8,6 +8,7 @@ use crate::cluster::Member;
 use crate::plan::{Decision, KeyWrite, Lease, Move};
 use crate::postgres::{DataDir, FinishedJob, Job, StopMode};
 use crate::snapshot::{Order, Seat, Snapshot};
+use crate::sync::Since;
 use crate::units::{Instant, LeaseId, Lsn, MemberName, Timeline};
 
 /// What an agent remembers.
@@ -35,6 +36,14 @@ pub struct Memory {
     pub checkpoint_at: Option<Instant>,
     /// Since when nobody has held the leader key.
     pub vacant_since: Option<Instant>,
+    /// Since when this server has been a primary that answers.
+    pub primary_since: Option<Instant>,
+    /// Whom it waits for, since when.
+    pub sync_names: Option<Since>,
+    /// This agent has set `synchronous_standby_names`.
+    pub set_sync_names: bool,
+    /// Since when this process has been ordered to stop.
+    pub ordered_since: Option<Instant>,
     /// Own position when the server last answered.
     pub last_position: Option<Lsn>,
     /// The server has answered, or run, at least once since this agent started (B10, "first contact").
@@ -103,7 +112,10 @@ impl Memory {
                 self.last_led = Some(LastLed { leader: key.name.clone(), members: view.members.clone() });
             }
         }
+        self.ordered_since = (seen.order == Order::Stop).then_some(self.ordered_since.unwrap_or(seen.now));
         if let Some(sql) = seen.sql() {
+            self.primary_since = (!sql.in_recovery).then_some(self.primary_since.unwrap_or(seen.now));
+            self.sync_names = (!sql.in_recovery).then(|| Since::after(self.sync_names.take(), sql, seen.now));
             self.recovering = false;
             self.starting_since = None;
             self.met = true;
@@ -164,6 +176,9 @@ impl Memory {
         if self.bootstrapping && seen.view().is_some_and(|view| view.initialize.system_id().is_some()) {
             self.bootstrapping = false;
         }
+        if let Move::SetSyncNames(names) = &decision.plan.postgres {
+            self.set_sync_names = names.is_some();
+        }
         match &decision.plan.postgres {
             Move::StartPrimary => {
                 self.recovering = true;
@@ -191,6 +206,7 @@ impl Memory {
             | Move::Checkpoint
             | Move::CreateSlots(_)
             | Move::ResumeReplay
+            | Move::SetSyncNames(_)
             | Move::RemoveUnfinished
             | Move::SetAside => {}
         }

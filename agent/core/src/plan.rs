@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{HistoryLine, Promise, Status};
+use crate::cluster::{HistoryLine, Promise, Status, SyncState};
 use crate::postgres::{StopMode, Upstream};
 use crate::units::{MemberName, Revision, SystemId, Timeline};
 
@@ -164,6 +164,8 @@ pub enum Move {
     CreateSlots(Vec<String>),
     /// Go on replaying.
     ResumeReplay,
+    /// Wait for other standbys: `synchronous_standby_names`; `None`: what the user configured.
+    SetSyncNames(Option<String>),
     /// Remove what an interrupted clone or initdb of ours left.
     RemoveUnfinished,
     /// Rename the data directory of a failed bootstrap (B5).
@@ -189,6 +191,13 @@ pub enum KeyWrite {
     ClearFailover {
         /// Revision of the request.
         seen: Revision,
+    },
+    /// `sync`; `None` removes it.
+    Sync {
+        /// The new state.
+        sync: Option<SyncState>,
+        /// Revision of the key that the decision saw; `None`: there was none.
+        seen: Option<Revision>,
     },
     /// `status`
     Status(Status),

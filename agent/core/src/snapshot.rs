@@ -175,6 +175,7 @@ impl Snapshot {
                 | Job::Checkpoint
                 | Job::CreateSlots
                 | Job::ResumeReplay
+                | Job::SetSyncNames
                 | Job::RemoveUnfinished
                 | Job::SetAside,
             )
@@ -249,7 +250,7 @@ impl Snapshot {
     #[must_use]
     pub fn busy(&self) -> Option<&RunningJob> {
         self.job.as_ref().filter(|running| match running.job {
-            Job::Checkpoint | Job::CreateSlots | Job::ResumeReplay | Job::Follow => false,
+            Job::Checkpoint | Job::CreateSlots | Job::ResumeReplay | Job::SetSyncNames | Job::Follow => false,
             Job::Bootstrap
             | Job::Clone { .. }
             | Job::Start { .. }

@@ -5,7 +5,7 @@ use proptest::collection::btree_map;
 use proptest::option;
 use proptest::prelude::*;
 use regent_core::cluster::*;
-use regent_core::config::{Config, Tags};
+use regent_core::config::{Config, SyncMode, Tags};
 use regent_core::fixture::SYSTEM_ID;
 use regent_core::inspector::inspect;
 use regent_core::memory::{LastLed, Memory, Role};
@@ -99,9 +99,17 @@ fn view() -> impl Strategy<Value = ClusterView> {
     let failover = option::weighted(0.2, failover).prop_map(move |asked| {
         asked.map(|(leader, candidate, schedule)| Failover { leader, candidate, schedule, modified })
     });
-    (initialize, leader, members(), config, history, option::of(lsn()), promise, failover).prop_map(
-        |(initialize, leader, members, config, history, optime, promise, failover)| ClusterView {
+    let standbys = prop::collection::btree_set(name(), 0..3);
+    let sync = option::of((name(), standbys, 0..3_usize).prop_map(|(leader, standbys, quorum)| SyncState {
+        leader,
+        standbys,
+        quorum,
+    }));
+    (initialize, leader, members(), config, history, option::of(lsn()), promise, (failover, sync)).prop_map(
+        move |(initialize, leader, members, config, history, optime, promise, (failover, sync))| ClusterView {
             failover,
+            sync,
+            sync_seen: Some(modified),
             revision: Revision(100),
             initialize,
             leader,
@@ -155,6 +163,7 @@ fn sql() -> impl Strategy<Value = SqlFacts> {
             started_at: String::new(),
             server_version: 150_000,
             slots: vec!["b".into()],
+            sync_names: String::new(),
             replication: Vec::new(),
             pending_restart: Vec::new(),
         },
@@ -197,6 +206,7 @@ fn job() -> impl Strategy<Value = Job> {
         Just(Job::Checkpoint),
         Just(Job::CreateSlots),
         Just(Job::ResumeReplay),
+        Just(Job::SetSyncNames),
         Just(Job::RemoveUnfinished),
         Just(Job::SetAside),
     ]
@@ -230,6 +240,10 @@ fn memory() -> impl Strategy<Value = Memory> {
             named: false,
             last_position: None,
             checkpoint_at: None,
+            primary_since: None,
+            sync_names: None,
+            set_sync_names: false,
+            ordered_since: None,
             vacant_since: None,
         })
 }
@@ -252,8 +266,10 @@ fn peers() -> impl Strategy<Value = Peers> {
 }
 
 fn snapshot() -> impl Strategy<Value = Snapshot> {
-    let config = (any::<(bool, bool, bool)>(), prop::bool::weighted(0.2), 0u64..400).prop_map(
-        |((nofailover, check, boot), pause, start)| Config {
+    let mode = prop_oneof![3 => Just(SyncMode::Off), 1 => Just(SyncMode::On), 1 => Just(SyncMode::Quorum)];
+    let config = (any::<(bool, bool, bool)>(), prop::bool::weighted(0.2), 0u64..400, mode).prop_map(
+        |((nofailover, check, boot), pause, start, mode)| Config {
+            synchronous_mode: mode,
             tags: Tags { nofailover, ..Tags::default() },
             check_timeline: check,
             may_bootstrap: boot,

@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::response::Response;
 use http::StatusCode;
 use regent_core::cluster::ClusterView;
+use regent_core::config::SyncMode;
 use regent_core::peers::PeerReply;
+use regent_core::sync::lists;
 use regent_core::units::{MemberName, Revision};
 use regent_dcs::keys::{ScheduleError, schedule};
 use regent_dcs::{Write, Written};
@@ -67,7 +69,7 @@ async fn carry_out(app: &App, action: Action, body: &Map<String, Value>) -> Resu
     let asked = read(action, body, status.pause)?;
     let Some(view) = &status.view else { return Err(unreachable()) };
     if asked.scheduled_at.is_none() {
-        feasible(&asked, view).await?;
+        feasible(&asked, view, status.synchronous_mode).await?;
     }
     let (leader, candidate) = (asked.leader.clone(), asked.candidate.clone());
     let write = Write::RequestFailover { leader, candidate, scheduled_at: asked.scheduled_at.clone() };
@@ -138,23 +140,31 @@ fn moment(when: &Value) -> Result<String, Refusal> {
 }
 
 /// 15.3: could it come true?
-async fn feasible(asked: &Asked, view: &ClusterView) -> Result<(), Refusal> {
+async fn feasible(asked: &Asked, view: &ClusterView, mode: SyncMode) -> Result<(), Refusal> {
     let no = |text: String| Err((StatusCode::PRECONDITION_FAILED, text));
     let holder = view.leader.as_ref().map(|key| &key.name);
     if asked.leader.is_some() && asked.leader.as_ref() != holder {
         return no("leader name does not match".to_owned());
     }
     let word = asked.action.word();
+    let sync = view.sync.as_ref().filter(|_| mode != SyncMode::Off);
+    let listed = |name: &MemberName| sync.is_none_or(|sync| lists(&sync.standbys, name));
     if let Some(candidate) = &asked.candidate {
+        if asked.action == Action::Switchover && mode == SyncMode::On && !listed(candidate) {
+            return no("candidate name does not match with sync_standby".to_owned());
+        }
         if !view.members.contains_key(candidate) {
             return no("candidate does not exists".to_owned());
         }
+    } else if sync.is_some_and(|sync| !view.members.keys().any(|name| lists(&sync.standbys, name))) {
+        return no(format!("{word} is not possible: can not find sync_standby"));
     } else if view.members.keys().all(|name| Some(name) == holder) {
         return no(format!("{word} is not possible: cluster does not have members except leader"));
     }
     let targets = view.members.iter().filter(|(name, member)| {
         let meant = asked.candidate.as_ref().map_or(Some(*name) != holder, |candidate| candidate == *name);
-        meant && !member.tags.nofailover
+        let complete = asked.candidate.is_some() || listed(name);
+        meant && complete && !member.tags.nofailover
     });
     let urls: BTreeMap<_, _> = targets.filter_map(|(name, m)| Some((name.clone(), m.api_url.clone()?))).collect();
     let replies = peers::ask(urls, ASK).await;

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 
 use regent_core::cluster::{
-    ClusterView, ConfigKey, Failover, HistoryLine, Initialize, LeaderKey, Member, Promise, PromiseKey, Schedule, Status,
+    ClusterView, ConfigKey, Failover, HistoryLine, Initialize, LeaderKey, Member, Promise, PromiseKey, Schedule,
+    Status, SyncState,
 };
 use regent_core::units::{Lsn, MemberName, Revision, Timeline, WalPosition};
 use serde_json::Value;
 
-use super::{CONFIG, FAILOVER, HISTORY, INITIALIZE, LEADER, MEMBERS, OPTIME, PROMISE, RawKey, STATUS, lenient, member};
+use super::{
+    CONFIG, FAILOVER, HISTORY, INITIALIZE, LEADER, MEMBERS, OPTIME, PROMISE, RawKey, STATUS, SYNC, lenient, member,
+};
 use crate::Read;
 
 /// Parses every key of one consistent read. Never fails: see the module's head.
@@ -55,6 +58,10 @@ impl Parser {
             }
             CONFIG => self.config(key),
             HISTORY => self.history(key.value),
+            SYNC => {
+                view.sync_seen = Some(key.modified);
+                sync(key.value).map(|state| view.sync = state)
+            }
             FAILOVER => failover(key).map(|request| view.failover = request),
             STATUS => status(key.value, self.status.get_or_insert_default()),
             OPTIME => optime(key.value).map(|optime| self.optime = Some(optime)),
@@ -217,6 +224,17 @@ fn optime(value: &[u8]) -> Result<Status, String> {
     let number = str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
     let lsn = number.map(Lsn).ok_or("want a decimal position")?;
     Ok(Status { optime: Some(lsn), ..Status::default() })
+}
+
+/// Without a leader it is not active, and nothing else in it counts.
+fn sync(value: &[u8]) -> Result<Option<SyncState>, String> {
+    let value = json(value)?;
+    let object = value.as_object().ok_or_else(|| format!("want a JSON object, have {}", kind(&value)))?;
+    let Some(leader) = object.get("leader").and_then(lenient::text).map(MemberName) else { return Ok(None) };
+    let names = object.get("sync_standby").and_then(lenient::text).unwrap_or_default();
+    let standbys = names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(MemberName::from).collect();
+    let quorum = object.get("quorum").and_then(lenient::unsigned).and_then(|number| usize::try_from(number).ok());
+    Ok(Some(SyncState { leader, standbys, quorum: quorum.unwrap_or(0) }))
 }
 
 /// `{}` asks for nothing, and so does whatever cannot be understood. `leader:candidate` is the form of old agents.

@@ -7,7 +7,7 @@ use regent_core::units::{Lsn, MemberName, Timeline};
 
 use super::look::look;
 use super::wal::{CHECKPOINT_BYTES, Kind, WRITE_BYTES};
-use super::world::{Build, Cluster, Data, Node, Phase, Server, World};
+use super::world::{Build, Cluster, Data, Node, Phase, Server, Waiting, World};
 use super::{FakeNetwork, Timings, Transition};
 use crate::settings::Settings;
 use crate::{PgError, Postgres};
@@ -16,6 +16,8 @@ use crate::{PgError, Postgres};
 const START_GRACE: Duration = Duration::from_secs(1);
 /// The longest wait for a promotion.
 const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
+/// Until every WAL sender has read its configuration again.
+const RELOAD: Duration = Duration::from_millis(500);
 /// What every clone copies, for its progress.
 const CLONE_BYTES: u64 = 1_000_000_000;
 
@@ -38,6 +40,9 @@ pub enum Rejected {
     /// A standby.
     #[error("cannot execute INSERT in a read-only transaction")]
     ReadOnly,
+    /// The write was done, and its acknowledgement waits for a standby.
+    #[error("waiting for synchronous replication")]
+    Waits,
     /// No answer came; the write did not happen either.
     #[error("no answer")]
     NoAnswer,
@@ -78,8 +83,15 @@ impl FakePostgres {
             if server.in_recovery {
                 return Err(Rejected::ReadOnly);
             }
-            let timeline = cluster.log.timeline();
-            Ok(world.write(index, Kind::Write(id), bytes, timeline))
+            let (timeline, pid) = (cluster.log.timeline(), server.pid);
+            let alone = cluster.waits(world.now).iter().any(|waits| waits.numsync == 0 && !waits.blocked);
+            let end = world.write(index, Kind::Write(id), bytes, timeline);
+            if alone {
+                return Ok(end);
+            }
+            let record = world.records.len().saturating_sub(1);
+            world.waiting.push(Waiting { node: index, pid, record, write: id });
+            Err(Rejected::Waits)
         })
     }
 
@@ -118,6 +130,15 @@ impl FakePostgres {
         self.node(|node| match &node.data {
             Data::Present(cluster) => Some((cluster.log.timeline(), cluster.log.end())),
             Data::Empty | Data::Unfinished => None,
+        })
+    }
+
+    /// `synchronous_standby_names` in force.
+    #[must_use]
+    pub fn sync_names(&self) -> String {
+        self.node(|node| match &node.data {
+            Data::Present(cluster) => cluster.sync_names.clone(),
+            Data::Empty | Data::Unfinished => String::new(),
         })
     }
 
@@ -424,6 +445,16 @@ impl Postgres for FakePostgres {
 
     async fn resume_replay(&self) -> Result<(), PgError> {
         self.accepting("pg_wal_replay_resume", |world, index| world.nodes[index].replay_paused = false)
+    }
+
+    async fn set_sync_names(&self, names: Option<&str>) -> Result<(), PgError> {
+        self.accepting("synchronous_standby_names", |world, index| {
+            if let Data::Present(cluster) = &mut world.nodes[index].data {
+                let before = std::mem::replace(&mut cluster.sync_names, names.unwrap_or_default().to_owned());
+                cluster.sync_before = Some((before, world.now.saturating_add(RELOAD)));
+                world.changed = true;
+            }
+        })
     }
 
     async fn create_slots(&self, names: &[String]) -> Result<(), PgError> {

@@ -102,6 +102,11 @@ impl Log {
     }
 
     /// The position behind the last record.
+    /// This record is in it.
+    pub(super) fn has(&self, record: usize) -> bool {
+        self.entries.iter().rev().any(|entry| entry.record.id == record)
+    }
+
     pub(super) fn end(&self) -> Lsn {
         self.last().map_or(FIRST_LSN, |record| record.end)
     }

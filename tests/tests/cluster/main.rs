@@ -13,3 +13,4 @@ mod guardian;
 mod peer_tool;
 mod support;
 mod switchover;
+mod synchronous;

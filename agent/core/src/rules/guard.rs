@@ -20,6 +20,7 @@ fn stopping(s: &Snapshot) -> Option<StopMode> {
         | Job::Checkpoint
         | Job::CreateSlots
         | Job::ResumeReplay
+        | Job::SetSyncNames
         | Job::RemoveUnfinished
         | Job::SetAside => None,
     }

@@ -11,6 +11,7 @@ mod isolated;
 mod leader;
 mod pause;
 mod switchover;
+mod synchronous;
 
 use std::time::Duration;
 
@@ -73,6 +74,7 @@ pub const GUARDS: &[Rule] = rules! {
     guard::stop_bootstrap_without_key  ["B5"]         "two clusters under one name: our right to make it has run out";
     guard::abandon_bootstrap_when_ordered ["B5 D8"]   "a cluster half made that nobody finishes";
     guard::leave_postgres_in_pause     ["M12 D8"]     "maintenance that ends when the agent is upgraded";
+    synchronous::ask_to_be_released    ["D8 T4"]      "commits that wait for a standby which was stopped on purpose";
     guard::stop_postgres_when_ordered  ["D8 D9"]      "a running primary without a keeper of its lock";
     guard::hand_over_early             ["D3 D4"]      "a slow archive_command that delays the next primary";
     guard::release_when_stopped        ["D8 D9"]      "a hand-over that waits for the TTL";
@@ -124,7 +126,10 @@ pub const LEADER: Table = Table {
         leader::demote_behind_the_promise  ["S2 S8"]     "two histories under one timeline number";
         leader::record_own_timeline        ["L11 S2"]    "a timeline given to another member although it is in use";
         leader::promise_next_timeline      ["S2 S8"]     "two histories under one timeline number";
+        synchronous::prepare_promotion     ["Y8 Y10 Q7"]  "a second failover that loses what the first one acknowledged";
         leader::promote                    ["L13 CY1"]   "a cluster without a primary";
+        synchronous::publish_sync          ["Y1 Y2 Y3 Y5 Y7 Y9 Q1 Q2 Q5 S5"] "a promotion without acknowledged commits";
+        synchronous::wait_for_standbys     ["Y6 Y7 Y9 Q3 Q4"] "commits that are acknowledged before anybody else has them";
         switchover::drop_request           ["S2 S3 S4"]  "a request of yesterday that is carried out tomorrow";
         switchover::checkpoint_ahead       ["D S7 I10"]  "clients that wait for a checkpoint in the midst of a switchover";
         switchover::ask_candidates         ["S6 FP"]     "a primary that stops before anybody could take over";
@@ -181,6 +186,7 @@ pub const ELECTION: Table = Table {
         election::keep_leading              ["R5"]       "a promotion where nothing was lost but the key";
         election::wait_nofailover           ["R7"]       "a leader that the operator ruled out";
         election::wait_for_lease            ["DL8"]      "a key without a lease";
+        synchronous::wait_unlisted          ["R8 R12 S12"] "a leader without acknowledged commits";
         switchover::run_as_candidate        ["R9 S10"]   "a candidate that was asked for and does not come";
         election::wait_behind               ["R13 S8"]   "more loss than the configured bound";
         election::wait_on_old_timeline      ["R14"]      "a forked standby as primary";
@@ -190,6 +196,7 @@ pub const ELECTION: Table = Table {
         election::wait_for_living_primary   ["R16"]      "two primaries: the old one lost the key and is not fenced yet";
         election::wait_for_member_ahead     ["R17"]      "needless loss: another member has more of the log";
         election::wait_for_priority         ["R18"]      "the operator's preference ignored";
+        synchronous::wait_for_votes         ["R19 Q8"]   "a leader elected by members that lack acknowledged commits";
     },
     otherwise: otherwise!(election::run_for_leader ["R15 4.2"] "an outage that lasts until a human comes"),
 };

@@ -47,6 +47,11 @@ pub(super) fn candidate(s: &Snapshot) -> Option<&MemberName> {
     due(s)?.candidate.as_ref()
 }
 
+/// A failover to this very member was asked for, whatever it lacks.
+pub(super) fn asked_for_me(s: &Snapshot) -> bool {
+    due(s).is_some_and(|asked| asked.leader.is_none() && asked.candidate.as_ref() == Some(&s.config.name))
+}
+
 /// The winner takes the request off the table (R22).
 pub(super) fn fulfilled(s: &Snapshot) -> Vec<KeyWrite> {
     due(s).map(|asked| KeyWrite::ClearFailover { seen: asked.modified }).into_iter().collect()
@@ -100,7 +105,9 @@ fn candidates(s: &Snapshot, asked: &Failover) -> BTreeMap<MemberName, String> {
     let members = s.view().into_iter().flat_map(|view| view.members.iter());
     let meant = members.filter(|(name, member)| {
         let named = asked.candidate.as_ref().is_none_or(|candidate| candidate == *name);
-        **name != s.config.name && named && !member.tags.nofailover
+        // A failover to a member that lacks commits is the operator's word; a switchover loses none.
+        let complete = asked.leader.is_none() || super::synchronous::is_listed(s, name);
+        **name != s.config.name && named && complete && !member.tags.nofailover
     });
     meant.filter_map(|(name, member)| Some((name.clone(), member.api_url.clone()?))).collect()
 }

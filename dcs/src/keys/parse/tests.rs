@@ -316,3 +316,27 @@ fn a_request_for_another_leader_reads_in_every_form() {
     let captured = r#"{"leader":"n1","member":"n2"}"#;
     assert_eq!(crate::keys::encode_failover(Some(&a), Some(&b), None), captured);
 }
+
+#[test]
+fn the_synchronous_state_reads_as_captured() {
+    for (value, expected) in [
+        (r#"{"leader":"n3","quorum":0,"sync_standby":null}"#, Some(("n3", vec![], 0))),
+        (r#"{"leader":"n3","quorum":1,"sync_standby":"n1,n2"}"#, Some(("n3", vec!["n1", "n2"], 1))),
+        (r#"{"leader":"n3","sync_standby":"n1"}"#, Some(("n3", vec!["n1"], 0))),
+        (r#"{"leader":"","quorum":1,"sync_standby":"n1"}"#, None),
+        ("{}", None),
+        ("[]", None),
+    ] {
+        let view = read(&[(SYNC, value)]).view;
+        let sync = expected.map(|(leader, standbys, quorum)| SyncState {
+            leader: leader.into(),
+            standbys: standbys.into_iter().map(MemberName::from).collect(),
+            quorum,
+        });
+        assert_eq!((&view.sync, view.sync_seen), (&sync, Some(Revision(5))), "{value}");
+        if let Some(sync) = sync.filter(|_| value.contains("quorum")) {
+            assert_eq!(crate::keys::encode_sync(&sync), value);
+        }
+    }
+    assert_eq!(read(&[]).view.sync_seen, None);
+}
