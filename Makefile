@@ -13,10 +13,10 @@ else
 BIN := $(TARGET)/debug
 endif
 
-.PHONY: help packages build demo test fmt lint doc unit bench
+.PHONY: help packages build demo test fmt lint doc unit soak bench bench-failover
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  KEEP=1 make demo       leaves the cluster up and says how to use and stop it"
 	@echo "  RELEASE=1 make demo    with optimised programs"
@@ -45,6 +45,22 @@ doc:
 unit:
 	cargo test --locked --workspace
 
-bench: packages ## Print the figures of docs/benchmarks.md (builds optimised programs)
+MINUTES ?= 60
+soak: ## Simulate for MINUTES=60, ever new seeds; those that fail are added to tests/corpus.txt
+	REGENT_MINUTES=$(MINUTES) REGENT_FIRST_SEED=$(or $(FIRST_SEED),$(shell date +%s)000) REGENT_CORPUS=$(CURDIR)/tests/corpus.txt \
+	cargo test --locked --profile soak -p regent-tests --test simulation seeds -- --nocapture
+
+# async or sync
+MODE ?= async
+FAILOVER := $(TARGET)/release/failover-bench --mode $(MODE)
+NOT_ROOT := no failover times: network namespaces need root
+
+bench: packages ## Print figures and a few failover times (builds optimised programs)
 	cargo build --locked --workspace --bins --release
 	@$(TARGET)/release/bench
+	@if [ "$$(id -u)" = 0 ]; then $(FAILOVER) --ttl 5 --runs 1 --rows power-off,postmaster,agent-killed,hand-over; \
+	else echo "$(NOT_ROOT)"; fi
+
+bench-failover: packages ## Make the failover table of docs/benchmarks.md; PEER_PATRONI=.../bin/patroni adds Patroni (an hour)
+	cargo build --locked --workspace --bins --release
+	@if [ "$$(id -u)" = 0 ]; then $(FAILOVER) --product regent,patroni --out docs/benchmarks.md; else echo "$(NOT_ROOT)"; exit 1; fi

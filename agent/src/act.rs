@@ -112,6 +112,7 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
                 KeyWrite::Sync { sync, seen } => Write::PutSync { sync, seen, lease },
                 KeyWrite::Status(status) => Write::PutStatus { status, lease },
                 KeyWrite::History(lines) => Write::PutHistory { lines, lease },
+                KeyWrite::Failsafe(key) => Write::PutFailsafe { key, lease },
             };
             self.write(lease, write, done).await;
         }
@@ -153,6 +154,17 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
                 let job = Job::Clone { from: from.clone() };
                 self.jobs.start(job, now, async move { postgres.clone_from(&from, &conn_url).await }).await;
             }
+            Move::Rewind { from, conn_url } => {
+                let job = Job::Rewind { from: from.clone() };
+                self.jobs.start(job, now, async move { postgres.rewind(&from, &conn_url).await }).await;
+            }
+            Move::GiveUpData { from, conn_url } => {
+                let work = async move { postgres.give_up_data(&from, &conn_url).await };
+                self.jobs.start(Job::GiveUpData, now, work).await;
+            }
+            Move::DiscardOldCopy => {
+                self.jobs.start(Job::DiscardOldCopy, now, async move { postgres.discard_old_copy().await }).await;
+            }
             Move::StartPrimary => {
                 let job = Job::Start { as_primary: true };
                 let work = self.under_lease(async move { postgres.start_primary().await });
@@ -163,10 +175,11 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
                 self.jobs.start(job, now, async move { postgres.start_standby(&upstream).await }).await;
             }
             Move::Stop(mode) => {
-                // A clean stop takes as long as it takes: the lease, not taste, ends it. A forced one becomes SIGKILL half-way
-                // through its budget, so that the kill itself still lies before the lease's end.
+                // A clean stop takes as long as it takes: the lease, not taste, ends it. A forced one becomes SIGKILL before its
+                // budget is used up, so that the kill itself still lies before the lease's end.
                 let within = match mode {
-                    StopMode::Immediate => stop_budget / 2,
+                    StopMode::FastThenImmediate => stop_budget * 3 / 4,
+                    StopMode::Immediate => stop_budget / 4,
                     StopMode::Fast => UNBOUNDED,
                 };
                 self.jobs.start(Job::Stop(mode), now, async move { postgres.stop(mode, within).await }).await;

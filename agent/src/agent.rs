@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use regent_core::config::SyncMode;
+use regent_core::failsafe::Notice;
 use regent_core::fence::Fence;
 use regent_core::inspector::{Objection, inspect};
 use regent_core::memory::{LeaseOutcome, Memory, Role};
-use regent_core::peers::PeerReply;
+use regent_core::peers::{PeerReply, Question};
 use regent_core::plan::{Decision, Exit, Lease, Move, Plan};
 use regent_core::postgres::{Job, WalSender};
 use regent_core::rules::decide;
-use regent_core::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot};
+use regent_core::snapshot::{Guardian, LeaseView, NoView, Order, Peers, Snapshot, Watchdog};
 use regent_core::units::{Instant, LeaseId, MemberName, Revision};
 use regent_dcs::{Dcs, DcsError, Read};
 use regent_pgctl::Postgres;
@@ -23,17 +24,28 @@ use tokio::sync::{mpsc, watch};
 
 use crate::act::{Done, Hands};
 use crate::clock::Clock;
+use crate::failsafe::Door;
 use crate::guardian;
 use crate::job::Jobs;
 use crate::layers::{Effective, Layers};
 use crate::lease::Claim;
 use crate::report;
 use crate::status::Status;
+use crate::watchdog;
 
 /// How other members are asked; HTTP for a real agent, a published status in the simulation.
 pub trait Network: Clone + 'static {
-    /// Asks each of `whom` (by `api_url`) for its status document, in parallel, within one deadline.
-    async fn ask(&self, whom: BTreeMap<MemberName, String>, within: Duration) -> BTreeMap<MemberName, PeerReply>;
+    /// Asks each of `whom` for its status document, in parallel, each within its own deadline.
+    async fn ask(&self, whom: BTreeMap<MemberName, Question>) -> BTreeMap<MemberName, PeerReply>;
+
+    /// Asks each of `whom` (by `api_url`) to agree that the sender goes on without etcd, in parallel, once more where it fails
+    /// (`POST /failsafe`, F3); tells who did.
+    async fn confirm(
+        &self,
+        whom: BTreeMap<MemberName, String>,
+        notice: Notice,
+        within: Duration,
+    ) -> BTreeMap<MemberName, bool>;
 
     /// Does anything answer HTTP at this `api_url`? (B12)
     async fn lives(&self, api_url: String, within: Duration) -> bool;
@@ -90,8 +102,18 @@ pub struct Channels {
     pub lease: watch::Receiver<LeaseView>,
     /// The guardian; `None` where the configuration wants none.
     pub guardian: Option<guardian::Channels>,
+    /// The kernel's watchdog.
+    pub watchdog: watchdog::Channels,
+    /// Where a primary without etcd asks for this member's agreement.
+    pub failsafe: Door,
     /// What the loop publishes.
     pub status: watch::Sender<Arc<Status>>,
+}
+
+impl Channels {
+    fn guardian(&self) -> Option<guardian::View> {
+        self.guardian.as_ref().map(|channels| channels.view.borrow().clone())
+    }
 }
 
 /// The longest that one look at etcd may take; a longer silence is an observation.
@@ -102,8 +124,8 @@ const GUARDIAN_PATIENCE: Duration = Duration::from_millis(100);
 const HURRY: Duration = Duration::from_millis(50);
 /// The longest that one look at PostgreSQL may take (ha-rules section 2: statement timeout 2 s).
 const LOOK_PATIENCE: Duration = Duration::from_secs(2);
-/// Peers are asked this long at the most (ha-rules section 5).
-const ASK_PATIENCE: Duration = Duration::from_secs(2);
+/// Members are asked this long to agree, twice if need be (F3).
+const CONFIRM_PATIENCE: Duration = Duration::from_secs(4);
 /// A namesake is asked this long (B12).
 const NAMESAKE_PATIENCE: Duration = Duration::from_secs(3);
 /// How old a published observation of PostgreSQL may grow (rest-api.md W3: "well under a second" of an answer's age).
@@ -223,7 +245,12 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             }
             Err(error) => {
                 self.read = None;
-                Err(error.to_string())
+                Err(match error {
+                    DcsError::Unreachable(_) => NoView::Unreachable(error.to_string()),
+                    DcsError::Rejected(_) | DcsError::LeaseGone | DcsError::Authentication(_) => {
+                        NoView::Refused(error.to_string())
+                    }
+                })
             }
         };
         let namesake = self.namesake().await;
@@ -242,12 +269,17 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             postgres,
             job: self.jobs.running().cloned(),
             peers: self.peers.clone(),
+            agreement: None,
             namesake,
             guardian: Guardian::Ready,
+            watchdog: Watchdog::Ready,
             order: self.order,
             memory: self.memory.clone(),
         };
-        seen.guardian = self.guard((self.judge.fence)(&seen), patience.is_some()).await;
+        seen.agreement = self.channels.failsafe.look(&seen);
+        let fence = (self.judge.fence)(&seen);
+        seen.guardian = self.guard(fence, patience.is_some()).await;
+        seen.watchdog = self.watch(fence, patience.is_some()).await;
         seen.now = self.seams.clock.now();
         seen
     }
@@ -277,6 +309,30 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         Guardian::Absent { why, since: *self.unguarded.get_or_insert(now) }
     }
 
+    /// Gives the watchdog its order, and tells whether leadership may go on.
+    async fn watch(&mut self, fence: Fence, may_wait: bool) -> Watchdog {
+        let channels = &mut self.channels.watchdog;
+        let wanted = watchdog::Order { fence, settings: self.effective.watchdog.clone() };
+        channels.orders.send_if_modified(|old| {
+            let news = *old != wanted;
+            old.clone_from(&wanted);
+            news
+        });
+        if wanted.settings.mode != watchdog::Mode::Required {
+            return Watchdog::Ready;
+        }
+        if may_wait {
+            let taken = channels.state.wait_for(|state| state.order.as_ref() == Some(&wanted));
+            let _ = tokio::time::timeout(GUARDIAN_PATIENCE, taken).await; // A late answer is seen in the next turn.
+        }
+        let state = channels.state.borrow_and_update().clone();
+        match state.problem {
+            _ if state.order.as_ref() != Some(&wanted) => Watchdog::Awaited,
+            Some(problem) => Watchdog::Failed(problem),
+            None => Watchdog::Ready,
+        }
+    }
+
     /// Asked once, when etcd is first seen: does an agent of our name live at another address than ours? (Ours is bound by
     /// this process, so nobody else answers there.)
     async fn namesake(&mut self) -> Option<String> {
@@ -292,9 +348,12 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         let lease = *self.channels.lease.borrow();
         let holds = self.memory.holds.is_some() && self.memory.holds == lease.id && !self.effective.core.pause;
         let writes = holds && matches!(self.memory.role, Role::Primary | Role::Promoted) || self.memory.bootstrapping;
-        let stop_at = lease.ends.filter(|_| writes).map(|ends| ends.minus(self.effective.core.stop_budget));
-        let left = stop_at.map_or(READ_PATIENCE, |at| now.until(at));
-        (!left.is_zero()).then(|| READ_PATIENCE.min(self.effective.core.retry_timeout).min(left).max(HURRY))
+        let ends = lease.ends.filter(|_| writes).max(self.memory.promised_until());
+        let left = ends.map(|ends| now.until(ends.minus(self.effective.core.stop_budget)));
+        // In failsafe mode the other half of what is left is for asking the members.
+        let share = if self.effective.core.failsafe_mode { 2 } else { 1 };
+        let Some(left) = left else { return Some(READ_PATIENCE.min(self.effective.core.retry_timeout)) };
+        (!left.is_zero()).then(|| READ_PATIENCE.min(self.effective.core.retry_timeout).min(left / share).max(HURRY))
     }
 
     /// A changed `config` key, once it is valid, is in force from this turn on.
@@ -399,6 +458,8 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 lock_until: lock_until.filter(|_| plan.lease != Lease::Release),
                 read: self.read.as_ref(),
                 wall: self.seams.clock.wall(),
+                guardian: self.channels.guardian(),
+                watchdog: self.channels.watchdog.state.borrow().clone(),
             },
         );
         // Published before the server is touched: `/primary` turns 503 before it stops taking writes, not after.
@@ -426,10 +487,37 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         self.memory = self.memory.after(seen, decision, outcome);
         self.peers = None;
         if !plan.ask.is_empty() {
-            let replies = self.seams.network.ask(plan.ask.clone(), ASK_PATIENCE).await;
+            let replies = self.seams.network.ask(plan.ask.clone()).await;
             self.peers = Some(Peers { at: self.seams.clock.now(), replies });
         }
+        if let Some(whom) = plan.confirm.clone() {
+            self.confirm(seen, whom).await;
+        }
         (outcome, done)
+    }
+
+    /// Asks the members to let this primary go on, and gives the guardian the new deadline at once.
+    async fn confirm(&mut self, seen: &Snapshot, whom: BTreeMap<MemberName, String>) {
+        let sent = self.seams.clock.now();
+        let Some(left) = seen.must_stop_at().map(|at| sent.until(at)).filter(|left| !left.is_zero()) else { return };
+        let slots = self.channels.status.borrow().last_view.as_ref().map(|view| view.status.slots.clone());
+        let notice = Notice {
+            name: seen.config.name.clone(),
+            conn_url: self.effective.conn_url.clone(),
+            api_url: self.effective.api_url.clone(),
+            slots: slots.unwrap_or_default(),
+        };
+        // Half of what is left: time for another round is worth more than a late answer.
+        let within = CONFIRM_PATIENCE.min(left / 2).max(HURRY);
+        let agreed = self.seams.network.confirm(whom, notice, within).await;
+        let refused: Vec<_> = agreed.iter().filter(|(_, yes)| !**yes).map(|(name, _)| name.as_str()).collect();
+        if !refused.is_empty() {
+            tracing::warn!("etcd is silent, and not all members let us go on; missing: {}", refused.join(", "));
+        }
+        self.memory.promises.answered(sent, seen.config.ttl, &agreed, &seen.config.name);
+        let mut now = seen.clone();
+        now.memory = self.memory.clone();
+        self.guard((self.judge.fence)(&now), false).await;
     }
 
     /// "As of now the lease should live on." How long that word is good follows from the contract's own rule
@@ -543,6 +631,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             at: self.seams.clock.now(),
             sql: now.sql().cloned(),
             lock_until: last.lock_until.and(now.lock_ends()),
+            guardian: self.channels.guardian(),
             ..(*last).clone()
         }));
         news

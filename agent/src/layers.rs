@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{self, LocalConfig, Sources};
 use crate::logging::Log;
+use crate::watchdog;
 
 /// What all layers together amount to.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +26,8 @@ pub struct Effective {
     pub api_url: String,
     /// Published in the member key when `postgresql.proxy_address` is set.
     pub proxy_url: Option<String>,
+    /// The kernel's watchdog.
+    pub watchdog: watchdog::Settings,
     /// Tags as published (rest-api.md 4.3).
     pub tags: Map<String, Value>,
     /// The tag `noloadbalance`.
@@ -122,6 +125,7 @@ impl Layers for Files {
             conn_url: found.conn_url,
             api_url: found.api_url,
             proxy_url: found.proxy_url,
+            watchdog: found.watchdog,
             tags: found.tags,
             noloadbalance: found.noloadbalance,
         })

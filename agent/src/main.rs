@@ -1,21 +1,25 @@
 //! `regent`: the agent beside one PostgreSQL.
 
+use std::cell::RefCell;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Parser;
 use regent::agent::{Agent, Channels, Command, Judge, Network, Seams};
 use regent::api;
 use regent::cli::{self, Cli};
 use regent::clock::{BootClock, Clock, boot_time};
 use regent::config::{LocalConfig, Sources};
-use regent::layers::{Files, Layers};
+use regent::layers::{Effective, Files, Layers};
 use regent::logging::Log;
-use regent::{guardian, init, lease, peers, report};
+use regent::{guardian, init, lease, peers, report, watchdog};
+use regent_core::failsafe::Notice;
 use regent_core::fence::Fence;
-use regent_core::peers::PeerReply;
+use regent_core::peers::{PeerReply, Question};
 use regent_core::plan::Exit;
 use regent_core::snapshot::LeaseView;
 use regent_core::units::MemberName;
@@ -79,7 +83,7 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
 /// REST on its own thread, the lease on its own thread, the loop on this one.
 fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, String> {
     let etcd = local.etcd.settings(&local.store_path);
-    let rest = local.restapi.clone();
+    let (rest, guarded) = (local.restapi.clone(), local.guardian);
     let layers = Files::new(sources, local, log);
     let effective = layers.effective(None)?;
     let clock = BootClock;
@@ -89,12 +93,16 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let (commands, inbox) = mpsc::channel(16);
     let (api_commands, mut asked) = mpsc::channel(16);
     let settings = api_settings(&rest)?;
-    let server =
-        api::spawn(settings, published, Arc::new(boot_time), api_commands).map_err(|error| error.to_string())?;
+    let failsafe = regent::failsafe::Door::default();
+    let server = api::spawn(settings, published, failsafe.clone(), Arc::new(boot_time), api_commands)
+        .map_err(|error| error.to_string())?;
+    let network = Http { authorization: Rc::new(RefCell::new(authorization(&rest))) };
+    let credentials = Rc::clone(&network.authorization);
     let server = Rc::new(server);
     let api = Rc::clone(&server);
     let layers = layers.applied_by(move |newer| {
         api.set_policy(api_settings(&newer.restapi)?.policy);
+        *credentials.borrow_mut() = authorization(&newer.restapi);
         if newer.restapi.listen != rest.listen {
             tracing::warn!("restapi.listen changed: without effect until Regent is restarted");
         }
@@ -107,14 +115,16 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
         .spawn(move || keep_lease(lease_etcd, claimed, lease_sender))
         .map_err(|error| format!("cannot start the lease thread: {error}"))?;
 
-    let guardian = guard(&effective.postgres.data_dir, lease_view.clone())?;
+    let guardian =
+        if guarded { Some(guard(&effective.postgres.data_dir, lease_view.clone())?) } else { unguarded(&effective) };
+    let watchdog = watch(effective.watchdog.clone(), lease_view.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
     let exit = tokio::task::LocalSet::new().block_on(&runtime, async move {
         let dcs = EtcdDcs::connect(etcd).await.map_err(|error| error.to_string())?;
         let writer = dcs.clone();
-        let seams = Seams { dcs, postgres: Server::new(effective.postgres.clone()), clock, network: Http };
-        let channels = Channels { commands: inbox, claims, lease: lease_view, guardian: Some(guardian), status };
+        let seams = Seams { dcs, postgres: Server::new(effective.postgres.clone()), clock, network };
+        let channels = Channels { commands: inbox, claims, lease: lease_view, guardian, watchdog, failsafe, status };
         let agent = Agent::new(seams, channels, Box::new(layers), Judge::default())?;
         tokio::task::spawn_local(signals(commands.clone())?);
         tokio::task::spawn_local(async move {
@@ -147,6 +157,28 @@ fn guard(data_dir: &std::path::Path, leases: watch::Receiver<LeaseView>) -> Resu
     let feed = move || runtime.block_on(guardian::feed(client, BootClock, orders, leases, state));
     std::thread::Builder::new().name("guardian".to_owned()).spawn(feed).map_err(text)?;
     Ok(guardian::Channels { fences, view })
+}
+
+/// On a thread of its own, as a driver may block.
+fn watch(settings: watchdog::Settings, leases: watch::Receiver<LeaseView>) -> Result<watchdog::Channels, String> {
+    let text = |error: std::io::Error| format!("the watchdog cannot be fed: {error}");
+    let (orders, heard) = watch::channel(watchdog::Order { fence: Fence::Keep, settings });
+    let (sender, state) = watch::channel(watchdog::State::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(text)?;
+    let feed = move || runtime.block_on(watchdog::feed(BootClock, heard, leases, sender));
+    std::thread::Builder::new().name("watchdog".to_owned()).spawn(feed).map_err(text)?;
+    Ok(watchdog::Channels { orders, state })
+}
+
+/// The configuration wants no guardian: none must be left that would kill the server at a deadline that nobody moves.
+fn unguarded(effective: &Effective) -> Option<guardian::Channels> {
+    tracing::warn!(
+        "regent.guardian is off: if this agent is killed or freezes, nobody stops PostgreSQL at the lease's end"
+    );
+    if let Err(error) = guardian::dismiss(&effective.postgres.data_dir) {
+        tracing::error!("the guardian of an earlier start may kill PostgreSQL at the lease's end: {error}");
+    }
+    None
 }
 
 fn api_settings(rest: &regent::config::RestConfig) -> Result<api::Settings, String> {
@@ -237,17 +269,37 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// How members introduce themselves to each other: one `restapi.authentication` is meant for all of a cluster (rest-api.md 20).
+fn authorization(rest: &regent::config::RestConfig) -> Option<http::HeaderValue> {
+    let basic = rest.authentication.as_ref()?;
+    let text = STANDARD.encode(format!("{}:{}", basic.username, basic.password.expose()));
+    let mut value = http::HeaderValue::try_from(format!("Basic {text}")).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
 /// Members ask each other over HTTP.
-#[derive(Clone, Copy)]
-struct Http;
+#[derive(Clone)]
+struct Http {
+    authorization: Rc<RefCell<Option<http::HeaderValue>>>,
+}
 
 impl Network for Http {
     async fn ask(
         &self,
-        whom: std::collections::BTreeMap<MemberName, String>,
-        within: Duration,
+        whom: std::collections::BTreeMap<MemberName, Question>,
     ) -> std::collections::BTreeMap<MemberName, PeerReply> {
-        peers::ask(whom, within).await
+        peers::ask(whom).await
+    }
+
+    async fn confirm(
+        &self,
+        whom: std::collections::BTreeMap<MemberName, String>,
+        notice: Notice,
+        within: Duration,
+    ) -> std::collections::BTreeMap<MemberName, bool> {
+        let authorization = self.authorization.borrow().clone();
+        peers::confirm(whom, &notice, authorization, within).await
     }
 
     async fn lives(&self, api_url: String, within: Duration) -> bool {

@@ -9,11 +9,12 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use regent_core::peers::{PeerAnswer, PeerReply};
+use regent_core::failsafe::Notice;
+use regent_core::peers::{PeerAnswer, PeerReply, Question};
 use regent_core::units::{Lsn, MemberName, Timeline};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -44,6 +45,8 @@ enum AskError {
     Http(#[from] hyper::Error),
     #[error("the body cannot be read: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error("it answered {0}: {1}")]
+    Refused(StatusCode, String),
     #[error("it answered {0}")]
     Status(StatusCode),
     #[error("its answer is not JSON: {0}")]
@@ -52,14 +55,14 @@ enum AskError {
     NoPosition,
 }
 
-/// Asks every member for its status document, all at once, and returns when the last has answered or `within` is over.
+/// Asks every member for its status document, all at once, and returns when the last has answered or had its time.
 ///
-/// `urls` are the members' `api_url`s. Every member asked is in the result. No retry: who needs one asks again.
-pub async fn ask(urls: BTreeMap<MemberName, String>, within: Duration) -> BTreeMap<MemberName, PeerReply> {
+/// Every member asked is in the result. No retry: who needs one asks again.
+pub async fn ask(whom: BTreeMap<MemberName, Question>) -> BTreeMap<MemberName, PeerReply> {
     let mut replies: BTreeMap<_, _> =
-        urls.keys().map(|name| (name.clone(), PeerReply::Unreachable("it was not asked".to_owned()))).collect();
+        whom.keys().map(|name| (name.clone(), PeerReply::Unreachable("it was not asked".to_owned()))).collect();
     let mut asking = JoinSet::new();
-    for (name, url) in urls {
+    for (name, Question { url, within }) in whom {
         asking.spawn(async move { (name, status_of(&url, within).await) });
     }
     while let Some(asked) = asking.join_next().await {
@@ -69,6 +72,51 @@ pub async fn ask(urls: BTreeMap<MemberName, String>, within: Duration) -> BTreeM
         }
     }
     replies
+}
+
+/// Asks every member to agree that the sender goes on without etcd (`POST /failsafe`), all at once; who does not agree is asked
+/// once more. Returns who agreed: with 200 and exactly `Accepted`, nothing else counts (rest-api.md section 17).
+///
+/// `authorization` is the value of that header, for members that ask for one.
+pub async fn confirm(
+    urls: BTreeMap<MemberName, String>,
+    notice: &Notice,
+    authorization: Option<HeaderValue>,
+    within: Duration,
+) -> BTreeMap<MemberName, bool> {
+    let mut agreed: BTreeMap<_, _> = urls.keys().map(|name| (name.clone(), false)).collect();
+    let Ok(body) = serde_json::to_vec(notice).map(Bytes::from) else { return agreed };
+    let once = within / 2;
+    let mut asking = JoinSet::new();
+    for (name, url) in urls {
+        let want = Want::Agreement { body: body.clone(), authorization: authorization.clone() };
+        asking.spawn(async move {
+            for _ in 0..2 {
+                match timeout(once, agrees(&url, want.clone(), once)).await {
+                    Ok(Ok(true)) => return (name, true),
+                    Ok(Ok(false)) => {}
+                    Ok(Err(error)) => tracing::debug!("{name} was asked to agree: {error}"),
+                    Err(_) => tracing::debug!("{name} was asked to agree: no answer within {once:?}"),
+                }
+            }
+            (name, false)
+        });
+    }
+    while let Some(asked) = asking.join_next().await {
+        if let Ok((name, yes)) = asked {
+            agreed.insert(name, yes);
+        }
+    }
+    agreed
+}
+
+async fn agrees(url: &str, want: Want, within: Duration) -> Result<bool, AskError> {
+    let (status, body) = get(&target(url, want)?, within).await?;
+    let body = body.map_err(AskError::Body)?;
+    if status != StatusCode::OK {
+        return Err(AskError::Refused(status, String::from_utf8_lossy(&body).chars().take(200).collect()));
+    }
+    Ok(body == "Accepted")
 }
 
 /// Something answers HTTP at this `api_url`: whatever it says, the name is taken (ha-rules B12).
@@ -126,12 +174,14 @@ fn truthy(value: &Value) -> bool {
 }
 
 /// What a request is for.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 enum Want {
     /// The status document at the URL itself.
     Document,
     /// A sign of life from `/liveness`; its status line is enough.
     AnyAnswer,
+    /// `POST /failsafe`.
+    Agreement { body: Bytes, authorization: Option<HeaderValue> },
 }
 
 /// Where a request goes.
@@ -155,9 +205,10 @@ fn target(url: &str, want: Want) -> Result<Target, AskError> {
     };
     let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(bad)?;
     let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-    let path = match want {
+    let path = match &want {
         Want::Document => uri.path_and_query().map_or("/", |path| path.as_str()),
         Want::AnyAnswer => "/liveness",
+        Want::Agreement { .. } => "/failsafe",
     };
     Ok(Target {
         want,
@@ -172,7 +223,7 @@ fn target(url: &str, want: Want) -> Result<Target, AskError> {
 /// The status code, and the body or why it could not be read.
 type Answer = (StatusCode, Result<Bytes, Box<dyn std::error::Error + Send + Sync>>);
 
-/// One GET on a connection of its own. The caller bounds it by `within`, which here only shares out the connect time.
+/// One request on a connection of its own. The caller bounds it by `within`, which here only shares out the connect time.
 async fn get(target: &Target, within: Duration) -> Result<Answer, AskError> {
     let stream = connect(target, within).await?;
     if !target.tls {
@@ -209,7 +260,16 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let mut request = Request::new(Empty::<Bytes>::new());
+    let mut request = Request::new(Full::<Bytes>::default());
+    if let Want::Agreement { body, authorization } = &target.want {
+        *request.method_mut() = Method::POST;
+        request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        request.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
+        if let Some(authorization) = authorization {
+            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+        }
+        *request.body_mut() = Full::new(body.clone());
+    }
     *request.uri_mut() = target.path.parse().map_err(|_| AskError::BadUrl(target.path.clone()))?;
     let headers = request.headers_mut();
     headers.insert(header::HOST, target.authority.clone());

@@ -5,13 +5,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use regent_core::memory::{Memory, Role};
 use regent_core::plan::{Decision, Move};
 use regent_core::postgres::{ClusterState, DataDir, Job, Probe};
-use regent_core::snapshot::{Order, Seat, Snapshot};
+use regent_core::snapshot::{Order, Seat, Snapshot, Watchdog};
 use regent_core::sync::lists;
 use regent_core::units::Instant;
 use serde_json::{Map, Value, json};
 
+use crate::guardian;
 use crate::layers::Effective;
 use crate::status::{self, State, Status};
+use crate::watchdog;
 
 /// The contract level that this agent speaks (dcs.md 7.1, rest-api.md 1): at least 4.1.0, three integers.
 pub const CONTRACT_VERSION: &str = "4.1.5";
@@ -42,12 +44,16 @@ pub struct Context<'a> {
     pub read: Option<&'a regent_dcs::Read>,
     /// Wall-clock time of this turn.
     pub wall: SystemTime,
+    /// The guardian, if there is to be one.
+    pub guardian: Option<guardian::View>,
+    /// The watchdog.
+    pub watchdog: watchdog::State,
 }
 
 /// The status to publish after `decision` on `seen`.
 #[must_use]
 pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> Status {
-    let Context { effective, memory, last, lock_until, read, wall } = context;
+    let Context { effective, memory, last, lock_until, read, wall, guardian, watchdog } = context;
     let stopping = matches!(decision.plan.postgres, Move::Stop(_) | Move::SetAside)
         || matches!(seen.job.as_ref().map(|running| &running.job), Some(Job::Stop(_) | Job::SetAside));
     let fresh = read.is_some();
@@ -60,6 +66,8 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         role: role(memory),
         sql: seen.sql().cloned(),
         lock_until: *lock_until,
+        failsafe_mode: effective.core.failsafe_mode,
+        failsafe_until: seen.promised_until().filter(|_| seen.is_failsafe()),
         demoting: stopping,
         view: seen.view().cloned(),
         last_view: seen.view().cloned().or_else(|| last.last_view.clone()),
@@ -77,6 +85,9 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         loop_wait: effective.core.loop_wait,
         ttl: effective.core.ttl,
         next_turn_due: seen.now + effective.core.loop_wait,
+        guardian: guardian.clone(),
+        watchdog: watchdog.clone(),
+        watchdog_failed: matches!(seen.watchdog, Watchdog::Failed(_)),
         rule: decision.rule,
         why: decision.why.clone(),
     }
@@ -93,6 +104,8 @@ pub fn first_status(effective: &Effective, now: Instant) -> Status {
         role: status::Role::Uninitialized,
         sql: None,
         lock_until: None,
+        failsafe_mode: effective.core.failsafe_mode,
+        failsafe_until: None,
         demoting: false,
         view: None,
         last_view: None,
@@ -110,6 +123,9 @@ pub fn first_status(effective: &Effective, now: Instant) -> Status {
         loop_wait: effective.core.loop_wait,
         ttl: effective.core.ttl,
         next_turn_due: now + effective.core.loop_wait + Duration::from_secs(5),
+        guardian: None,
+        watchdog: watchdog::State::default(),
+        watchdog_failed: false,
         rule: "start",
         why: "just started".to_owned(),
     }
@@ -128,6 +144,9 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
         }
         (
             Move::Stay
+            | Move::Rewind { .. }
+            | Move::GiveUpData { .. }
+            | Move::DiscardOldCopy
             | Move::Promote(_)
             | Move::Follow(_)
             | Move::Checkpoint

@@ -12,6 +12,8 @@ use regent_core::postgres::SqlFacts;
 use regent_core::units::{Instant, SystemId};
 use serde_json::{Map, Value};
 
+use crate::{guardian, watchdog};
+
 /// One published status.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
@@ -30,6 +32,10 @@ pub struct Status {
     /// The leader key is ours until this moment at the latest, by our own clock; `None`: we do not hold it.
     /// It ends by itself: a reader compares it with the clock (DESIGN P5).
     pub lock_until: Option<Instant>,
+    /// `failsafe_mode` is on.
+    pub failsafe_mode: bool,
+    /// This primary goes on without etcd on the word of all members, until this moment.
+    pub failsafe_until: Option<Instant>,
     /// A demotion or stop is under way: `/primary` is 503 from here on (rest-api.md W2).
     pub demoting: bool,
     /// The last view of the cluster, if the last attempt to read it succeeded.
@@ -64,6 +70,12 @@ pub struct Status {
     pub ttl: Duration,
     /// The next turn of the loop is due by this moment.
     pub next_turn_due: Instant,
+    /// The guardian, as this agent knows it; `None`: the configuration wants none.
+    pub guardian: Option<guardian::View>,
+    /// The kernel's watchdog, as of the last turn.
+    pub watchdog: watchdog::State,
+    /// It is required and cannot be used (rest-api.md 4, `watchdog_failed`).
+    pub watchdog_failed: bool,
     /// The last decision: rule and reason.
     pub rule: &'static str,
     /// See `rule`.
@@ -144,7 +156,7 @@ impl Status {
             timeline: sql.timeline,
             nofailover: self.failover_priority <= 0,
             failover_priority: self.failover_priority,
-            watchdog_failed: false,
+            watchdog_failed: self.watchdog_failed,
         })
     }
 }

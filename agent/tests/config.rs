@@ -73,7 +73,9 @@ fn the_compose_seed_means_what_its_author_meant() {
     assert_eq!(parameter("unix_socket_directories"), Some("/var/run/postgresql"));
     assert_eq!(serde_json::Value::Object(all.tags.clone()), json!({}));
     let later: Vec<_> = all.warnings.iter().filter(|line| line.starts_with("not supported yet")).collect();
-    assert_eq!(later, ["not supported yet: synchronous_mode, postgresql.use_pg_rewind; they have no effect"]);
+    assert_eq!(later, Vec::<&String>::new());
+    assert_eq!(all.core.synchronous_mode, regent_core::config::SyncMode::On);
+    assert!(all.core.use_pg_rewind);
 }
 
 #[test]
@@ -295,6 +297,26 @@ fn a_reload_knows_what_waits_for_a_restart() {
     assert_eq!(old.needs_restart_for(&new), ["name", "etcd3"]);
     let new = load_text(&MINIMAL.replace("2379'", "2379', password: x")).unwrap();
     assert_eq!(old.needs_restart_for(&new), Vec::<&str>::new(), "credentials are taken over at once");
+}
+
+#[test]
+fn a_guardian_is_given_up_only_in_so_many_words() {
+    for (written, guarded, warns) in [
+        ("", true, false),
+        ("regent:", true, false),
+        ("regent: {guardian: on}", true, false),
+        ("regent: {guardian: off}", false, false),
+        ("regent: {guardian: \"Off\"}", false, false),
+        ("regent: {guardian: of}", true, true),
+        ("regent: {guardian: []}", true, true),
+    ] {
+        let local = load_text(&format!("{MINIMAL}{written}\n")).unwrap();
+        assert_eq!((local.guardian, !local.warnings.is_empty()), (guarded, warns), "{written}: {:?}", local.warnings);
+        assert_eq!(in_force(&local).warnings, Vec::<String>::new(), "{written}: a key that is known");
+    }
+    let with = load_text(MINIMAL).unwrap();
+    let without = load_text(&format!("{MINIMAL}regent: {{guardian: off}}\n")).unwrap();
+    assert_eq!(with.needs_restart_for(&without), ["regent.guardian"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use regent::clock::boot_time;
-use regent::guardian::{Ack, Client, Guard, Request, Taken};
+use regent::guardian::{Ack, Action, Client, Guard, Request, Taken, dismiss};
 use regent_core::units::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -53,8 +53,12 @@ impl Bench {
 
     async fn arm(&mut self, agent: &mut Client, pid: Option<u32>, after: Duration) -> (Ack, Instant) {
         let deadline = boot_time() + after;
+        (self.arm_at(agent, pid, deadline, deadline).await, deadline)
+    }
+
+    async fn arm_at(&mut self, agent: &mut Client, pid: Option<u32>, stop_at: Instant, deadline: Instant) -> Ack {
         let postmaster = pid.map(|pid| (pid, agent.started(pid).unwrap()));
-        (self.ask(agent, Request::Arm { postmaster, deadline }).await, deadline)
+        self.ask(agent, Request::Arm { postmaster, stop_at, deadline }).await
     }
 
     fn runs(&mut self, index: usize) -> bool {
@@ -102,7 +106,6 @@ async fn it_kills_at_the_deadline_and_not_before_also_when_its_agent_is_gone_and
     for index in [0, 1] {
         let died = bench.dies(index, SECOND * 5).await;
         assert!(died >= deadline, "{:?} before the deadline", died.until(deadline));
-        assert!(died.since(deadline) < SECOND / 2, "{:?} after the deadline", died.since(deadline));
     }
     let mut next = bench.agent();
     let told = bench.ask(&mut next, Request::Status).await;
@@ -133,6 +136,130 @@ async fn the_next_agent_takes_the_deadline_over_and_moves_it() {
     assert_eq!(bench.ask(&mut next, Request::Status).await.last, None);
 }
 
+/// What it did last, once it did something.
+async fn action(bench: &mut Bench, agent: &mut Client) -> Action {
+    let until = boot_time() + SECOND * 5;
+    loop {
+        let told = bench.ask(agent, Request::Status).await;
+        if let Some(action) = told.last {
+            assert_eq!(told.armed_until, None);
+            return action;
+        }
+        assert!(boot_time() < until, "it does nothing");
+        tokio::time::sleep(SECOND / 100).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_known_gets_a_fast_stop_before_the_deadline() {
+    let mut bench = Bench::new();
+    let pid = bench.server();
+    let mut agent = bench.agent();
+    let stop_at = boot_time() + SECOND;
+    let deadline = stop_at + SECOND * 60;
+    assert_eq!(bench.arm_at(&mut agent, Some(pid), stop_at, deadline).await.armed_until, Some(deadline));
+    assert!(bench.dies(0, SECOND * 5).await >= stop_at);
+    let action = action(&mut bench, &mut agent).await;
+    assert!(action.at >= stop_at && action.at < deadline);
+    assert_eq!(action.killed, 0, "it ended by itself");
+}
+
+#[tokio::test]
+async fn who_does_not_heed_the_fast_stop_is_killed_at_the_deadline() {
+    let mut bench = Bench::new();
+    let pid = bench.server();
+    signal(pid, Signal::STOP);
+    let mut agent = bench.agent();
+    let stop_at = boot_time() + SECOND / 2;
+    let deadline = stop_at + SECOND;
+    bench.arm_at(&mut agent, Some(pid), stop_at, deadline).await;
+    assert!(bench.dies(0, SECOND * 5).await >= deadline);
+    let action = action(&mut bench, &mut agent).await;
+    assert!(action.at >= stop_at && action.at + action.took >= deadline);
+    assert_eq!(action.killed, 1);
+}
+
+#[tokio::test]
+async fn a_server_that_stops_has_all_the_time_that_a_renewed_lease_gives() {
+    let mut bench = Bench::new();
+    let pid = bench.server();
+    signal(pid, Signal::STOP);
+    let mut agent = bench.agent();
+    let stop_at = boot_time() + SECOND / 2;
+    let first = stop_at + SECOND * 3;
+    bench.arm_at(&mut agent, Some(pid), stop_at, first).await;
+    tokio::time::sleep(SECOND).await;
+    let later = boot_time() + SECOND * 60;
+    let ack = bench.arm_at(&mut agent, Some(pid), later, later).await;
+    assert_eq!((ack.taken, ack.armed_until), (Taken::Done, Some(later)));
+    tokio::time::sleep(SECOND * 3).await;
+    assert!(bench.runs(0), "the first deadline has passed");
+    signal(pid, Signal::CONT);
+    bench.dies(0, SECOND * 5).await;
+    let action = action(&mut bench, &mut agent).await;
+    assert!(action.at < first, "one stop, the first");
+    assert_eq!(action.killed, 0);
+}
+
+/// The order to stop is the last server's.
+#[tokio::test]
+async fn the_next_server_inherits_no_stop() {
+    let mut bench = Bench::new();
+    let pid = bench.server();
+    let mut agent = bench.agent();
+    let stop_at = boot_time() + SECOND;
+    bench.arm_at(&mut agent, Some(pid), stop_at, stop_at + SECOND * 60).await;
+    signal(pid, Signal::KILL);
+    bench.dies(0, SECOND).await;
+    let next = bench.server();
+    let later = boot_time() + SECOND * 60;
+    assert_eq!(bench.arm_at(&mut agent, None, boot_time(), later).await.taken, Taken::Done);
+    tokio::time::sleep(SECOND * 2).await;
+    assert_eq!(bench.arm_at(&mut agent, Some(next), later, later).await.taken, Taken::Done);
+    assert!(bench.runs(1), "one that is not known yet is not stopped, and nobody is for an older order");
+    assert_eq!(bench.ask(&mut agent, Request::Status).await.last, None);
+}
+
+/// Stopped beyond its deadline, while its agent goes on: what the agent said meanwhile comes first.
+#[tokio::test]
+async fn one_that_was_frozen_hears_what_waits_before_it_looks_at_the_time() {
+    let mut bench = Bench::new();
+    let pid = bench.server();
+    let mut agent = bench.agent();
+    let (ack, deadline) = bench.arm(&mut agent, Some(pid), SECOND).await;
+    signal(ack.guardian, Signal::STOP);
+    let mut last = deadline;
+    while boot_time() < deadline + SECOND {
+        last = boot_time() + SECOND * 60;
+        let postmaster = Some((pid, agent.started(pid).unwrap()));
+        let renewed = Request::Arm { postmaster, stop_at: last, deadline: last };
+        agent.call(renewed).await.expect_err("nobody answers");
+    }
+    signal(ack.guardian, Signal::CONT);
+    let told = bench.ask(&mut agent, Request::Status).await;
+    assert_eq!((told.guardian, told.armed_until, told.last), (ack.guardian, Some(last), None));
+    assert!(bench.runs(0), "a lease that was renewed");
+}
+
+#[tokio::test]
+async fn one_that_was_frozen_and_heard_nothing_kills() {
+    let mut bench = Bench::new();
+    let pid = bench.server();
+    let mut agent = bench.agent();
+    let (ack, deadline) = bench.arm(&mut agent, Some(pid), SECOND).await;
+    signal(ack.guardian, Signal::STOP);
+    // What comes too late for itself, and a question, are no reason to wait.
+    let then = boot_time() + SECOND;
+    let late = Request::Arm { postmaster: None, stop_at: then, deadline: then };
+    for request in [late, Request::Status, Request::Disarm { down: false }] {
+        agent.call(request).await.expect_err("nobody answers");
+    }
+    assert!(bench.runs(0) && boot_time() > deadline + SECOND);
+    signal(ack.guardian, Signal::CONT);
+    bench.dies(0, SECOND * 5).await;
+    assert_eq!(bench.ask(&mut agent, Request::Status).await.last.expect("it did it").killed, 1);
+}
+
 #[tokio::test]
 async fn a_server_that_starts_after_the_last_word_is_found() {
     let mut bench = Bench::new();
@@ -150,8 +277,10 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
     let mut agent = bench.agent();
     let (_, deadline) = bench.arm(&mut agent, Some(pid), SECOND * 60).await;
     let started = agent.started(pid).unwrap();
-    let late = Request::Arm { postmaster: Some((pid, started)), deadline: boot_time() };
-    let other = Request::Arm { postmaster: Some((pid, started + 1)), deadline: boot_time() + SECOND };
+    let now = boot_time();
+    let late = Request::Arm { postmaster: Some((pid, started)), stop_at: now, deadline: now };
+    let then = now + SECOND;
+    let other = Request::Arm { postmaster: Some((pid, started + 1)), stop_at: then, deadline: then };
     for (request, taken) in [(late, Taken::TooLate), (other, Taken::NoSuchServer)] {
         let ack = bench.ask(&mut agent, request).await;
         assert_eq!((ack.taken, ack.armed_until), (taken, Some(deadline)));
@@ -159,6 +288,31 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
     let second = bench.agent().call(Request::Disarm { down: false }).await;
     assert!(second.is_err() || second.is_ok_and(|ack| ack.taken == Taken::Taken), "one agent at a time");
     assert_eq!(bench.ask(&mut agent, Request::Status).await.armed_until, Some(deadline));
+}
+
+#[tokio::test]
+async fn its_end_is_noticed_without_asking() {
+    let mut bench = Bench::new();
+    let mut agent = bench.agent();
+    let first = bench.ask(&mut agent, Request::Status).await.guardian;
+    tokio::time::timeout(SECOND / 5, agent.gone()).await.expect_err("it lives");
+    signal(first, Signal::KILL);
+    tokio::time::timeout(SECOND * 5, agent.gone()).await.expect("noticed");
+    assert_ne!(bench.ask(&mut agent, Request::Status).await.guardian, first, "and replaced");
+}
+
+#[tokio::test]
+async fn one_that_is_not_wanted_any_more_is_told_so() {
+    let mut bench = Bench::new();
+    let pid = bench.server();
+    dismiss(&bench.data()).expect("there is none");
+    let mut agent = bench.agent();
+    bench.arm(&mut agent, Some(pid), SECOND).await;
+    assert!(dismiss(&bench.data()).is_err(), "another agent feeds it");
+    drop(agent);
+    dismiss(&bench.data()).unwrap();
+    tokio::time::sleep(SECOND * 2).await;
+    assert!(bench.runs(0));
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 //!
 //! [`ClusterView::garbage`]: regent_core::cluster::ClusterView::garbage
 
-use regent_core::cluster::{HistoryLine, Promise, Status, SyncState};
+use regent_core::cluster::{FailsafeKey, HistoryLine, Promise, Status, SyncState};
 use regent_core::units::{LeaseId, MemberName, Revision};
 use serde_json::{Map, Value, json};
 
@@ -153,6 +153,13 @@ pub fn encode_failover(leader: Option<&MemberName>, candidate: Option<&MemberNam
         }
     }
     Value::Object(object).to_string()
+}
+
+/// The value of `failsafe`: `api_url` by member (dcs.md 3.9).
+#[must_use]
+pub fn encode_failsafe(key: &FailsafeKey) -> String {
+    let members: Map<String, Value> = key.members.iter().map(|(name, url)| (name.to_string(), json!(url))).collect();
+    Value::Object(members).to_string()
 }
 
 /// The value of `regent/promise`.

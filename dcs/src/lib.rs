@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use regent_core::cluster::{ClusterView, HistoryLine, Promise, Status, SyncState};
+use regent_core::cluster::{ClusterView, FailsafeKey, HistoryLine, Promise, Status, SyncState};
 use regent_core::units::{LeaseId, MemberName, Revision, SystemId};
 
 pub mod etcd;
@@ -174,6 +174,14 @@ pub enum Write {
     ClearFailover {
         /// Revision of the request that was seen.
         seen: Revision,
+    },
+    /// 3.9: `failsafe`, only for the holder. MOD(`failsafe`) = `key.modified` (0: no key) as well, so that no late write puts an older
+    /// topology back (the peer compares nothing).
+    PutFailsafe {
+        /// The content, and the revision that the decision saw.
+        key: FailsafeKey,
+        /// The holder's lease.
+        lease: LeaseId,
     },
     /// 3.4: `config`, restored by the holder when MOD(`config`) = `seen` (CREATE = 0 when `None`).
     PutConfig {

@@ -18,7 +18,7 @@ use regent_core::units::{LeaseId, MemberName, Revision};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::keys::{self, LEADER, PROMISE, RawKey};
+use crate::keys::{self, FAILSAFE, LEADER, PROMISE, RawKey};
 use crate::txn::Txn;
 use crate::{Dcs, DcsError, Lease, Read, Write, Written};
 
@@ -67,6 +67,17 @@ impl MemoryStore {
             let entry = state.keys.get(LEADER)?;
             Some((MemberName(String::from_utf8_lossy(&entry.value).into_owned()), entry.lease?))
         })
+    }
+
+    /// Members in the `failsafe` key, now.
+    #[must_use]
+    pub fn failsafe(&self) -> Vec<MemberName> {
+        self.look(|state| {
+            let entry = state.keys.get(FAILSAFE)?;
+            let key = RawKey { name: FAILSAFE.as_bytes(), value: &entry.value, lease: None, modified: entry.modified };
+            Some(keys::parse(entry.modified, [key]).view.failsafe?.members.into_keys().collect())
+        })
+        .unwrap_or_default()
     }
 
     /// The promise, now.
@@ -130,12 +141,19 @@ impl MemoryStore {
     /// Without a quorum nothing is answered and no lease ends; when it is back, every lease starts anew in full, and a
     /// little more (see [`change_leader`](Self::change_leader)). Requests that arrive meanwhile are lost.
     pub fn set_outage(&self, outage: bool) {
-        self.act(|state| {
-            if state.outage && !outage {
-                state.restart_leases();
-            }
-            state.outage = outage;
-        });
+        self.act(|state| state.set_outage(outage));
+    }
+
+    /// From now on requests that arrive in an outage are carried out when it ends, whoever still waits for them: an etcd
+    /// that had taken them down before it lost its leader.
+    pub fn hold_requests(&self) {
+        self.act(|state| state.patient = true);
+    }
+
+    /// Leases that ran out so far: when, counted from the making of the store, and which. Not those that were revoked.
+    #[must_use]
+    pub fn expired(&self) -> Vec<(Duration, LeaseId)> {
+        self.look(|state| state.expired.clone())
     }
 
     /// A new etcd leader restarts every lease: full TTL and one election timeout (1 s) from now (dcs.md section 6).
@@ -203,12 +221,14 @@ pub struct Trip {
     pub answer: Duration,
     /// The request takes effect, and nobody ever says so.
     pub answer_lost: bool,
+    /// The connection breaks when the request has arrived: it takes effect, and the caller is told at once that nobody knows.
+    pub reset: bool,
 }
 
 impl Default for Trip {
     /// A quick network: one millisecond each way.
     fn default() -> Self {
-        Trip { request: Duration::from_millis(1), answer: Duration::from_millis(1), answer_lost: false }
+        Trip { request: Duration::from_millis(1), answer: Duration::from_millis(1), answer_lost: false, reset: false }
     }
 }
 
@@ -287,6 +307,9 @@ impl MemoryDcs {
         let slot = store.act(|state| state.send(arrives, request));
         sleep_until(arrives).await;
         store.look(|_| ());
+        if trip.reset {
+            return Err(DcsError::Unreachable("the connection was reset".to_owned()));
+        }
         let Some((ready, answer)) = slot.take() else {
             return std::future::pending().await;
         };

@@ -4,7 +4,7 @@
 use regent_core::units::{LeaseId, Revision};
 
 use crate::Write;
-use crate::keys::{self, CONFIG, FAILOVER, HISTORY, INITIALIZE, LEADER, PROMISE, STATUS, SYNC};
+use crate::keys::{self, CONFIG, FAILOVER, FAILSAFE, HISTORY, INITIALIZE, LEADER, PROMISE, STATUS, SYNC};
 
 /// All of `compares` hold: all of `changes` happen, in one revision. Otherwise nothing does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +108,13 @@ impl From<&Write> for Txn {
                 Txn::new([], [put(FAILOVER, request)])
             }
             Write::ClearFailover { seen } => Txn::new([Compare::Modified(FAILOVER, *seen)], [put(FAILOVER, "{}")]),
+            Write::PutFailsafe { key, lease } => {
+                let seen = (key.modified != Revision::default()).then_some(key.modified);
+                Txn::new(
+                    [Compare::Lease(LEADER, *lease), Compare::unchanged(FAILSAFE, seen)],
+                    [put(FAILSAFE, keys::encode_failsafe(key))],
+                )
+            }
             Write::PutConfig { config, seen } => {
                 Txn::new([Compare::unchanged(CONFIG, *seen)], [put(CONFIG, config.to_string())])
             }

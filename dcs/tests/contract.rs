@@ -8,7 +8,7 @@ mod support;
 
 use std::time::Duration;
 
-use regent_core::cluster::{ConfigKey, HistoryLine, Initialize, Status};
+use regent_core::cluster::{ConfigKey, FailsafeKey, HistoryLine, Initialize, Status};
 use regent_core::units::{LeaseId, Lsn, MemberName, Revision, SystemId, Timeline};
 use regent_dcs::etcd::EtcdDcs;
 use regent_dcs::memory::{MemoryDcs, MemoryStore};
@@ -105,6 +105,7 @@ on_both! {
     only_the_holder_releases
     a_restarted_holder_adopts_its_key
     only_the_holder_writes_status_and_history
+    only_the_holder_writes_the_failsafe_key_and_only_over_what_it_saw
     config_is_restored_only_over_what_was_seen
     a_lease_that_is_gone_is_said_to_be_gone
     renewals_keep_a_lease_and_its_end_takes_all_keys_at_once
@@ -276,6 +277,28 @@ async fn only_the_holder_writes_status_and_history(bench: impl Bench) {
     dcs.revoke(new, LONG).await.unwrap();
     refused(&dcs, status(new)).await;
     assert_eq!(read(&dcs).await.view.status.optime, Some(Lsn(42)), "it hangs on no lease");
+}
+
+async fn only_the_holder_writes_the_failsafe_key_and_only_over_what_it_saw(bench: impl Bench) {
+    let dcs = bench.dcs();
+    let lease = lease(&dcs).await;
+    let put = |names: &[&str], modified| {
+        let members = names.iter().map(|n| (name(n), format!("http://{n}:8008/patroni"))).collect();
+        Write::PutFailsafe { key: FailsafeKey { members, modified }, lease }
+    };
+    refused(&dcs, put(&["n1"], Revision(0))).await;
+    done(&dcs, take("n1", lease, 1, None)).await;
+    refused(&dcs, put(&["n1"], Revision(1))).await;
+    let first = done(&dcs, put(&["n1"], Revision(0))).await;
+    refused(&dcs, put(&["n1", "n2"], Revision(0))).await;
+    let second = done(&dcs, put(&["n1", "n2"], first)).await;
+    refused(&dcs, put(&["n1"], first)).await;
+    dcs.revoke(lease, LONG).await.unwrap();
+    let key = read(&dcs).await.view.failsafe.unwrap();
+    assert_eq!((key.members.len(), key.modified), (2, second), "it hangs on no lease");
+    bench.meddle("failsafe", Some("?")).await;
+    let garbage = read(&dcs).await.view.failsafe.unwrap();
+    assert!(garbage.members.is_empty() && garbage.modified > second);
 }
 
 async fn config_is_restored_only_over_what_was_seen(bench: impl Bench) {

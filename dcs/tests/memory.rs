@@ -37,7 +37,7 @@ async fn lease(dcs: &MemoryDcs, ttl: u64) -> LeaseId {
 }
 
 fn instant() -> Trip {
-    Trip { request: Duration::ZERO, answer: Duration::ZERO, answer_lost: false }
+    Trip { request: Duration::ZERO, answer: Duration::ZERO, answer_lost: false, reset: false }
 }
 
 fn unreachable<T>(result: &Result<T, DcsError>) -> bool {

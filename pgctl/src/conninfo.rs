@@ -49,10 +49,27 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// The connection string of this member to `source`, keys in the order of ha-rules section 17. The password is not in it
-/// but in the passfile.
+/// The connection string of this member to `source`, for replication.
 pub(crate) fn replication(settings: &Settings, source: &Address) -> String {
-    let Credentials { username, password, options } = &settings.replication;
+    to(settings, source, &settings.replication, &[])
+}
+
+/// The same for pg_rewind (X6, X10): to a primary only, and not waiting for ever on one that is gone.
+pub(crate) fn rewind(settings: &Settings, source: &Address) -> String {
+    const PATIENCE: [(&str, &str); 6] = [
+        ("target_session_attrs", "read-write"),
+        ("connect_timeout", "10"),
+        ("keepalives_idle", "10"),
+        ("keepalives_interval", "5"),
+        ("keepalives_count", "3"),
+        ("tcp_user_timeout", "25000"),
+    ];
+    to(settings, source, settings.rewind.as_ref().unwrap_or(&settings.superuser), &PATIENCE)
+}
+
+/// Keys in the order of ha-rules section 17. The password is not in it but in the passfile.
+fn to(settings: &Settings, source: &Address, who: &Credentials, more: &[(&str, &str)]) -> String {
+    let Credentials { username, password, options } = who;
     let option = |key: &str| options.get(key).cloned();
     let or_prefer = |key: &str| Some(options.get(key).cloned().unwrap_or_else(|| "prefer".to_owned()));
     let pairs = [
@@ -74,7 +91,7 @@ pub(crate) fn replication(settings: &Settings, source: &Address) -> String {
         ("sslnegotiation", option("sslnegotiation")),
     ];
     let words = pairs.iter().filter_map(|(key, value)| value.as_ref().map(|value| format!("{key}={}", quote(value))));
-    words.collect::<Vec<_>>().join(" ")
+    words.chain(more.iter().map(|(key, value)| format!("{key}={value}"))).collect::<Vec<_>>().join(" ")
 }
 
 /// Quotes a value where libpq needs it.

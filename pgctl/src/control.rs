@@ -12,6 +12,8 @@ pub(crate) struct Control {
     pub(crate) data: ControlData,
     /// The settings that a standby must not have smaller than its primary had (G5), by the name of the setting.
     pub(crate) floors: BTreeMap<&'static str, u64>,
+    /// Page and segment of the log, in bytes.
+    wal_sizes: (u64, u64),
 }
 
 /// Setting and its line in the control file (G5).
@@ -32,6 +34,7 @@ impl Control {
         let bad = |key: &str| format!("pg_controldata's \"{key}\" is {:?}", lines.get(key).unwrap_or(&""));
         let lsn = |key: &str| get(key)?.parse::<Lsn>().map_err(|_| bad(key));
         let number = |key: &str| get(key)?.parse::<u32>().map_err(|_| bad(key));
+        let bytes = |key: &str| get(key)?.parse::<u64>().ok().filter(|bytes| *bytes > 64).ok_or_else(|| bad(key));
 
         let min_recovery = match lsn("Minimum recovery ending location")? {
             Lsn(0) => None,
@@ -42,12 +45,38 @@ impl Control {
             state: state(get("Database cluster state")?).ok_or_else(|| bad("Database cluster state"))?,
             timeline: Timeline(number("Latest checkpoint's TimeLineID")?),
             checkpoint: lsn("Latest checkpoint location")?,
+            checkpoint_end: None,
             min_recovery,
             rewindable: get("wal_log_hints setting")? == "on" || number("Data page checksum version")? > 0,
         };
+        let wal_sizes = (bytes("WAL block size")?, bytes("Bytes per WAL segment")?);
         let floors = FLOORS.iter().filter_map(|(name, key)| Some((*name, lines.get(key)?.parse().ok()?))).collect();
-        Ok(Control { data, floors })
+        Ok(Control { data, floors, wal_sizes })
     }
+
+    /// The server was shut down as a primary: its log ends with the checkpoint record, wherever that ends.
+    pub(crate) fn ends_with_checkpoint(&self) -> bool {
+        self.data.state == ClusterState::ShutDown && self.data.min_recovery.is_none()
+    }
+
+    /// Takes the end of the checkpoint record from what `pg_waldump --limit=1` printed of it: `... len (rec/tot): 114/ 114,`
+    /// (X3: the size of the record depends on the platform).
+    pub(crate) fn learn_checkpoint_end(&mut self, printed: &str) {
+        let size = || printed.split_once("len (rec/tot):")?.1.split_once('/')?.1.split_once(',')?.0.trim().parse().ok();
+        self.data.checkpoint_end = size().map(|size| Lsn(record_end(self.data.checkpoint.0, size, self.wal_sizes)));
+    }
+}
+
+/// The position behind a record of `size` bytes at `start`: a record goes on behind the header of the next page, and the
+/// next one starts at a multiple of eight (PostgreSQL: `xlogrecord.h`, `SizeOfXLogShortPHD`, `SizeOfXLogLongPHD`).
+fn record_end(start: u64, size: u64, (page, segment): (u64, u64)) -> u64 {
+    let (mut at, mut left) = (start, size);
+    while let Some(over) = left.checked_sub(page - at % page).filter(|over| *over > 0) {
+        at += page - at % page;
+        at += if at % segment == 0 { 40 } else { 24 };
+        left = over;
+    }
+    (at + left).next_multiple_of(8)
 }
 
 fn state(text: &str) -> Option<ClusterState> {
@@ -85,8 +114,29 @@ max_worker_processes setting:         8
 max_wal_senders setting:              10
 max_prepared_xacts setting:           0
 max_locks_per_xact setting:           64
+WAL block size:                       8192
+Bytes per WAL segment:                16777216
 Data page checksum version:           1
 ";
+
+    #[test]
+    fn a_record_ends_behind_the_headers_that_it_crosses() {
+        let sizes = (8192, 16_777_216);
+        for (start, size, end) in [
+            (0x100_0028, 114, 0x100_00A0),
+            (8192 + 8000, 114, 8192 + 8120),
+            (8192 + 8100, 92, 16_384),            // up to the edge of the page
+            (8192 + 8100, 114, 16_384 + 24 + 24), // 22 bytes behind the header, rounded up
+            (16_777_216 - 8, 16, 16_777_216 + 40 + 8),
+        ] {
+            assert_eq!(record_end(start, size, sizes), end, "{size} at {start}");
+        }
+        let mut control = Control::parse(&STANDBY.replace("in archive recovery", "shut down")).unwrap();
+        control.learn_checkpoint_end("rmgr: XLOG  len (rec/tot):    114/   114, tx: 0, lsn: 0/02000060, prev 0/0\n");
+        assert_eq!(control.data.checkpoint_end, Some(Lsn(0x200_00D8)));
+        control.learn_checkpoint_end("nonsense");
+        assert_eq!(control.data.checkpoint_end, None);
+    }
 
     #[test]
     fn a_standby_is_read() {
@@ -96,6 +146,7 @@ Data page checksum version:           1
             state: ClusterState::InArchiveRecovery,
             timeline: Timeline(1),
             checkpoint: Lsn(0x200_0060),
+            checkpoint_end: None,
             min_recovery: Some((Timeline(2), Lsn(0x200_0100))),
             rewindable: true,
         };

@@ -22,8 +22,8 @@ use crate::{PgError, disk};
 
 /// The database that initdb makes and in which the first roles are made.
 const FIRST_DATABASE: &str = "postgres";
-/// The programs that fill a data directory.
-const TOOLS: [&str; 2] = ["initdb", "pg_basebackup"];
+/// The programs that fill or change a data directory.
+pub(crate) const TOOLS: [&str; 3] = ["initdb", "pg_basebackup", "pg_rewind"];
 /// How long a server that failed to become a cluster may take to stop.
 const STOP: Duration = Duration::from_secs(10);
 
@@ -132,6 +132,8 @@ impl Server {
                 )));
             }
             datadir::mark_unfinished(place, &doing);
+            // What a rewind broke is gone.
+            disk::remove(&datadir::rewind_marker(place))?;
             Ok(lock)
         })
         .await
@@ -146,7 +148,7 @@ impl Server {
 
     /// Empties the data directory and removes the marker. Takes as long as the disk takes, and holds the lock to the end
     /// even if nobody waits: the next tool is refused until then.
-    async fn empty(&self, lock: File) -> Result<(), PgError> {
+    pub(crate) async fn empty(&self, lock: File) -> Result<(), PgError> {
         let data_dir = self.settings().data_dir;
         let place = data_dir.display().to_string();
         let emptied = tokio::task::spawn_blocking(move || {
@@ -232,10 +234,11 @@ impl Drop for Progress<'_> {
     }
 }
 
-/// Gives the program the lock as its standard input: it holds it as long as it lives, even if we do not.
-fn holding(command: &mut Command, lock: &File, place: &std::path::Path) -> Result<(), PgError> {
+/// Gives the program the lock as its standard input: it holds it as long as it lives. It dies with us.
+pub(crate) fn holding(command: &mut Command, lock: &File, place: &std::path::Path) -> Result<(), PgError> {
     let copy = lock.try_clone().map_err(|e| disk::file_error(place, &e))?;
     command.stdin(Stdio::from(copy));
+    postmaster::dies_with_us(command);
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::PgError;
 use crate::disk::{Stamp, entries, file_error, remove, sync_parent};
-use crate::postmaster::{self, Found};
+use crate::postmaster::{self, Found, Postmaster};
 
 /// The major versions that Regent drives.
 pub(crate) const SUPPORTED: std::ops::RangeInclusive<u32> = 13..=18;
@@ -25,6 +25,7 @@ pub(crate) enum Kind {
     Unreadable(String),
     Unusable(String),
     Unfinished,
+    HalfRewound,
     /// Usable; control data to be added.
     Present(Present),
 }
@@ -36,14 +37,17 @@ pub(crate) struct Look {
     pub(crate) found: Found,
     /// Changes whenever the control file does.
     pub(crate) control: Option<Stamp>,
+    /// Something was moved aside.
+    pub(crate) old_copy: bool,
 }
 
 /// Looks. Blocks as long as the disk does.
-pub(crate) fn look(data_dir: &Path, installed: &Installed) -> Look {
+pub(crate) fn look(data_dir: &Path, installed: &Installed, known: Option<&Postmaster>) -> Look {
     Look {
         kind: kind(data_dir, installed),
-        found: postmaster::find(data_dir),
+        found: postmaster::find(data_dir, known),
         control: Stamp::of(&control_file(data_dir)),
+        old_copy: old_copy(data_dir).exists(),
     }
 }
 
@@ -77,6 +81,9 @@ fn kind(data_dir: &Path, installed: &Installed) -> Kind {
     }
     if marker(data_dir).exists() {
         return Kind::Unfinished;
+    }
+    if rewind_marker(data_dir).exists() {
+        return Kind::HalfRewound;
     }
     let version = match fs::read_to_string(data_dir.join("PG_VERSION")) {
         Ok(text) => text.trim().to_owned(),
@@ -129,8 +136,23 @@ fn user(uid: u32) -> String {
 
 /// The file beside the data directory that says: what is inside is half-made, by us.
 pub(crate) fn marker(data_dir: &Path) -> PathBuf {
+    beside(data_dir, ".regent-unfinished")
+}
+
+/// The file beside the data directory that says: pg_rewind changes what is inside. It must be there before pg_rewind runs,
+/// and durable: without it a half-rewound directory looks like a whole one.
+pub(crate) fn rewind_marker(data_dir: &Path) -> PathBuf {
+    beside(data_dir, ".regent-rewinding")
+}
+
+/// Where an earlier data directory lies while its replacement is made.
+pub(crate) fn old_copy(data_dir: &Path) -> PathBuf {
+    beside(data_dir, ".regent-old")
+}
+
+fn beside(data_dir: &Path, suffix: &str) -> PathBuf {
     let mut name = data_dir.as_os_str().to_owned();
-    name.push(".regent-unfinished");
+    name.push(suffix);
     PathBuf::from(name)
 }
 

@@ -19,6 +19,8 @@
 //! - The control file of a standby moves at restart points and clean stops only; after a crash it is behind the log.
 //! - Started without a signal file, a standby's directory becomes a primary on the *same* timeline.
 //! - After a promotion the control file has the old timeline until [`crate::Postgres::checkpoint`].
+//! - `pg_rewind` reads first and changes nothing; then the directory is half of each until it ends. From a source whose
+//!   control file still has the old timeline it believes that nothing is to be done.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,6 +91,8 @@ pub struct Timings {
     pub checkpoint: Duration,
     /// A clone.
     pub clone: Duration,
+    /// `pg_rewind`; the first half of it only reads.
+    pub rewind: Duration,
     /// initdb and first start.
     pub bootstrap: Duration,
     /// From the upstream's log to this node's.
@@ -108,6 +112,7 @@ impl Default for Timings {
             promote: Duration::from_millis(100),
             checkpoint: Duration::from_millis(50),
             clone: Duration::from_secs(3),
+            rewind: Duration::from_secs(1),
             bootstrap: Duration::from_secs(2),
             replication_delay: Duration::from_millis(2),
             wal_timeout: Duration::from_secs(60),
@@ -259,6 +264,12 @@ impl FakeNetwork {
     #[must_use]
     pub fn acknowledged(&self) -> Vec<u64> {
         self.with(|world| world.acknowledged.clone())
+    }
+
+    /// What no agent may ask of PostgreSQL's tools, and one did: the invariant, and what happened.
+    #[must_use]
+    pub fn misuses(&self) -> Vec<(&'static str, String)> {
+        self.with(|world| world.misuses.clone())
     }
 
     fn index(&self, name: &str) -> Option<usize> {

@@ -25,6 +25,7 @@ mod postmaster;
 mod programs;
 mod query;
 pub mod real;
+mod rewind;
 mod run;
 pub mod settings;
 mod tls;
@@ -51,6 +52,19 @@ pub trait Postgres: Clone + 'static {
 
     /// Bytes copied so far by a running clone, and the estimated whole when known.
     fn clone_progress(&self) -> Option<(u64, Option<u64>)>;
+
+    /// Makes the data directory of a stopped server, whose log has diverged, one that can follow this member, a primary:
+    /// crash recovery where it was not shut down (C3), then `pg_rewind` (X6). An error leaves it as it was, or
+    /// [`regent_core::postgres::DataDir::HalfRewound`]; so does a dropped future.
+    async fn rewind(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError>;
+
+    /// Empties the place of the data directory of a stopped server: moves the directory aside, to `<data_dir>.regent-old`,
+    /// where the disk has room for a second copy and none lies there yet; else removes what is in it. Refused unless `source`
+    /// answers in this very moment as it must for a clone: what the cluster knows of it may be as old as a lease (S10).
+    async fn give_up_data(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError>;
+
+    /// Removes what [`Postgres::give_up_data`] moved aside.
+    async fn discard_old_copy(&self) -> Result<(), PgError>;
 
     /// Starts as a primary: no signal file. Returns once the server accepts connections, or runs and does not accept them
     /// yet after a second (crash recovery); an error when the process ended.

@@ -20,6 +20,9 @@ use crate::settings::Settings;
 /// with every checkpoint and, on a standby, all the time; nothing is decided from that.
 const CONTROL_AGE: Duration = Duration::from_secs(10);
 
+/// How long the look at one record of the log may take.
+const DUMP: Duration = Duration::from_secs(1);
+
 /// Answers that stay true until something on disk changes.
 #[derive(Default)]
 pub(crate) struct Remembered {
@@ -49,11 +52,11 @@ impl Server {
                 None => None,
             }
         });
-        let (kind, found, stamp) = match look.ok().flatten() {
-            Some(Look { kind, found, control }) => (kind, found, control),
+        let (kind, found, stamp, old_copy) = match look.ok().flatten() {
+            Some(Look { kind, found, control, old_copy }) => (kind, found, control, old_copy),
             None => {
                 let silence = format!("{} did not answer within {within:?}", settings.data_dir.display());
-                (Kind::Unreadable(silence), Found::Nobody, None)
+                (Kind::Unreadable(silence), Found::Nobody, None, false)
             }
         };
         let postmaster = self.adopt(found);
@@ -73,6 +76,7 @@ impl Server {
             Kind::Unreadable(reason) => DataDir::Unreadable(reason),
             Kind::Unusable(reason) => DataDir::Unusable(reason),
             Kind::Unfinished => DataDir::Unfinished,
+            Kind::HalfRewound => DataDir::HalfRewound,
             Kind::Present(present) => {
                 let serving = postmaster.as_ref().zip(sql.as_ref());
                 let serving = serving.map(|(postmaster, sql)| (postmaster.pid, sql.in_recovery, sql.timeline));
@@ -80,7 +84,7 @@ impl Server {
                 DataDir::Present(Present { control: control.map(|control| control.data), ..present })
             }
         };
-        let mut state = PgState { data_dir, process, probe, sql, local_history: Vec::new() };
+        let mut state = PgState { data_dir, process, probe, sql, local_history: Vec::new(), old_copy };
         if let Some(timeline) = own_timeline(&state).filter(|timeline| *timeline > Timeline(1)) {
             state.local_history = self.local_history(&settings, timeline, deadline).await;
         }
@@ -109,8 +113,8 @@ impl Server {
 
     async fn look_at_disk(&self, settings: &Settings, within: Duration) -> Option<Look> {
         let installed = self.known_version(settings, within).await;
-        let data_dir = settings.data_dir.clone();
-        self.shared.disk.ask(within, move || datadir::look(&data_dir, &installed)).await
+        let (data_dir, known) = (settings.data_dir.clone(), self.known_postmaster());
+        self.shared.disk.ask(within, move || datadir::look(&data_dir, &installed, known.as_deref())).await
     }
 
     /// The version of the programs, asked once; each start asks again.
@@ -176,7 +180,19 @@ pub(crate) async fn read_control(settings: &Settings) -> Result<Control, String>
     let mut command = programs::program(settings.bin_dir.as_deref(), "pg_controldata");
     command.arg(&settings.data_dir).env("LC_ALL", "C");
     let printed = programs::run(command, |_| ()).await.map_err(|e| e.to_string())?;
-    Control::parse(&printed)
+    let mut control = Control::parse(&printed)?;
+    if control.ends_with_checkpoint() {
+        let mut command = programs::program(settings.bin_dir.as_deref(), "pg_waldump");
+        command.arg("--path").arg(settings.data_dir.join("pg_wal")).arg("--limit=1").env("LC_ALL", "C");
+        command
+            .arg(format!("--timeline={}", control.data.timeline))
+            .arg(format!("--start={}", control.data.checkpoint));
+        match programs::ask(command, DUMP).await {
+            Ok(printed) => control.learn_checkpoint_end(&printed),
+            Err(error) => tracing::info!(%error, "the end of the shutdown checkpoint cannot be read"),
+        }
+    }
+    Ok(control)
 }
 
 /// The timeline whose history says how this log came to be: the server's word, else the newest that the files know.

@@ -126,13 +126,19 @@ pub(crate) enum Found {
     Nobody,
     /// The pid of the file belongs to a living process that is not our postmaster (C12).
     Stranger(u32),
+    /// The one that was verified before and lives.
+    Known,
     /// Our postmaster, with a pidfd if the kernel has them.
     Ours(u32, Option<OwnedFd>),
 }
 
-/// Finds the postmaster of `data_dir`. Reads files: call it where blocking is allowed.
-pub(crate) fn find(data_dir: &Path) -> Found {
+/// Finds the postmaster of `data_dir`. Reads files: call it where blocking is allowed. `known`: one that was verified before and
+/// lives, which is not proved again with every look.
+pub(crate) fn find(data_dir: &Path, known: Option<&Postmaster>) -> Found {
     let Some(file) = PidFile::read(data_dir) else { return Found::Nobody };
+    if known.is_some_and(|known| known.pid == file.pid && known.is_alive()) {
+        return Found::Known;
+    }
     // First the handle, then the checks: what was verified cannot become another process afterwards.
     let handle = match open(file.pid) {
         Ok(handle) => handle,
@@ -174,6 +180,12 @@ fn orphans(data_dir: &Path) -> Vec<u32> {
 
 fn children(parent: u32) -> Vec<u32> {
     processes().filter(|pid| Proc::of(*pid).is_some_and(|proc| proc.parent == parent && !proc.dead)).collect()
+}
+
+/// The WAL senders of a postmaster, with their titles, which end with the position that was sent last.
+pub(crate) fn wal_senders(postmaster: u32) -> Vec<(u32, String)> {
+    let titled = children(postmaster).into_iter().map(|pid| (pid, command_line(pid)));
+    titled.filter(|(_, title)| title.contains("walsender")).collect()
 }
 
 fn processes() -> impl Iterator<Item = u32> {
@@ -326,6 +338,9 @@ pub(crate) async fn end_orphans(disk: &Disk, data_dir: &Path) -> Result<(), PgEr
     }
 }
 
+/// The options by which PostgreSQL's tools get the data directory that they change.
+const PLACE: [&str; 2] = ["--pgdata", "--target-pgdata"];
+
 /// Kills the `tools` that an earlier agent started on `data_dir` (`--pgdata DATA_DIR`, each in a group of its own), and
 /// waits until they have gone. Blocks for a second at most: the lock on the directory tells whether it was enough.
 pub(crate) fn kill_tools(tools: &[&str], data_dir: &Path) -> Result<(), PgError> {
@@ -334,7 +349,10 @@ pub(crate) fn kill_tools(tools: &[&str], data_dir: &Path) -> Result<(), PgError>
         let words: Vec<_> = raw.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
         let program = words.first().and_then(|word| Path::new(&**word).file_name()?.to_str());
         let named = program.is_some_and(|program| tools.contains(&program));
-        named && words.windows(2).any(|pair| matches!(pair, [a, b] if a == "--pgdata" && Path::new(&**b) == data_dir))
+        named
+            && words
+                .windows(2)
+                .any(|pair| matches!(pair, [a, b] if PLACE.contains(&&**a) && Path::new(&**b) == data_dir))
     };
     let mut found: Vec<u32> = processes().filter(works_on).collect();
     for pid in &found {
@@ -361,6 +379,18 @@ pub(crate) fn in_own_session(command: &mut tokio::process::Command) {
     }
 }
 
+/// Makes the program of this command die with the thread that starts it, however that ends: a tool that changes a data
+/// directory does not outlive its agent. The thread is the agent's loop.
+#[expect(unsafe_code, reason = "the one thing to be done between fork and exec that std does not offer on stable")]
+pub(crate) fn dies_with_us(command: &mut tokio::process::Command) {
+    // SAFETY: prctl(2) is async-signal-safe, allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from)
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -384,11 +414,11 @@ mod tests {
             fs::write(dir.path().join("postmaster.pid"), format!("{pid}\n{}\n{started}\n", dir.path().display()))
                 .unwrap();
         };
-        assert!(matches!(find(dir.path()), Found::Nobody));
+        assert!(matches!(find(dir.path(), None), Found::Nobody));
         write(me);
-        assert!(matches!(find(dir.path()), Found::Stranger(pid) if pid == me));
+        assert!(matches!(find(dir.path(), None), Found::Stranger(pid) if pid == me));
         write(u32::from(u16::MAX) * 1000);
-        assert!(matches!(find(dir.path()), Found::Nobody));
+        assert!(matches!(find(dir.path(), None), Found::Nobody));
     }
 
     #[tokio::test]

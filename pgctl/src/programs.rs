@@ -78,7 +78,7 @@ pub(crate) async fn run(mut command: Command, mut on_line: impl FnMut(&str)) -> 
     match status {
         Ok(status) if status.success() => Ok(printed),
         Ok(status) => {
-            let output = Vec::from(last).join("\n");
+            let output = Vec::from(last).join("; ");
             Err(PgError::Program { program, status: status.to_string(), output })
         }
         Err(e) => Err(PgError::Program { program, status: e.to_string(), output: String::new() }),
@@ -287,7 +287,7 @@ mod tests {
     async fn a_failure_shows_status_and_last_lines() {
         let mut seen = Vec::new();
         let error = run(shell("echo one >&2; printf 'a\\rb\\n' >&2; exit 3"), |line| seen.push(line.to_owned())).await;
-        let output = "one\na\nb".to_owned();
+        let output = "one; a; b".to_owned();
         let expected = PgError::Program { program: "sh".to_owned(), status: "exit status: 3".to_owned(), output };
         assert_eq!(error, Err(expected));
         assert_eq!(seen, ["one", "a", "b"]);

@@ -3,6 +3,7 @@
 //! ```text
 //!   observe.rs   looks: disk, process, control data, SQL          reads datadir, control, history, query
 //!   create.rs    makes a data directory: initdb, clone            runs programs, writes conf
+//!   rewind.rs    repairs or gives up one that has diverged        runs programs, writes conf
 //!   run.rs       start, follow, promote, stop                     drives postmaster, writes conf
 //! ```
 
@@ -97,7 +98,7 @@ impl Server {
         let now = match (known, found) {
             (Some(known), Found::Ours(pid, _)) if known.pid == pid => Some(known),
             (_, Found::Ours(pid, handle)) => Some(Arc::new(Postmaster::new(pid, handle))),
-            (known, Found::Nobody | Found::Stranger(_)) => known,
+            (known, Found::Known | Found::Nobody | Found::Stranger(_)) => known,
         };
         self.remember_postmaster(now.clone());
         now
@@ -106,8 +107,11 @@ impl Server {
     /// The running postmaster, looked for on disk.
     pub(crate) async fn running(&self) -> Result<Option<Arc<Postmaster>>, PgError> {
         let data_dir = self.settings().data_dir;
-        let found =
-            self.shared.disk.attempt("reading postmaster.pid", FILES, move || Ok(postmaster::find(&data_dir))).await?;
+        let found = self
+            .shared
+            .disk
+            .attempt("reading postmaster.pid", FILES, move || Ok(postmaster::find(&data_dir, None)))
+            .await?;
         Ok(self.adopt(found))
     }
 
@@ -188,6 +192,18 @@ impl Postgres for Server {
 
     fn clone_progress(&self) -> Option<(u64, Option<u64>)> {
         *locked(&self.shared.progress)
+    }
+
+    async fn rewind(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
+        self.rewind_to(source, conn_url).await
+    }
+
+    async fn give_up_data(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
+        self.move_aside(source, conn_url).await
+    }
+
+    async fn discard_old_copy(&self) -> Result<(), PgError> {
+        self.remove_old_copy().await
     }
 
     async fn start_primary(&self) -> Result<(), PgError> {

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postgres_protocol::escape::escape_literal;
-use regent_core::postgres::StopMode;
+use regent_core::postgres::{ClusterState, ControlData, StopMode};
 use regent_core::units::Timeline;
 use rustix::process::Signal;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use crate::conf::{self, Role};
+use crate::control::Control;
 use crate::datadir::{self, Kind, Look};
 use crate::disk::{file_error, file_mode, replace};
 use crate::observe::read_control;
@@ -27,6 +28,10 @@ use crate::{PgError, history, programs, query};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often a starting, promoting or reloading server is looked at.
 const TICK: Duration = Duration::from_millis(10);
+/// How often a server that is shutting down is looked at.
+const GLANCE: Duration = Duration::from_millis(500);
+/// How long a standby may take to receive anything of what a server that has shut down still sends.
+const SENDER_PATIENCE: Duration = Duration::from_secs(3);
 /// How long SIGKILL may take to show.
 const KILL: Duration = Duration::from_secs(5);
 /// One question on a connection that is there already.
@@ -51,8 +56,9 @@ impl Server {
             return Err(PgError::Refused(format!("the server runs already, as process {}", postmaster.pid)));
         }
         let installed = self.installed().await;
-        let look =
-            self.files("reading the data directory", move |settings| Ok(datadir::look(&settings.data_dir, &installed)));
+        let look = self.files("reading the data directory", move |settings| {
+            Ok(datadir::look(&settings.data_dir, &installed, None))
+        });
         let Look { kind, found, .. } = look.await?;
         let settings = self.settings();
         refuse_unusable(&settings, kind)?;
@@ -219,21 +225,63 @@ impl Server {
                 None => return Ok(()),
             },
         };
-        let signal = match mode {
-            StopMode::Fast => Signal::INT,
-            StopMode::Immediate => Signal::QUIT,
+        let (fast, immediate) = match mode {
+            StopMode::Fast => (within, None),
+            StopMode::FastThenImmediate => (within * 2 / 3, Some(within / 3)),
+            StopMode::Immediate => (Duration::ZERO, Some(within)),
         };
-        postmaster.signal(signal)?;
-        if postmaster.exits_within(within).await {
-            return Ok(());
-        }
-        match mode {
-            StopMode::Fast => Err(PgError::Timeout { what: "a fast stop, which goes on,".to_owned(), limit: within }),
-            StopMode::Immediate => {
-                tracing::warn!(pid = postmaster.pid, ?within, "an immediate stop did not end; killing every process");
-                postmaster.kill(KILL).await
+        if mode != StopMode::Immediate {
+            postmaster.signal(Signal::INT)?;
+            if self.shuts_down_within(&postmaster, fast).await {
+                return Ok(());
             }
         }
+        let Some(immediate) = immediate else {
+            return Err(PgError::Timeout { what: "a fast stop, which goes on,".to_owned(), limit: within });
+        };
+        postmaster.signal(Signal::QUIT)?;
+        if postmaster.exits_within(immediate).await {
+            return Ok(());
+        }
+        tracing::warn!(pid = postmaster.pid, ?within, "a forced stop did not end; killing every process");
+        postmaster.kill(KILL).await
+    }
+
+    /// Waits for the end of a fast stop.
+    ///
+    /// A server that has shut down still waits for its standbys to confirm the last record; for one that is out of reach
+    /// that takes `wal_sender_timeout`, which may be for ever. Such a sender is sent away: the others go on.
+    async fn shuts_down_within(&self, postmaster: &Postmaster, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let mut stuck: (Vec<_>, Instant) = (Vec::new(), Instant::now());
+        while !postmaster.exits_within(GLANCE.min(deadline.saturating_duration_since(Instant::now()))).await {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            let pid = postmaster.pid;
+            let senders = self.shared.disk.ask(GLANCE, move || postmaster::wal_senders(pid)).await.unwrap_or_default();
+            if senders != stuck.0 {
+                stuck = (senders, Instant::now());
+            }
+            if stuck.0.is_empty() || stuck.1.elapsed() < SENDER_PATIENCE {
+                continue;
+            }
+            stuck.1 = Instant::now();
+            let control = tokio::time::timeout(QUESTION, read_control(&self.settings())).await;
+            if matches!(control, Ok(Ok(Control { data: ControlData { state: ClusterState::ShutDown, .. }, .. }))) {
+                for (pid, title) in &stuck.0 {
+                    tracing::warn!(
+                        pid,
+                        title,
+                        "its standby does not take the last record: not waiting for it any longer"
+                    );
+                    if let Err(error) = postmaster::signal_process(*pid, Signal::TERM) {
+                        tracing::warn!(pid, %error, "a WAL sender could not be ended");
+                    }
+                }
+            }
+        }
+        true
     }
 
     /// Promotes to exactly `timeline`.
@@ -338,11 +386,12 @@ impl Server {
     }
 }
 
-fn refuse_unusable(settings: &Settings, kind: Kind) -> Result<(), PgError> {
+pub(crate) fn refuse_unusable(settings: &Settings, kind: Kind) -> Result<(), PgError> {
     let place = settings.data_dir.display();
     let reason = match kind {
         Kind::Present(_) => return refuse_open_directory(settings),
         Kind::Unfinished => format!("{place} is half-made; remove it and make it again"),
+        Kind::HalfRewound => format!("{place} is half-rewound: no server may start on it; empty it to have it cloned"),
         Kind::Empty => format!("{place} is empty: there is nothing to start"),
         Kind::Unreadable(reason) | Kind::Unusable(reason) => reason,
     };

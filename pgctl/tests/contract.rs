@@ -27,4 +27,8 @@ on_real_postgresql! {
     the_control_data_tells_how_it_was_stopped
     a_standby_of_nobody_waits_and_can_be_promoted
     a_new_controller_adopts_the_running_server
+    a_clean_hand_over_ends_where_the_next_timeline_begins
+    a_crashed_primary_is_rewound
+    a_rewind_without_a_source_changes_nothing
+    diverged_data_makes_room_for_a_clone
 }

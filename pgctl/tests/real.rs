@@ -61,6 +61,16 @@ fn from(node: &RealNode) -> Upstream {
     Upstream::Member { name: node.name(), conn_url: node.conn_url() }
 }
 
+/// b, which streams from `a`.
+async fn standby(real: &Real, a: &RealNode) -> RealNode {
+    a.server.create_slots(&["b".to_owned()]).await.unwrap();
+    let b = real.node_with(real.settings("b"));
+    b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
+    b.server.start_standby(&from(a)).await.unwrap();
+    see(&b, "streams", |state| state.sql.as_ref().is_some_and(|sql| sql.streaming)).await;
+    b
+}
+
 /// Processes whose working directory or arguments name the data directory.
 fn users_of(data_dir: &Path) -> Vec<i32> {
     let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
@@ -343,7 +353,7 @@ fn a_pid_file_that_names_a_stranger_does_not_keep_the_server_down() {
         let (_, rest) = stopped.split_once('\n').unwrap();
         fs::write(a.settings.data_dir.join("postmaster.pid"), format!("{}\n{rest}", stranger.id())).unwrap();
         assert_eq!(a.server.observe(LOOK).await.process, Process::Down);
-        a.server.stop(StopMode::Immediate, LONG).await.unwrap();
+        a.server.stop(StopMode::FastThenImmediate, LONG).await.unwrap();
         assert!(stranger.try_wait().unwrap().is_none(), "strangers are not signalled");
         a.server.start_primary().await.unwrap();
         see(&a, "accepts", accepts).await;
@@ -374,6 +384,61 @@ fn a_server_that_is_not_consistent_yet_rejects() {
         assert!(present.standby_signal);
         b.server.follow(&from(&a)).await.unwrap();
         see(&b, "streams", |state| state.sql.as_ref().is_some_and(|sql| sql.streaming)).await;
+    });
+}
+
+#[test]
+fn a_fast_stop_does_not_wait_for_a_standby_that_is_out_of_reach() {
+    run(|| async {
+        let real = Real::new();
+        let a = primary(&real, |settings| {
+            settings.parameters.insert("wal_sender_timeout".to_owned(), "0".to_owned());
+        })
+        .await;
+        let b = standby(&real, &a).await;
+        let unreachable = users_of(&b.settings.data_dir);
+        for pid in &unreachable {
+            kill_process(Pid::from_raw(*pid).unwrap(), Signal::STOP).unwrap();
+        }
+        a.insert().await.unwrap();
+        // PostgreSQL alone would wait for ever: `wal_sender_timeout` is 0.
+        let stopped = a.server.stop(StopMode::Fast, LONG).await;
+        for pid in &unreachable {
+            let _ = kill_process(Pid::from_raw(*pid).unwrap(), Signal::CONT);
+        }
+        stopped.unwrap();
+        let state = a.server.observe(LOOK).await;
+        assert_eq!(state.control().map(|control| control.state), Some(ClusterState::ShutDown));
+    });
+}
+
+#[test]
+fn a_forced_stop_in_time_sends_what_was_acknowledged() {
+    run(|| async {
+        let real = Real::new();
+        let a = primary(&real, |_| ()).await;
+        a.insert().await.unwrap();
+        let b = standby(&real, &a).await;
+        let written = async {
+            let mut acknowledged = 1;
+            while a.insert().await.is_ok() {
+                acknowledged += 1;
+            }
+            acknowledged
+        };
+        let stop = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            a.server.stop(StopMode::FastThenImmediate, LONG).await.unwrap();
+        };
+        let (acknowledged, ()) = tokio::join!(written, stop);
+        let state = a.server.observe(LOOK).await;
+        assert_eq!(
+            state.control().map(|control| control.state),
+            Some(ClusterState::ShutDown),
+            "there was time for all of it"
+        );
+        b.server.promote(Timeline(2)).await.unwrap();
+        assert!(b.rows().await.unwrap() >= acknowledged, "{acknowledged} were acknowledged");
     });
 }
 
@@ -559,5 +624,65 @@ fn tls_is_spoken_as_configured() {
         assert!(made.success());
         let wrong = Server::new(with(&[("sslmode", "verify-full"), ("sslrootcert", other.to_str().unwrap())]));
         assert_eq!(wrong.observe(LOOK).await.sql, None, "not the certificate we trust");
+    });
+}
+
+/// X8: pg_rewind is broken off in the middle. It dies; no server starts on what it leaves; a clone takes its place.
+#[test]
+fn a_rewind_that_is_broken_off_leaves_what_nobody_starts() {
+    run(|| async {
+        let real = Real::new();
+        let a = primary(&real, |_| ()).await;
+        let mut settings = real.settings("b");
+        // Programs as installed, but a pg_rewind that hangs once it would change something.
+        let bin = settings.data_dir.with_file_name("bin");
+        let installed = settings.bin_dir.clone().unwrap();
+        fs::create_dir(&bin).unwrap();
+        for entry in fs::read_dir(&installed).unwrap().flatten() {
+            let here = bin.join(entry.file_name());
+            if entry.file_name() == "pg_rewind" {
+                let place = installed.display();
+                let hangs = format!(
+                    "#!/bin/sh\ncase \"$*\" in *--dry-run*) exec {place}/pg_rewind \"$@\";; esac\nexec -a {place}/pg_rewind sleep 1000\n"
+                );
+                fs::write(&here, hangs.replace("#!/bin/sh", "#!/bin/bash")).unwrap();
+                fs::set_permissions(&here, fs::Permissions::from_mode(0o755)).unwrap();
+            } else {
+                std::os::unix::fs::symlink(entry.path(), here).unwrap();
+            }
+        }
+        settings.bin_dir = Some(bin);
+        let b = real.node_with(settings);
+        a.server.create_slots(&[b.name().slot_name()]).await.unwrap();
+        b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
+        b.server.start_standby(&from(&a)).await.unwrap();
+        see(&b, "streams", |s| s.sql.as_ref().is_some_and(|sql| sql.streaming)).await;
+        b.server.promote(Timeline(2)).await.unwrap();
+        b.insert().await.unwrap();
+        a.server.stop(StopMode::Fast, LONG).await.unwrap();
+        a.server.start_standby(&Upstream::Nobody).await.unwrap();
+        see(&a, "stands by", accepts).await;
+        a.server.promote(Timeline(3)).await.unwrap();
+        a.server.checkpoint().await.unwrap();
+        b.server.stop(StopMode::Immediate, LONG).await.unwrap();
+
+        let (name, url) = (a.name(), a.conn_url());
+        let rewind = b.server.rewind(&name, &url);
+        let marker = PathBuf::from(format!("{}.regent-rewinding", b.settings.data_dir.display()));
+        tokio::select! {
+            biased;
+            ended = rewind => panic!("it ended: {ended:?}"),
+            () = eventually("pg_rewind is at work", async || marker.exists()) => {}
+        }
+        assert_eq!(b.server.observe(LOOK).await.data_dir, DataDir::HalfRewound);
+        let refused = b.server.start_standby(&from(&a)).await;
+        assert!(matches!(&refused, Err(PgError::Refused(text)) if text.contains("half-rewound")), "{refused:?}");
+        let refused = b.server.rewind(&name, &url).await;
+        assert!(matches!(&refused, Err(PgError::Refused(_))), "{refused:?}");
+
+        b.server.give_up_data(&name, &url).await.unwrap();
+        assert_eq!(b.server.observe(LOOK).await.data_dir, DataDir::Empty);
+        b.server.clone_from(&name, &url).await.unwrap();
+        assert!(matches!(b.server.observe(LOOK).await.data_dir, DataDir::Present(_)) && !marker.exists());
     });
 }

@@ -42,8 +42,10 @@ pub struct Watch(Rc<RefCell<Seen>>);
 #[derive(Default)]
 struct Seen {
     findings: Vec<Finding>,
-    /// Machines that were frozen, until when their waking excuses them.
-    waking: BTreeMap<String, Duration>,
+    /// Machines that were frozen, and when they went on.
+    woke: Vec<(String, Duration)>,
+    /// Who began to accept writes (true) or ceased to (false), and when.
+    writable: Vec<(Duration, String, bool)>,
     /// Members that a fault touched, until when nobody may expect them to have voted.
     disturbed: BTreeMap<String, Duration>,
     frozen: BTreeSet<String>,
@@ -51,6 +53,21 @@ struct Seen {
     synchronous: bool,
     demotions: u64,
     promotions: Vec<(Duration, String)>,
+}
+
+impl Seen {
+    /// This machine has just gone on.
+    fn wakes(&self, name: &str, now: Duration) -> bool {
+        self.woke.iter().any(|(woken, at)| woken == name && *at <= now && now < *at + WAKING)
+    }
+
+    /// If this member accepted writes at that moment: until when it went on to.
+    fn wrote_at(&self, name: &str, at: Duration) -> Option<Duration> {
+        let mut own = self.writable.iter().filter(|(_, node, _)| node == name);
+        let before = own.clone().take_while(|(when, ..)| *when <= at).last()?;
+        let next = own.find(|(when, ..)| *when > at).map_or(Duration::MAX, |(when, ..)| *when);
+        before.2.then_some(next)
+    }
 }
 
 impl Watch {
@@ -83,7 +100,7 @@ impl Watch {
 
     /// This machine goes on now, after it was frozen as a whole.
     pub fn wakes(&self, name: &str, now: Duration) {
-        self.0.borrow_mut().waking.insert(name.to_owned(), now + WAKING);
+        self.0.borrow_mut().woke.push((name.to_owned(), now));
     }
 
     /// Promotions so far, with their times.
@@ -103,7 +120,13 @@ impl Watch {
         match transition {
             Transition::Frozen => drop(self.0.borrow_mut().frozen.insert(node.to_owned())),
             Transition::Thawed => drop(self.0.borrow_mut().frozen.remove(node)),
-            Transition::NotWritable => self.0.borrow_mut().demotions += 1,
+            Transition::Writable => self.0.borrow_mut().writable.push((now, node.to_owned(), true)),
+            Transition::NotWritable => {
+                let mut seen = self.0.borrow_mut();
+                seen.writable.push((now, node.to_owned(), false));
+                // A frozen server writes nothing, and is no less a primary.
+                seen.demotions += u64::from(!seen.frozen.contains(node));
+            }
             Transition::Promoted => {
                 self.0.borrow_mut().promotions.push((now, node.to_owned()));
                 self.nothing_acknowledged_is_lost(network, node, now);
@@ -111,11 +134,7 @@ impl Watch {
                     self.best_candidate_won(network, node, now);
                 }
             }
-            Transition::Writable
-            | Transition::Started
-            | Transition::Stopping
-            | Transition::Stopped
-            | Transition::Crashed => {}
+            Transition::Started | Transition::Stopping | Transition::Stopped | Transition::Crashed => {}
         }
         self.one_writer(network, now);
     }
@@ -124,8 +143,7 @@ impl Watch {
     pub fn one_writer(&self, network: &FakeNetwork, now: Duration) {
         let mut seen = self.0.borrow_mut();
         let writers = network.writable_now();
-        let counted: Vec<_> =
-            writers.iter().filter(|name| seen.waking.get(*name).is_none_or(|until| now >= *until)).collect();
+        let counted: Vec<_> = writers.iter().filter(|name| !seen.wakes(name, now)).collect();
         if counted.len() > 1 {
             let what = format!("{counted:?} accept writes at once");
             seen.findings.push(Finding { id: "S1", at: now, what });
@@ -228,8 +246,43 @@ pub fn look_back(world: &World, watch: &Watch) {
             watch.found("S2", now, format!("{writers:?} both wrote timeline {timeline} of {id}"));
         }
     }
+    // S10, X4: never without a copy, and no rewind from a stale control file.
+    for (id, what) in world.network.misuses() {
+        watch.found(id, now, what);
+    }
     identities(world, watch);
     leadership(world, watch);
+    fences(world, watch);
+}
+
+/// S6: when etcd ends the lease of the leader key, its holder has ceased to accept writes, by whatever clock. In failsafe mode
+/// it may go on while every other member of the `failsafe` key is bound by its word (S13), or until it has the key again.
+fn fences(world: &World, watch: &Watch) {
+    let log = world.store.log_since(regent_core::units::Revision(0));
+    for (at, lease) in world.store.expired() {
+        let key = log.iter().take_while(|event| event.at < at).filter(|event| event.key == "leader").last();
+        let Some(key) = key.filter(|key| key.lease == Some(lease)) else { continue };
+        let Some(holder) = key.value.as_deref() else { continue };
+        let holder = String::from_utf8_lossy(holder).into_owned();
+        let late = {
+            let seen = watch.0.borrow();
+            seen.wrote_at(&holder, at).filter(|_| !seen.wakes(&holder, at))
+        };
+        let Some(until) = late else { continue };
+        let again = log.iter().find(|event| event.at > at && event.key == "leader" && event.value == key.value);
+        let until = until.min(again.map_or(Duration::MAX, |event| event.at));
+        let named = log.iter().take_while(|event| event.at < at).filter(|event| event.key == "failsafe").last();
+        let named = named.and_then(|event| event.value.as_deref()).map(|value| members_besides(&holder, value));
+        if until > named.map_or(at, |others| world.sworn(&holder, &others, at)) {
+            let over = until.saturating_sub(at).min(world.now());
+            watch.found("S6", at, format!("the lease of {holder} ended, and it accepted writes {over:?} longer"));
+        }
+    }
+}
+
+fn members_besides(holder: &str, failsafe: &[u8]) -> Vec<String> {
+    let named: std::collections::BTreeMap<String, String> = serde_json::from_slice(failsafe).unwrap_or_default();
+    named.into_keys().filter(|name| name != holder).collect()
 }
 
 /// S2: a cluster that was given its name keeps it. (One whose making was given up before that was nobody's.)
@@ -295,7 +348,9 @@ pub fn not_converged(world: &World) -> Option<String> {
             return Some(format!("L2: the agent of {name} never ran: {:?}", node.exit()));
         };
         let streams = node.runs() && status.sql.as_ref().is_some_and(|sql| sql.in_recovery && sql.streaming);
-        let explained = matches!(status.rule, "stay_down_diverged" | "leave_foreign_cluster");
+        // Where the operator allowed a clone, no log of its own keeps a member out.
+        let helpless = matches!(status.rule, "stay_down_diverged" | "report_unusable_data");
+        let explained = helpless && !node.config().remove_on_divergence || status.rule == "leave_foreign_cluster";
         if !streams && !explained {
             return Some(format!("L2: {name} does not stream and does not say why: {} ({})", status.rule, status.why));
         }

@@ -33,18 +33,29 @@ pub enum Kind {
     StopAgent(String),
     /// SIGSTOP of an agent.
     FreezeAgent(String),
-    /// SIGSTOP of agent and server, as when a virtual machine is paused.
+    /// SIGSTOP of a postmaster and its children.
+    FreezeServer(String),
+    /// SIGSTOP of a guardian.
+    FreezeGuardian(String),
+    /// SIGKILL of a guardian.
+    KillGuardian(String),
+    /// SIGSTOP of everything on a machine, as when a virtual machine is paused.
     FreezeNode(String),
     /// One member cannot reach etcd.
     CutEtcd(String),
     /// etcd answers nobody.
     EtcdOutage,
-    /// etcd elects a leader: every lease starts anew.
+    /// etcd elects a leader: meanwhile it answers nobody, then every lease starts anew, and lasts a little longer.
     EtcdElection,
     /// One member's requests to etcd and their answers take this long.
     SlowEtcd(String, Duration),
     /// etcd's answers to one member get lost, its requests do not.
     LoseAnswers(String),
+    /// One member's connections to etcd break as soon as a request has arrived.
+    ResetEtcd(String),
+    /// Every exchange of one member with etcd takes another time, and some answers get lost: requests overtake each other
+    /// and are carried out long after nobody waits for them.
+    ErraticEtcd(String, u64),
     /// One member learns late of changes.
     SlowWatch(String, Duration),
     /// Replication between two members is cut.
@@ -55,6 +66,10 @@ pub enum Kind {
     SlowStart(String, Duration),
     /// The next start of a member's server fails.
     FailStart(String),
+    /// Somebody sets a member's wall clock, by this much: forward, or back.
+    StepWall(String, Duration, bool),
+    /// The agent of whoever is promoted next is stopped, this long after.
+    FreezeNextPromoted(Duration),
     /// Whoever is promoted next is killed, agent and server, this long after; it is started again at the end.
     KillNextPromoted(Duration),
     /// An operator asks for another leader: away from this one if it leads then, to that one if one is named.
@@ -74,8 +89,14 @@ impl Kind {
             | Kind::KillNode(a)
             | Kind::StopAgent(a)
             | Kind::FreezeAgent(a)
+            | Kind::FreezeServer(a)
+            | Kind::FreezeGuardian(a)
+            | Kind::KillGuardian(a)
             | Kind::FreezeNode(a)
             | Kind::CutEtcd(a)
+            | Kind::ResetEtcd(a)
+            | Kind::ErraticEtcd(a, _)
+            | Kind::StepWall(a, ..)
             | Kind::SlowEtcd(a, _)
             | Kind::LoseAnswers(a)
             | Kind::SlowWatch(a, _)
@@ -84,7 +105,9 @@ impl Kind {
             | Kind::FailStart(a)
             | Kind::Switchover(a, None) => vec![a],
             Kind::CutReplication(a, b) | Kind::Switchover(a, Some(b)) => vec![a, b],
-            Kind::EtcdOutage | Kind::EtcdElection | Kind::KillNextPromoted(_) => Vec::new(),
+            Kind::EtcdOutage | Kind::EtcdElection | Kind::FreezeNextPromoted(_) | Kind::KillNextPromoted(_) => {
+                Vec::new()
+            }
         }
     }
 
@@ -98,7 +121,13 @@ impl Kind {
             Kind::KillNode(a) => Kind::KillNode(aim(a)),
             Kind::StopAgent(a) => Kind::StopAgent(aim(a)),
             Kind::FreezeAgent(a) => Kind::FreezeAgent(aim(a)),
+            Kind::FreezeServer(a) => Kind::FreezeServer(aim(a)),
+            Kind::FreezeGuardian(a) => Kind::FreezeGuardian(aim(a)),
+            Kind::KillGuardian(a) => Kind::KillGuardian(aim(a)),
             Kind::FreezeNode(a) => Kind::FreezeNode(aim(a)),
+            Kind::ResetEtcd(a) => Kind::ResetEtcd(aim(a)),
+            Kind::ErraticEtcd(a, seed) => Kind::ErraticEtcd(aim(a), *seed),
+            Kind::StepWall(a, by, back) => Kind::StepWall(aim(a), *by, *back),
             Kind::CutEtcd(a) => Kind::CutEtcd(aim(a)),
             Kind::SlowEtcd(a, by) => Kind::SlowEtcd(aim(a), *by),
             Kind::LoseAnswers(a) => Kind::LoseAnswers(aim(a)),
@@ -109,33 +138,76 @@ impl Kind {
             Kind::FailStart(a) => Kind::FailStart(aim(a)),
             Kind::EtcdOutage => Kind::EtcdOutage,
             Kind::EtcdElection => Kind::EtcdElection,
+            Kind::FreezeNextPromoted(after) => Kind::FreezeNextPromoted(*after),
             Kind::KillNextPromoted(after) => Kind::KillNextPromoted(*after),
             Kind::Switchover(a, to) => Kind::Switchover(aim(a), to.clone()),
         }
     }
 }
 
-/// The longest that an agent alone may be dead or frozen without its lease ending under it: what the last renewal left,
-/// less the budget of a stop. Beyond that its guardian kills the server.
+/// The longest that an agent may be dead or frozen without its lease ending under it: what the last renewal left (it was
+/// sent at most a quarter of the TTL ago, and allows for clocks), less the budget of a stop and some room to go on in. Beyond
+/// that its guardian kills the server.
 #[must_use]
 pub fn grace(shape: &Shape) -> Duration {
-    (shape.ttl * 2 / 3).saturating_sub(shape.stop_budget + shape.ttl / 20 + Duration::from_millis(500))
+    (shape.ttl * 7 / 10).saturating_sub(shape.stop_budget + Duration::from_millis(500))
 }
 
 /// A harmless fault may not cause a failover (L3).
 #[must_use]
 pub fn harmless(fault: &Fault, shape: &Shape, leader: &str) -> bool {
     let on_leader = fault.kind.members().iter().any(|name| *name == leader || *name == LEADER);
+    let short = fault.lasts <= grace(shape);
     match &fault.kind {
-        Kind::KillAgent(_) | Kind::FreezeAgent(_) => !on_leader || fault.lasts <= grace(shape),
-        Kind::EtcdOutage => fault.lasts <= grace(shape),
-        Kind::CutEtcd(_) | Kind::LoseAnswers(_) => !on_leader || fault.lasts <= grace(shape),
+        Kind::KillAgent(_) | Kind::FreezeAgent(_) | Kind::FreezeServer(_) | Kind::FreezeNode(_) => !on_leader || short,
+        Kind::EtcdOutage => shape.failsafe || short,
+        Kind::EtcdElection => short,
+        Kind::CutEtcd(_) | Kind::LoseAnswers(_) => shape.failsafe || !on_leader || short,
+        Kind::ResetEtcd(_) => !on_leader || short,
         Kind::SlowEtcd(_, by) => !on_leader || *by <= Duration::from_millis(200),
-        Kind::EtcdElection | Kind::SlowWatch(..) | Kind::CutReplication(..) | Kind::SlowReplication(..) => true,
-        Kind::KillServer(_) | Kind::KillNode(_) | Kind::StopAgent(_) | Kind::FreezeNode(_) => !on_leader,
+        Kind::SlowWatch(..) | Kind::CutReplication(..) | Kind::SlowReplication(..) | Kind::StepWall(..) => true,
+        Kind::FreezeGuardian(_) | Kind::KillGuardian(_) => true,
+        Kind::KillServer(_) | Kind::KillNode(_) | Kind::StopAgent(_) | Kind::ErraticEtcd(..) => !on_leader,
         Kind::SlowStart(..) | Kind::FailStart(_) => true,
-        Kind::KillNextPromoted(_) | Kind::Switchover(..) => false,
+        Kind::FreezeNextPromoted(_) | Kind::KillNextPromoted(_) | Kind::Switchover(..) => false,
     }
+}
+
+/// Nobody is left who would stop a server whose agent and guardian are both gone (docs/safety.md, case 1): such a pair of
+/// faults proves nothing.
+fn spare_guardians(faults: &mut Vec<Fault>, shape: &Shape) {
+    let guardian = |fault: &Fault| matches!(fault.kind, Kind::FreezeGuardian(_) | Kind::KillGuardian(_));
+    let agent = |fault: &Fault| match fault.kind {
+        Kind::KillAgent(_) | Kind::FreezeAgent(_) | Kind::FreezeNextPromoted(_) | Kind::KillNextPromoted(_) => true,
+        Kind::KillServer(_)
+        | Kind::KillNode(_)
+        | Kind::StopAgent(_)
+        | Kind::FreezeServer(_)
+        | Kind::FreezeGuardian(_)
+        | Kind::KillGuardian(_)
+        | Kind::FreezeNode(_)
+        | Kind::CutEtcd(_)
+        | Kind::EtcdOutage
+        | Kind::EtcdElection
+        | Kind::SlowEtcd(..)
+        | Kind::LoseAnswers(_)
+        | Kind::ResetEtcd(_)
+        | Kind::ErraticEtcd(..)
+        | Kind::SlowWatch(..)
+        | Kind::CutReplication(..)
+        | Kind::SlowReplication(..)
+        | Kind::SlowStart(..)
+        | Kind::FailStart(_)
+        | Kind::StepWall(..)
+        | Kind::Switchover(..) => false,
+    };
+    let away: Vec<_> =
+        faults.iter().filter(|fault| agent(fault)).map(|fault| (fault.at, fault.at + fault.lasts)).collect();
+    let near = |fault: &Fault| {
+        let (from, until) = (fault.at.saturating_sub(shape.ttl), fault.at + fault.lasts + shape.ttl);
+        away.iter().any(|(begin, end)| *begin < until && from < *end)
+    };
+    faults.retain(|fault| !guardian(fault) || !near(fault));
 }
 
 /// One to six faults within `span`; in one world of four only harmless ones, far from each other (L3).
@@ -162,14 +234,22 @@ pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span
         // One of them falls into the making of the cluster and of its first copies.
         faults.push(one(rng, shape, names, Duration::ZERO, Duration::from_secs(8)));
     }
-    if rng.one_in(8) {
-        // Two misfortunes of one member: it loses etcd, and then nobody is left who would stop its server.
-        let (at, lasts) = (rng.between(from, from + span), rng.between(shape.ttl, shape.ttl * 3));
-        let name = LEADER.to_owned();
-        let second = if rng.one_in(2) { Kind::KillAgent(name.clone()) } else { Kind::FreezeAgent(name.clone()) };
-        let later = at + rng.between(Duration::from_millis(500), shape.ttl / 3);
-        faults.push(Fault { at, lasts, kind: Kind::CutEtcd(name) });
-        faults.push(Fault { at: later, lasts, kind: second });
+    if rng.one_in(5) {
+        faults.extend(two_misfortunes(rng, shape, from, span));
+    }
+    if shape.failsafe && rng.one_in(3) {
+        // A primary without etcd goes on; somebody who agreed to that is restarted; then the primary's agent answers no more.
+        let (at, other) = (rng.between(from, from + span), rng.pick(names).clone());
+        let asked = at + shape.loop_wait + shape.retry_timeout;
+        let cut = Kind::CutEtcd(LEADER.to_owned());
+        faults.push(Fault { at, lasts: shape.ttl * 3, kind: cut });
+        faults.push(Fault { at: asked, lasts: Duration::from_millis(100), kind: Kind::KillAgent(other) });
+        let silent = Kind::FreezeAgent(LEADER.to_owned());
+        faults.push(Fault { at: asked + shape.ttl / 20, lasts: shape.ttl * 2, kind: silent });
+    }
+    spare_guardians(&mut faults, shape);
+    if faults.is_empty() {
+        faults.push(Fault { at: from, lasts: Duration::ZERO, kind: Kind::EtcdElection });
     }
     if rng.one_in(4) {
         let from_whom = if rng.one_in(8) { rng.pick(names).clone() } else { LEADER.to_owned() };
@@ -181,6 +261,26 @@ pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span
     faults
 }
 
+/// Two of the leader: etcd is away from it, and then nobody is left who would stop its server in time.
+fn two_misfortunes(rng: &mut Rng, shape: &Shape, from: Duration, span: Duration) -> [Fault; 2] {
+    let (at, lasts) = (rng.between(from, from + span), rng.between(shape.ttl, shape.ttl * 3));
+    let later = at + rng.between(Duration::from_millis(500), shape.ttl / 3);
+    let name = LEADER.to_owned();
+    let first = match rng.below(5) {
+        0 => Kind::SlowEtcd(name.clone(), rng.between(Duration::from_secs(1), Duration::from_secs(3))),
+        1 => Kind::ErraticEtcd(name.clone(), rng.draw()),
+        _ => Kind::CutEtcd(name.clone()),
+    };
+    let second = match rng.below(3) {
+        0 => Kind::KillAgent(name),
+        1 => Kind::FreezeAgent(name),
+        _ => Kind::FreezeNode(name),
+    };
+    // When it goes on, etcd is still away.
+    let first = Fault { at, lasts: lasts + shape.ttl * 2, kind: first };
+    [first, Fault { at: later, lasts, kind: second }]
+}
+
 fn one(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span: Duration) -> Fault {
     let at = rng.between(from, from + span);
     let name = if rng.one_in(3) { LEADER.to_owned() } else { rng.pick(names).clone() };
@@ -190,17 +290,17 @@ fn one(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span: Dur
     let short = rng.between(Duration::from_millis(10), grace(shape));
     let away = if rng.one_in(2) { short } else { long };
     let delay = rng.between(Duration::from_millis(5), secs(2));
-    let (kind, lasts) = match rng.below(20) {
+    let (kind, lasts) = match rng.below(28) {
         0 => (Kind::KillAgent(name), away),
         1 | 2 => (Kind::KillServer(name), Duration::ZERO),
         3..=5 => (Kind::KillNode(name), long),
         6 => (Kind::StopAgent(name), long),
         7 => (Kind::FreezeAgent(name), away),
-        8 => (Kind::FreezeNode(name), long),
+        8 => (Kind::FreezeNode(name), away),
         9 | 10 => (Kind::CutEtcd(name), long),
         11 if rng.one_in(2) => (Kind::EtcdOutage, short),
         11 => (Kind::EtcdOutage, long),
-        12 => (Kind::EtcdElection, Duration::ZERO),
+        12 => (Kind::EtcdElection, if rng.one_in(3) { Duration::ZERO } else { rng.between(Duration::ZERO, secs(3)) }),
         13 => (Kind::SlowEtcd(name, delay), long),
         14 => (Kind::LoseAnswers(name), short),
         15 if name != other && name != LEADER => (Kind::CutReplication(name, other), long),
@@ -208,6 +308,13 @@ fn one(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span: Dur
         16 => (Kind::SlowReplication(name, delay), long),
         17 => (Kind::KillNextPromoted(rng.between(Duration::ZERO, secs(1))), long + shape.ttl * 2),
         18 => (Kind::FailStart(name), Duration::ZERO),
+        19 | 20 => (Kind::FreezeServer(name), away),
+        21 => (Kind::FreezeGuardian(name), long),
+        22 => (Kind::KillGuardian(name), Duration::ZERO),
+        23 => (Kind::ErraticEtcd(name, rng.draw()), long),
+        26 => (Kind::ResetEtcd(name), short),
+        24 => (Kind::StepWall(name, rng.between(secs(1), shape.ttl * 2), rng.one_in(2)), Duration::ZERO),
+        25 => (Kind::FreezeNextPromoted(delay / 4), long + shape.ttl * 2),
         _ => (Kind::SlowStart(name, rng.between(secs(1), secs(20))), long),
     };
     Fault { at, lasts, kind }
@@ -226,17 +333,24 @@ impl World {
             }
             Kind::StopAgent(name) => self.terminate(name),
             Kind::FreezeAgent(name) => self.freeze_agent(name, true),
-            Kind::FreezeNode(name) => {
-                self.freeze_machine(name, true);
-            }
+            Kind::FreezeServer(name) => self.freeze_server(name, true),
+            Kind::FreezeGuardian(name) => self.nodes[name].guardian.freeze(true),
+            Kind::KillGuardian(name) => self.nodes[name].guardian.kill(),
+            Kind::FreezeNode(name) => self.freeze_machine(name, true),
             Kind::CutEtcd(name) => self.nodes[name].dcs.set_cut(true),
-            Kind::EtcdOutage => self.store.set_outage(true),
-            Kind::EtcdElection => self.store.change_leader(),
+            Kind::EtcdOutage | Kind::EtcdElection => self.store.set_outage(true),
             Kind::SlowEtcd(name, by) => self.nodes[name].dcs.set_trip(slow(*by)),
             Kind::LoseAnswers(name) => {
                 self.nodes[name].dcs.set_trip(Trip { answer_lost: true, ..Trip::default() });
             }
+            Kind::ResetEtcd(name) => self.nodes[name].dcs.set_trip(Trip { reset: true, ..Trip::default() }),
+            Kind::ErraticEtcd(name, seed) => {
+                let mut rng = Rng::new(*seed);
+                self.nodes[name].dcs.set_trips(move |_| erratic(&mut rng));
+            }
             Kind::SlowWatch(name, by) => self.nodes[name].dcs.set_watch_delay(*by),
+            Kind::StepWall(name, by, back) => self.nodes[name].clock.step_wall(*by, *back),
+            Kind::FreezeNextPromoted(after) => self.freeze_next_promoted(*after),
             Kind::CutReplication(a, b) => self.network.cut(a, b),
             Kind::SlowReplication(name, by) => self.nodes[name].postgres.tune(|t| t.replication_delay = *by),
             Kind::SlowStart(name, by) => self.nodes[name].postgres.tune(|t| (t.start, t.recovery) = (*by, *by)),
@@ -254,12 +368,14 @@ impl World {
         match kind {
             Kind::KillAgent(name) | Kind::KillNode(name) | Kind::StopAgent(name) => self.start(name),
             Kind::FreezeAgent(name) => self.freeze_agent(name, false),
-            Kind::FreezeNode(name) => {
-                self.freeze_machine(name, false);
-            }
+            Kind::FreezeServer(name) => self.freeze_server(name, false),
+            Kind::FreezeGuardian(name) => self.nodes[name].guardian.freeze(false),
+            Kind::FreezeNode(name) => self.freeze_machine(name, false),
             Kind::CutEtcd(name) => self.nodes[name].dcs.set_cut(false),
-            Kind::EtcdOutage => self.store.set_outage(false),
-            Kind::SlowEtcd(name, _) | Kind::LoseAnswers(name) => self.nodes[name].dcs.set_trip(Trip::default()),
+            Kind::EtcdOutage | Kind::EtcdElection => self.store.set_outage(false),
+            Kind::SlowEtcd(name, _) | Kind::LoseAnswers(name) | Kind::ResetEtcd(name) | Kind::ErraticEtcd(name, _) => {
+                self.nodes[name].dcs.set_trip(Trip::default())
+            }
             Kind::SlowWatch(name, _) => self.nodes[name].dcs.set_watch_delay(Duration::from_millis(2)),
             Kind::CutReplication(a, b) => self.network.heal(a, b),
             Kind::SlowReplication(name, _) => {
@@ -270,15 +386,35 @@ impl World {
                 let usual = self.nodes[name].timings;
                 self.nodes[name].postgres.tune(|t| (t.start, t.recovery) = (usual.start, usual.recovery));
             }
+            Kind::FreezeNextPromoted(_) => {
+                self.spare_the_promoted();
+                for name in self.names() {
+                    self.freeze_agent(&name, false);
+                }
+            }
             Kind::KillNextPromoted(_) => {
                 self.spare_the_promoted();
                 self.start_all();
             }
-            Kind::KillServer(_) | Kind::EtcdElection | Kind::FailStart(_) | Kind::Switchover(..) => {}
+            Kind::KillServer(_)
+            | Kind::KillGuardian(_)
+            | Kind::StepWall(..)
+            | Kind::FailStart(_)
+            | Kind::Switchover(..) => {}
         }
     }
 }
 
 fn slow(by: Duration) -> Trip {
     Trip { request: by / 2, answer: by / 2, ..Trip::default() }
+}
+
+/// One exchange in four is quick; of the others each way may take longer than anybody waits, and an answer may never come.
+fn erratic(rng: &mut Rng) -> Trip {
+    if rng.one_in(4) {
+        return Trip::default();
+    }
+    let longest = Duration::from_millis(*rng.pick(&[50, 400, 1_500, 6_000]));
+    let (request, answer) = (rng.between(Duration::ZERO, longest), rng.between(Duration::ZERO, longest));
+    Trip { request, answer, answer_lost: rng.one_in(6), reset: rng.one_in(8) }
 }

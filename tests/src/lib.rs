@@ -4,9 +4,10 @@
 //! - [`faults`]: what happens to it. [`checks`]: what must hold at every instant, and after healing.
 //! - [`planted`]: known-wrong judgements that the simulation must find out, or it proves nothing.
 //! - [`script`]: the scenario language.
-//! - [`rig`]: clusters of real processes.
+//! - [`rig`]: clusters of real processes. [`failover`]: how fast and how safely they fail over.
 
 pub mod checks;
+pub mod failover;
 pub mod faults;
 pub mod guardian;
 pub mod planted;

@@ -1,112 +1,147 @@
 //! Known-wrong judgements (DESIGN section 9). The simulation must find each of them, or it proves nothing.
 //!
 //! A planted bug lives in here, not in the product: it is the real judgement without a row, on an altered snapshot, or with
-//! an altered plan; the inspector is switched off, as a bug in a rule may be one that the inspector's author shared.
+//! an altered plan; or a clock, a reading of answers, an order to the guardian that is wrong. The inspector is switched off
+//! but for one, as a bug in a rule may be one that the inspector's author shared.
+//!
+//! A seed has found a bug only if the same world without it is well: where the guardian is switched off, as it would hide
+//! what the agent itself does wrong, an agent that is merely frozen proves nothing.
+
+use std::time::Duration;
 
 use regent::agent::Judge;
 use regent_core::cluster::{Initialize, SyncState};
 use regent_core::fence::Fence;
 use regent_core::plan::{Decision, KeyWrite, Lease, Move, Plan, Verdict};
-use regent_core::postgres::{Job, StopMode};
+use regent_core::postgres::{DataDir, Job, StopMode, Upstream};
 use regent_core::rules::{decide, decide_without};
 use regent_core::snapshot::{Order, Seat, Snapshot};
 use regent_core::sync::{Since, Waits};
 use regent_core::units::{Lsn, MemberName};
 
+use crate::simulation::{Outcome, honest, run};
 use crate::trace::record;
+use crate::world::{Make, Renewals, Time};
 
 /// A bug, and how it is planted.
 pub struct Bug {
     /// What is wrong, in a few words.
     pub name: &'static str,
-    /// The judgement with the bug in it.
-    pub decide: fn(&Snapshot) -> Decision,
-    /// What its guardian is told.
-    pub fence: fn(&Snapshot) -> Fence,
+    /// Agents with the bug in them.
+    pub make: fn() -> Make,
+    /// The same without it.
+    pub control: fn() -> Make,
 }
 
 impl Bug {
-    /// The judge of an agent with this bug.
+    /// The outcome of this seed if it finds the bug.
     #[must_use]
-    pub fn judge(&self) -> Judge {
-        Judge { decide: self.decide, inspect: |_, _| Ok(()), fence: self.fence }
+    pub fn found_by(&self, seed: u64) -> Option<Outcome> {
+        let well = || run(seed, (self.control)()).findings.is_empty();
+        Some(run(seed, (self.make)())).filter(|outcome| !outcome.findings.is_empty() && well())
     }
+}
+
+/// A wrong judgement.
+const fn judges(name: &'static str, make: fn() -> Make) -> Bug {
+    Bug { name, make, control: honest }
+}
+
+/// A wrong judgement of agents that have no guardian to hide it.
+const fn alone(name: &'static str, make: fn() -> Make) -> Bug {
+    Bug { name, make, control: || unguarded(|s| record(s, decide(s))) }
 }
 
 /// All of them.
 pub const BUGS: &[Bug] = &[
+    // The agent's own fence.
+    alone("no stop before the lease ends", || unguarded(|s| without(s, &["stop_before_lease_ends"]))),
+    alone("the stop begins half a lease late", || unguarded(deadline_too_late)),
+    alone("a primary beside another leader goes on", || {
+        unguarded(|s| without(s, &["demote_when_another_leads", "stop_writer_beside_leader", "stop_before_lease_ends"]))
+    }),
+    alone("the key is released before the server is stopped", || unguarded(release_before_stop)),
+    judges("renewed while it goes down: the inspector sees it", || inspected(renew_while_demoting)),
+    // Clocks, leases, answers.
+    judges("the deadline counts from the answer", || renewing(Renewals::FromTheAnswer)),
+    judges("a renewal without an answer counts as one", || renewing(Renewals::UnknownIsHeld)),
+    judges("a renewal without an answer is a lost lease", || renewing(Renewals::UnknownIsLost)),
+    judges("any error of etcd is a lost lease", || judging(error_is_loss)),
+    judges("deadlines by the wall clock", || timed(Time::Wall)),
+    judges("time stands still while the machine sleeps", || timed(Time::Awake)),
     Bug {
-        name: "no stop before the lease ends",
-        fence: unguarded,
-        decide: |s| without(s, &["stop_before_lease_ends"]),
+        // The fast stop before the deadline would hide it.
+        name: "a clock that is 2 % slower than allowed for",
+        make: || Make { time: Time::Slow(20_000), ..fencing(killed_only) },
+        control: || fencing(killed_only),
     },
-    Bug {
-        name: "the deadline counts from the answer, and an answer takes long",
-        fence: unguarded,
-        decide: deadline_too_late,
-    },
-    Bug { name: "time stands still while the machine sleeps", fence: unguarded, decide: clock_without_suspend },
-    Bug {
-        name: "a primary beside another leader goes on",
-        fence: unguarded,
-        decide: |s| without(s, &["demote_when_another_leads", "stop_writer_beside_leader", "stop_before_lease_ends"]),
-    },
-    Bug { name: "the key is released before the server is stopped", fence: unguarded, decide: release_before_stop },
-    Bug {
-        name: "a member ahead is not waited for",
-        fence: Snapshot::fence,
-        decide: |s| without(s, &["wait_for_member_ahead"]),
-    },
-    Bug { name: "nobody is asked before the race", fence: Snapshot::fence, decide: nobody_is_asked },
-    Bug { name: "a promotion takes the next number, promised or not", fence: Snapshot::fence, decide: any_timeline },
-    Bug { name: "a stopped member starts as a primary", fence: Snapshot::fence, decide: start_as_primary },
-    Bug { name: "any error of etcd is a lost lease", fence: Snapshot::fence, decide: error_is_loss },
-    Bug { name: "every empty member makes a cluster", fence: Snapshot::fence, decide: everybody_bootstraps },
-    Bug {
-        name: "an interrupted clone is left lying",
-        fence: Snapshot::fence,
-        decide: |s| without_then_stay(s, &["clear_unfinished_copy"]),
-    },
-    Bug {
-        name: "a standby does not follow the new leader",
-        fence: Snapshot::fence,
-        decide: |s| without(s, &["follow_leader"]),
-    },
-    Bug { name: "nobody runs for leader", fence: Snapshot::fence, decide: nobody_runs },
-    Bug {
-        name: "a diverged standby is left running",
-        fence: Snapshot::fence,
-        decide: |s| without(s, &["stop_diverged"]),
-    },
-    Bug { name: "no guardian", fence: unguarded, decide: |s| record(s, decide(s)) },
-    Bug {
-        name: "the guardian is disarmed before the server is down",
-        fence: disarmed_early,
-        decide: |s| record(s, decide(s)),
-    },
-    Bug { name: "a standby is listed before the server waits for it", fence: Snapshot::fence, decide: publish_first },
-    Bug {
-        name: "a standby is listed as soon as the server is told to wait",
-        fence: Snapshot::fence,
-        decide: no_settling,
-    },
-    Bug {
-        name: "the server stops waiting for a standby that is still listed",
-        fence: Snapshot::fence,
-        decide: |s| without(s, &["publish_sync"]),
-    },
-    Bug {
-        name: "whoever is up may lead, listed or not",
-        fence: Snapshot::fence,
-        decide: |s| without(s, &["wait_unlisted", "wait_for_member_ahead"]),
-    },
-    Bug {
-        name: "no votes are counted",
-        fence: Snapshot::fence,
-        decide: |s| without(s, &["wait_for_votes", "wait_for_member_ahead"]),
-    },
-    Bug { name: "a member votes for two", fence: Snapshot::fence, decide: vote_twice },
+    // The guardian.
+    judges("no guardian", || unguarded(|s| record(s, decide(s)))),
+    judges("the guardian is disarmed before the server is down", || fencing(disarmed_early)),
+    judges("the guardian is armed when the server is seen to write", || fencing(armed_late)),
+    // Elections, timelines, repair.
+    judges("a member ahead is not waited for", || judging(|s| without(s, &["wait_for_member_ahead"]))),
+    judges("nobody is asked before the race", || judging(nobody_is_asked)),
+    judges("a promotion takes the next number, promised or not", || judging(any_timeline)),
+    judges("a stopped member starts as a primary", || judging(start_as_primary)),
+    judges("every empty member makes a cluster", || judging(everybody_bootstraps)),
+    judges("an interrupted clone is left lying", || judging(|s| without_then_stay(s, &["clear_unfinished_copy"]))),
+    judges("a standby does not follow the new leader", || judging(|s| without(s, &["follow_leader"]))),
+    judges("nobody runs for leader", || judging(nobody_runs)),
+    judges("a diverged standby is left running", || judging(|s| without(s, &["stop_diverged"]))),
+    judges("a rewind does not wait for the checkpoint", || judging(stale_source)),
+    judges("a half-rewound directory is started", || judging(start_half_rewound)),
+    judges("data is given up although nobody leads", || judging(give_up_alone)),
+    // Going on without etcd.
+    judges("failsafe mode goes on with one member missing", || {
+        judging_and_fencing(|s| record(s, decide(&one_missing(s))), |s| one_missing(s).fence())
+    }),
+    judges("a promise of the others lasts longer than they meant", || {
+        judging_and_fencing(|s| record(s, decide(&promises_too_long(s))), |s| promises_too_long(s).fence())
+    }),
+    judges("who agreed that another one goes on races all the same", || judging(word_broken)),
+    judges("who was restarted forgets what it agreed to", || judging(|s| without(s, &["wait_after_start"]))),
+    // Synchronous replication.
+    judges("a standby is listed before the server waits for it", || judging(publish_first)),
+    judges("a standby is listed as soon as the server is told to wait", || judging(no_settling)),
+    judges("the server stops waiting for a standby that is still listed", || {
+        judging(|s| without(s, &["publish_sync"]))
+    }),
+    judges("whoever is up may lead, listed or not", || {
+        judging(|s| without(s, &["wait_unlisted", "wait_for_member_ahead"]))
+    }),
+    judges("no votes are counted", || judging(|s| without(s, &["wait_for_votes", "wait_for_member_ahead"]))),
+    judges("a member votes for two", || judging(vote_twice)),
 ];
+
+fn judging(decide: fn(&Snapshot) -> Decision) -> Make {
+    Make { judge: Judge { decide, inspect: |_, _| Ok(()), fence: Snapshot::fence }, ..Make::default() }
+}
+
+fn inspected(decide: fn(&Snapshot) -> Decision) -> Make {
+    Make { judge: Judge { decide, ..honest().judge }, ..Make::default() }
+}
+
+/// A guardian that is there and guards nothing: it would hide what the agent itself does wrong.
+fn unguarded(decide: fn(&Snapshot) -> Decision) -> Make {
+    Make { judge: Judge { decide, inspect: |_, _| Ok(()), fence: |_| Fence::Keep }, ..Make::default() }
+}
+
+fn fencing(fence: fn(&Snapshot) -> Fence) -> Make {
+    Make { judge: Judge { fence, ..honest().judge }, ..Make::default() }
+}
+
+fn judging_and_fencing(decide: fn(&Snapshot) -> Decision, fence: fn(&Snapshot) -> Fence) -> Make {
+    Make { judge: Judge { decide, inspect: |_, _| Ok(()), fence }, ..Make::default() }
+}
+
+fn renewing(renewals: Renewals) -> Make {
+    Make { renewals, ..honest() }
+}
+
+fn timed(time: Time) -> Make {
+    Make { time, ..honest() }
+}
 
 fn without(s: &Snapshot, rows: &[&str]) -> Decision {
     record(s, decide_without(s, rows))
@@ -128,11 +163,34 @@ fn deadline_too_late(s: &Snapshot) -> Decision {
     record(s, decide(&late))
 }
 
-fn clock_without_suspend(s: &Snapshot) -> Decision {
-    // The same as a deadline that moves along with a machine that sleeps: it is always as far away as it was.
-    let mut asleep = s.clone();
-    asleep.lease.ends = s.lease.ends.map(|ends| ends.max(s.now + s.config.ttl / 2));
-    record(s, decide(&asleep))
+/// "It is still ours while it goes down": the claim on the lease stands although a stop is under way.
+fn renew_while_demoting(s: &Snapshot) -> Decision {
+    let mut decision = decide(s);
+    if decision.plan.lease == Lease::LetRun {
+        decision.plan.lease = Lease::Keep;
+    }
+    record(s, decision)
+}
+
+fn one_missing(s: &Snapshot) -> Snapshot {
+    let mut fewer = s.clone();
+    let agreed = &s.memory.promises.until;
+    if agreed.len() > 1 {
+        fewer.memory.topology.members.retain(|name, _| agreed.contains_key(name));
+    }
+    fewer
+}
+
+fn promises_too_long(s: &Snapshot) -> Snapshot {
+    let mut late = s.clone();
+    late.memory.promises.until.values_mut().for_each(|until| *until = *until + s.config.ttl / 2);
+    late
+}
+
+fn word_broken(s: &Snapshot) -> Decision {
+    let mut free = s.clone();
+    free.agreement = None;
+    record(s, decide(&free))
 }
 
 fn release_before_stop(s: &Snapshot) -> Decision {
@@ -188,6 +246,36 @@ fn everybody_bootstraps(s: &Snapshot) -> Decision {
     record(s, decide(s))
 }
 
+fn stale_source(s: &Snapshot) -> Decision {
+    let mut blind = s.clone();
+    if let Ok(view) = &mut blind.dcs {
+        view.members.values_mut().for_each(|member| member.checkpoint_pending = false);
+    }
+    record(s, decide(&blind))
+}
+
+fn start_half_rewound(s: &Snapshot) -> Decision {
+    if s.postgres.data_dir == DataDir::HalfRewound && s.job.is_none() {
+        return instead(s, Verdict::new(Plan::of(Lease::Keep, Move::StartStandby(Upstream::Nobody)), "planted"));
+    }
+    record(s, decide(s))
+}
+
+fn give_up_alone(s: &Snapshot) -> Decision {
+    let down = s.postgres.control().is_some() && !s.postgres.is_up();
+    let others = s.view().into_iter().flat_map(|view| &view.members).filter(|(name, _)| **name != s.config.name);
+    let source = others.filter_map(|(name, member)| Some((name.clone(), member.conn_url.clone()?))).next();
+    if let Some((from, conn_url)) = source
+        && s.seat() == Seat::Vacant
+        && down
+        && s.job.is_none()
+        && !s.memory.bootstrapping
+    {
+        return instead(s, Verdict::new(Plan::of(Lease::Keep, Move::GiveUpData { from, conn_url }), "planted"));
+    }
+    record(s, decide(s))
+}
+
 fn nobody_runs(s: &Snapshot) -> Decision {
     let real = decide(s);
     if real.rule == "run_for_leader" { instead(s, Verdict::new(Plan::stay(), "planted")) } else { record(s, real) }
@@ -230,13 +318,25 @@ fn vote_twice(s: &Snapshot) -> Decision {
     without(&twice, &["wait_for_member_ahead"])
 }
 
-/// A guardian that is there and guards nothing: it would hide what the agent itself does wrong.
-fn unguarded(_: &Snapshot) -> Fence {
-    Fence::Keep
-}
-
 /// As soon as a stop is due or under way, or etcd is silent: "we are going down anyway".
 fn disarmed_early(s: &Snapshot) -> Fence {
     let stops = s.job.as_ref().is_some_and(|running| matches!(running.job, Job::Stop(_)));
     if stops || s.seat() == Seat::Unknown { Fence::Off } else { s.fence() }
+}
+
+/// No fast stop before the kill.
+fn killed_only(s: &Snapshot) -> Fence {
+    match s.fence() {
+        Fence::Guard { pid, lease, promised, .. } => Fence::Guard { pid, lease, promised, early: Duration::ZERO },
+        fence @ (Fence::Keep | Fence::Down | Fence::Off) => fence,
+    }
+}
+
+/// Only when a query said that it writes: too late for who freezes before.
+fn armed_late(s: &Snapshot) -> Fence {
+    let writes = s.sql().is_some_and(|sql| !sql.in_recovery);
+    match s.fence() {
+        Fence::Guard { .. } if !writes => Fence::Keep,
+        fence @ (Fence::Keep | Fence::Guard { .. } | Fence::Down | Fence::Off) => fence,
+    }
 }

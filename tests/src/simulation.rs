@@ -12,7 +12,7 @@ use crate::checks::{Finding, Watch, look_back, not_converged};
 use crate::faults::{self, Fault, Kind};
 use crate::rng::Rng;
 use crate::trace::{self, inspect, record};
-use crate::world::{Shape, World};
+use crate::world::{Make, Shape, World};
 
 /// What came of a seed.
 #[derive(Debug)]
@@ -21,8 +21,10 @@ pub struct Outcome {
     pub seed: u64,
     /// The world it made.
     pub shape: Shape,
-    /// What went wrong in it.
-    pub faults: Vec<Fault>,
+    /// What went wrong in it, with its number among all that were drawn.
+    pub faults: Vec<(usize, Fault)>,
+    /// All of them are harmless, and may cause no failover (L3): who led when they began.
+    pub harmless_to: Option<String>,
     /// What must not be, and was.
     pub findings: Vec<Finding>,
     /// Promotions.
@@ -34,6 +36,19 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// What happened to this world without harm, in a word each: `KillAgent of the leader`.
+    #[must_use]
+    pub fn harmless(&self) -> Vec<String> {
+        let Some(leader) = &self.harmless_to else { return Vec::new() };
+        let word = |(_, fault): &(usize, Fault)| {
+            let kind = format!("{:?}", fault.kind);
+            let kind = kind.split('(').next().unwrap_or_default();
+            let of_leader = if fault.kind.members().contains(&leader) { " of the leader" } else { "" };
+            format!("{kind}{of_leader}")
+        };
+        self.faults.iter().map(word).collect()
+    }
+
     /// Everything that a person needs to understand a failure.
     #[must_use]
     pub fn story(&self) -> String {
@@ -41,8 +56,9 @@ impl Outcome {
         for finding in &self.findings {
             story.push_str(&format!("  FOUND {finding}\n"));
         }
-        for Fault { at, lasts, kind } in &self.faults {
-            story.push_str(&format!("  fault {:8.3}s + {:7.3}s {kind:?}\n", at.as_secs_f64(), lasts.as_secs_f64()));
+        for (number, Fault { at, lasts, kind }) in &self.faults {
+            let (at, lasts) = (at.as_secs_f64(), lasts.as_secs_f64());
+            story.push_str(&format!("  fault {number} {at:8.3}s + {lasts:7.3}s {kind:?}\n"));
         }
         for line in &self.decisions {
             let at = line.at.as_secs_f64();
@@ -51,26 +67,34 @@ impl Outcome {
                 line.member, line.rule, line.lease, line.postgres, line.why
             ));
         }
+        let numbers: Vec<_> = self.faults.iter().map(|(number, _)| number.to_string()).collect();
         story.push_str(&format!(
-            "replay: REGENT_SEED={} cargo test -p regent-tests --test simulation one_seed -- --nocapture\n",
-            self.seed
+            "replay: REGENT_SEED={} REGENT_FAULTS={} cargo test -p regent-tests --test simulation one_seed -- --nocapture\n",
+            self.seed,
+            numbers.join(",")
         ));
         story
     }
 }
 
-/// The real judge, recorded.
+/// Real agents, recorded.
 #[must_use]
-pub fn honest() -> Judge {
-    Judge { decide: |s| record(s, decide(s)), inspect, fence: Snapshot::fence }
+pub fn honest() -> Make {
+    Make { judge: Judge { decide: |s| record(s, decide(s)), inspect, fence: Snapshot::fence }, ..Make::default() }
 }
 
-/// Runs one seed with this judge.
+/// Runs one seed with agents of this make.
 #[must_use]
-pub fn run(seed: u64, judge: Judge) -> Outcome {
+pub fn run(seed: u64, make: Make) -> Outcome {
+    run_some(seed, make, None)
+}
+
+/// The same with only some of its faults, by their number in the story.
+#[must_use]
+pub fn run_some(seed: u64, make: Make, only: Option<&[usize]>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime without IO can always be built");
-    LocalSet::new().block_on(&runtime, live(seed, judge))
+    LocalSet::new().block_on(&runtime, live(seed, make, only))
 }
 
 /// Runs seeds until `until`; returns how many.
@@ -82,6 +106,26 @@ pub fn run_for(limit: Duration, mut next: impl FnMut(u64)) -> u64 {
         seed += 1;
     }
     seed
+}
+
+/// The fewest faults that still lead to a finding of the same kind: each is left out in turn, as long as that works.
+#[must_use]
+pub fn shrink(outcome: &Outcome, make: Make) -> Outcome {
+    let id = |outcome: &Outcome| outcome.findings.first().map(|finding| finding.id);
+    let mut kept: Vec<usize> = outcome.faults.iter().map(|(number, _)| *number).collect();
+    let mut smallest = run_some(outcome.seed, make, Some(&kept));
+    let mut index = 0;
+    while index < kept.len() {
+        let mut fewer = kept.clone();
+        fewer.remove(index);
+        let attempt = run_some(outcome.seed, make, Some(&fewer));
+        if id(&attempt) == id(outcome) {
+            (kept, smallest) = (fewer, attempt);
+        } else {
+            index += 1;
+        }
+    }
+    smallest
 }
 
 fn shape(rng: &mut Rng) -> Shape {
@@ -97,14 +141,16 @@ fn shape(rng: &mut Rng) -> Shape {
     }
 }
 
-async fn live(seed: u64, judge: Judge) -> Outcome {
+async fn live(seed: u64, make: Make, only: Option<&[usize]>) -> Outcome {
     let mut rng = Rng::new(seed);
-    // By chance of their own, so that a seed is the world it always was.
+    // Drawn apart, so that the other worlds stay what they are.
+    let failsafe = Rng::new(!seed).one_in(3);
     let mut luck = Rng::new(seed.wrapping_add(0x51AC_0000));
-    let synchronous = *luck.pick(&[SyncMode::Off, SyncMode::On, SyncMode::Quorum]);
-    let shape = Shape { synchronous, strict: luck.one_in(2), ..shape(&mut rng) };
+    let synchronous = *luck.pick(&[SyncMode::Off, SyncMode::Off, SyncMode::On, SyncMode::Quorum]);
+    let shape = Shape { failsafe, synchronous, strict: luck.one_in(2), ..shape(&mut rng) };
     trace::begin();
-    let mut world = World::new(shape, &mut rng, judge);
+    let mut world = World::new(shape, &mut rng, make);
+    allow_repair(&mut world, &mut Rng::new(!seed));
     let watch = Watch::over(&world);
     tokio::task::spawn_local({
         let network = world.network.clone();
@@ -115,7 +161,8 @@ async fn live(seed: u64, judge: Judge) -> Outcome {
     // Faults may fall into the bootstrap as well.
     let settle = if rng.one_in(4) { Duration::ZERO } else { Duration::from_secs(25) };
     let span = shape.ttl * 4;
-    let faults = faults::draw(&mut rng, &shape, &world.names(), settle, span);
+    let faults = faults::draw(&mut rng, &shape, &world.names(), settle, span).into_iter().enumerate();
+    let faults = faults.filter(|(number, _)| only.is_none_or(|only| only.contains(number))).collect();
     let (leader_before, faults) = play(&mut world, &watch, faults, settle).await;
     heal(&mut world, &faults);
     converge(&mut world, &watch, &mut rng).await;
@@ -123,15 +170,35 @@ async fn live(seed: u64, judge: Judge) -> Outcome {
     for (at, objection) in trace::objections() {
         watch.found("inspector", at, objection);
     }
-    no_needless_failover(&world, &watch, &faults, leader_before.as_deref(), settle);
+    let leader = leader_before.filter(|_| !settle.is_zero());
+    let harmless_to = leader.filter(|leader| all_harmless(&shape, &faults, leader));
+    if harmless_to.is_some() {
+        no_failover(&world, &watch, settle);
+    }
     Outcome {
         seed,
         shape,
         faults,
+        harmless_to,
         findings: watch.findings(),
         failovers: u32::try_from(watch.promotions().len()).unwrap_or(u32::MAX),
         lasted: world.now(),
         decisions: trace::lines(),
+    }
+}
+
+/// What may be done about a log that has diverged, and how well pg_rewind works in this world.
+fn allow_repair(world: &mut World, rng: &mut Rng) {
+    let (rewind, on_failure, on_divergence) = (!rng.one_in(3), rng.one_in(2), rng.one_in(2));
+    for name in world.names() {
+        world.configure(&name, |config| {
+            (config.use_pg_rewind, config.remove_on_rewind_failure, config.remove_on_divergence) =
+                (rewind, on_failure, on_divergence);
+        });
+        let (takes, fails) = (rng.between(Duration::from_millis(200), Duration::from_secs(20)), rng.below(8));
+        let Some(node) = world.nodes.get(&name) else { continue };
+        node.postgres.tune(|timings| timings.rewind = takes);
+        node.postgres.fail_rewinds(u32::try_from(fails.saturating_sub(4)).unwrap_or(0));
     }
 }
 
@@ -140,6 +207,7 @@ fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
     let nodes: Vec<_> = world.nodes.values().map(|node| node.postgres.clone()).collect();
     let (network, watch, check) = (world.network.clone(), watch.clone(), world.primary_check());
     let store = world.store.clone();
+    let unasked = world.unasked();
     let pace = rng.between(Duration::from_millis(80), Duration::from_millis(400));
     tokio::task::spawn_local(async move {
         let mut id = 0;
@@ -148,6 +216,9 @@ fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
             let primaries = check();
             if primaries.len() > 1 {
                 watch.found("P5", network.now(), format!("{primaries:?} all answer 200 to /primary"));
+            }
+            for (name, other) in unasked() {
+                watch.found("S13", network.now(), format!("{name} goes on without the word of {other}"));
             }
             for node in &nodes {
                 id += 1;
@@ -164,15 +235,15 @@ fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
 async fn play(
     world: &mut World,
     watch: &Watch,
-    mut faults: Vec<Fault>,
+    mut faults: Vec<(usize, Fault)>,
     settle: Duration,
-) -> (Option<String>, Vec<Fault>) {
+) -> (Option<String>, Vec<(usize, Fault)>) {
     enum Turn {
         Begin,
         End,
     }
     let mut turns: Vec<(Duration, usize, Turn)> = Vec::new();
-    for (index, fault) in faults.iter().enumerate() {
+    for (index, (_, fault)) in faults.iter().enumerate() {
         turns.push((fault.at, index, Turn::Begin));
         turns.push((fault.at + fault.lasts, index, Turn::End));
     }
@@ -181,14 +252,22 @@ async fn play(
     let leader = world.leader();
     for (at, index, turn) in turns {
         sleep_until(world, at).await;
-        let Some(fault) = faults.get_mut(index) else { continue };
+        let Some((_, fault)) = faults.get_mut(index) else { continue };
         match turn {
             Turn::Begin => {
                 fault.kind = fault.kind.aimed_at(&world.leader().unwrap_or_else(|| "a".to_owned()));
                 for name in fault.kind.members() {
                     watch.disturb(name, fault.at + fault.lasts + Duration::from_secs(40));
                 }
-                if matches!(fault.kind, Kind::EtcdOutage | Kind::KillNextPromoted(_) | Kind::Switchover(..)) {
+                let everyone = matches!(
+                    fault.kind,
+                    Kind::EtcdOutage
+                        | Kind::EtcdElection
+                        | Kind::KillNextPromoted(_)
+                        | Kind::FreezeNextPromoted(_)
+                        | Kind::Switchover(..)
+                );
+                if everyone {
                     for name in world.names() {
                         watch.disturb(&name, fault.at + fault.lasts + Duration::from_secs(10));
                     }
@@ -211,8 +290,8 @@ async fn sleep_until(world: &World, at: Duration) {
 }
 
 /// Faults that overlapped may have left something behind.
-fn heal(world: &mut World, faults: &[Fault]) {
-    for fault in faults {
+fn heal(world: &mut World, faults: &[(usize, Fault)]) {
+    for (_, fault) in faults {
         world.end(&fault.kind);
     }
     world.start_all();
@@ -237,13 +316,15 @@ async fn converge(world: &mut World, watch: &Watch, rng: &mut Rng) {
     }
 }
 
+/// Nothing that happened may cost anything, and each thing was over before the next one came.
+fn all_harmless(shape: &Shape, faults: &[(usize, Fault)], leader: &str) -> bool {
+    let over = |fault: &Fault| fault.at + fault.lasts + shape.ttl;
+    let alone = faults.windows(2).all(|pair| over(&pair[0].1) < pair[1].1.at);
+    alone && !faults.is_empty() && faults.iter().all(|(_, fault)| faults::harmless(fault, shape, leader))
+}
+
 /// L3: harmless faults cause no failover, and no demotion.
-fn no_needless_failover(world: &World, watch: &Watch, faults: &[Fault], leader: Option<&str>, settle: Duration) {
-    let Some(leader) = leader.filter(|_| !settle.is_zero()) else { return };
-    let alone = faults.windows(2).all(|pair| pair[0].at + pair[0].lasts + world.shape.ttl < pair[1].at);
-    if !alone || !faults.iter().all(|fault| faults::harmless(fault, &world.shape, leader)) {
-        return;
-    }
+fn no_failover(world: &World, watch: &Watch, settle: Duration) {
     let late: Vec<_> = watch.promotions().into_iter().filter(|(at, _)| *at > settle).collect();
     if !late.is_empty() {
         watch.found("L3", world.now(), format!("harmless faults, and yet promotions: {late:?}"));

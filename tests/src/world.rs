@@ -3,32 +3,41 @@
 //! An agent's process is everything that its `LocalSet` holds. Killing it drops that set, freezing it stops polling it; its
 //! server lives on beside it, as a real one would.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use regent::agent::{Agent, Channels, Command, Judge, Network, Seams};
+use regent::agent::{Agent, Channels, Command, Seams};
 use regent::clock::Clock;
+use regent::failsafe;
 use regent::guardian;
-use regent::layers::{Effective, Layers};
 use regent::status::Status;
-use regent_core::config::{Config, SyncMode, Tags};
+use regent::watchdog;
+use regent_core::config::{Config, SyncMode};
 use regent_core::fence::Fence;
-use regent_core::peers::PeerReply;
 use regent_core::plan::Exit;
 use regent_core::snapshot::LeaseView;
-use regent_core::units::{Instant, MemberName};
+use regent_core::units::MemberName;
 use regent_dcs::memory::{MemoryDcs, MemoryStore};
 use regent_pgctl::fake::{FakeNetwork, FakePostgres, Timings, Transition};
-use regent_pgctl::settings::{Credentials, Settings};
-use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
+
+mod clock;
+mod flaw;
+mod life;
+mod machine;
+mod network;
+
+pub use clock::{Gait, RATE_ERROR_PPM, SimClock};
+use flaw::Renewer;
+pub use flaw::{Make, Renewals, Time};
+use life::{Life, Mortal, Process};
+use machine::{Constant, Machine, conn_url, draw_timings, effective};
+pub use network::SimNetwork;
+use network::{Agreed, Directory, Door};
 
 use crate::guardian::SimGuardian;
 use crate::rng::Rng;
@@ -50,6 +59,8 @@ pub struct Shape {
     pub synchronous: SyncMode,
     /// `synchronous_mode_strict`
     pub strict: bool,
+    /// `failsafe_mode`
+    pub failsafe: bool,
 }
 
 impl Default for Shape {
@@ -63,6 +74,7 @@ impl Default for Shape {
             stop_budget: secs(2),
             synchronous: SyncMode::Off,
             strict: false,
+            failsafe: false,
         }
     }
 }
@@ -77,8 +89,9 @@ pub struct World {
     pub network: FakeNetwork,
     /// By name.
     pub nodes: BTreeMap<String, Node>,
-    judge: Judge,
+    make: Make,
     directory: Directory,
+    agreed: Agreed,
     /// Those that wait for the next promotion; false: no more.
     assassins: Vec<Rc<Cell<bool>>>,
     epoch: tokio::time::Instant,
@@ -94,220 +107,56 @@ pub struct Node {
     pub dcs: MemoryDcs,
     /// Its guardian.
     pub guardian: SimGuardian,
+    /// Why its watchdog, which is required everywhere, cannot be used.
+    watchdog: watch::Sender<Option<String>>,
+    /// The machine stands still.
     frozen: bool,
+    /// Its server is stopped.
+    server_stopped: bool,
     /// Its agent is to be started when the machine goes on.
     start_later: bool,
-    clock: SimClock,
+    /// Its clock.
+    pub clock: SimClock,
     config: Config,
     process: Option<Process>,
-}
-
-/// What is a machine's own.
-struct Machine {
-    drift_ppm: i32,
-    uptime: Duration,
-    seed: u64,
-    timings: Timings,
-}
-
-/// A running agent.
-struct Process {
-    life: Rc<Life>,
-    commands: mpsc::Sender<Command>,
-    exit: Rc<Cell<Option<Exit>>>,
-}
-
-#[derive(Default)]
-struct Life {
-    /// The process is stopped.
-    stopped: Cell<bool>,
-    /// Its machine stands still.
-    standing: Cell<bool>,
-    killed: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
-}
-
-impl Life {
-    fn frozen(&self) -> bool {
-        self.stopped.get() || self.standing.get()
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = self.waker.borrow_mut().take() {
-            waker.wake();
-        }
-    }
-}
-
-/// A process that can be stopped and killed from outside.
-struct Mortal {
-    life: Rc<Life>,
-    body: Option<LocalSet>,
-}
-
-impl Future for Mortal {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        *self.life.waker.borrow_mut() = Some(context.waker().clone());
-        if self.life.killed.get() {
-            self.body = None;
-            return Poll::Ready(());
-        }
-        if self.life.frozen() {
-            return Poll::Pending;
-        }
-        match &mut self.body {
-            Some(body) => Pin::new(body).poll(context),
-            None => Poll::Ready(()),
-        }
-    }
-}
-
-/// One machine's clock: it began at its own time and runs at its own rate.
-#[derive(Clone)]
-pub struct SimClock {
-    epoch: tokio::time::Instant,
-    uptime: Duration,
-    /// Parts per million that this clock is fast (or slow).
-    drift_ppm: i32,
-    dice: Rc<RefCell<Rng>>,
-}
-
-impl Clock for SimClock {
-    fn now(&self) -> Instant {
-        let elapsed = self.epoch.elapsed();
-        let error = elapsed / 1_000_000 * self.drift_ppm.unsigned_abs();
-        let local = if self.drift_ppm < 0 { elapsed.saturating_sub(error) } else { elapsed + error };
-        Instant(self.uptime + local)
-    }
-
-    fn wall(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.epoch.elapsed()
-    }
-
-    fn dice(&self) -> u64 {
-        self.dice.borrow_mut().draw()
-    }
-}
-
-type Directory = Rc<RefCell<BTreeMap<String, Door>>>;
-
-/// Where others find an agent's REST API.
-struct Door {
-    status: watch::Receiver<Arc<Status>>,
-    life: Rc<Life>,
-    clock: SimClock,
-}
-
-/// The network between the agents' REST APIs.
-#[derive(Clone)]
-pub struct SimNetwork {
-    directory: Directory,
-}
-
-impl Network for SimNetwork {
-    async fn ask(&self, whom: BTreeMap<MemberName, String>, within: Duration) -> BTreeMap<MemberName, PeerReply> {
-        let mut silent = false;
-        let replies: BTreeMap<_, _> = whom
-            .into_keys()
-            .map(|name| {
-                let reply = self.answer(&name, &mut silent);
-                (name, reply)
-            })
-            .collect();
-        // A process that is stopped keeps its connections and answers nothing.
-        tokio::time::sleep(if silent { within } else { Duration::from_millis(2) }).await;
-        replies
-    }
-
-    async fn lives(&self, api_url: String, _within: Duration) -> bool {
-        let host = api_url.split(['/', ':']).find(|part| !part.is_empty() && *part != "http").unwrap_or_default();
-        self.is_alive(host)
-    }
-}
-
-impl SimNetwork {
-    fn is_alive(&self, name: &str) -> bool {
-        self.directory.borrow().get(name).is_some_and(|door| !door.life.killed.get())
-    }
-
-    fn answer(&self, name: &MemberName, silent: &mut bool) -> PeerReply {
-        let directory = self.directory.borrow();
-        let Some(door) = directory.get(name.as_str()).filter(|door| !door.life.killed.get()) else {
-            return PeerReply::Unreachable("connection refused".into());
-        };
-        if door.life.frozen() {
-            *silent = true;
-            return PeerReply::Unreachable("no answer".into());
-        }
-        let status = door.status.borrow().clone();
-        let stale = door.clock.now() >= status.next_turn_due + status.ttl;
-        match status.as_peer().filter(|_| !stale) {
-            Some(answer) => PeerReply::Answer(answer),
-            None => PeerReply::Unreachable("its PostgreSQL does not answer".into()),
-        }
-    }
-}
-
-/// A configuration that is what it is, but for what the `config` key says of pause.
-struct Constant {
-    effective: Effective,
-    remembered: RefCell<Option<Value>>,
-}
-
-impl Layers for Constant {
-    fn effective(&self, dynamic: Option<&Value>) -> Result<Effective, String> {
-        let mut effective = self.effective.clone();
-        effective.core.pause = dynamic.is_some_and(|dynamic| dynamic["pause"] == json!(true));
-        Ok(effective)
-    }
-
-    fn restorable(&self) -> Value {
-        let core = &self.effective.core;
-        let first = || json!({"ttl": core.ttl.as_secs(), "loop_wait": core.loop_wait.as_secs()});
-        self.remembered.borrow().clone().unwrap_or_else(first)
-    }
-
-    fn remember(&self, dynamic: &Value) {
-        *self.remembered.borrow_mut() = Some(dynamic.clone());
-    }
-
-    fn reload(&mut self) -> Result<(), String> {
-        Ok(())
-    }
 }
 
 impl World {
     /// Machines with empty disks; no agent runs yet. Call within a `LocalSet` on a paused clock.
     #[must_use]
-    pub fn new(shape: Shape, rng: &mut Rng, judge: Judge) -> World {
-        World::of(shape, judge, || {
-            let drift_ppm = i32::try_from(rng.below(18_000)).unwrap_or(0) - 9_000; // within the 1 % that is allowed for
+    pub fn new(shape: Shape, rng: &mut Rng, make: Make) -> World {
+        let world = World::of(shape, make, || {
+            let gait = Gait::draw(rng);
             let uptime = rng.between(Duration::from_secs(60), Duration::from_secs(100_000));
-            Machine { drift_ppm, uptime, seed: rng.draw(), timings: draw_timings(rng) }
-        })
+            Machine { gait, uptime, seed: rng.draw(), timings: draw_timings(rng) }
+        });
+        // etcd ends a lease up to half a second late.
+        world.store.set_expiry_delay(Duration::from_millis(*rng.pick(&[0, 0, 200, 500])));
+        if rng.one_in(2) {
+            world.store.hold_requests();
+        }
+        world
     }
 
     /// The same with machines that are all alike and keep true time: for stories in which only what is told happens.
     #[must_use]
-    pub fn plain(shape: Shape, judge: Judge) -> World {
+    pub fn plain(shape: Shape, make: Make) -> World {
         let mut seed = 0;
-        World::of(shape, judge, || {
+        World::of(shape, make, || {
             seed += 1;
-            Machine { drift_ppm: 0, uptime: Duration::from_secs(1_000), seed, timings: Timings::default() }
+            Machine { gait: Gait::Steady(0), uptime: Duration::from_secs(1_000), seed, timings: Timings::default() }
         })
     }
 
-    fn of(shape: Shape, judge: Judge, mut machine: impl FnMut() -> Machine) -> World {
+    fn of(shape: Shape, make: Make, mut machine: impl FnMut() -> Machine) -> World {
         let store = MemoryStore::new();
         let network = FakeNetwork::new();
         let epoch = tokio::time::Instant::now();
         let mut nodes = BTreeMap::new();
         for index in 0..shape.members {
             let name = char::from(b'a' + index).to_string();
-            let Machine { drift_ppm, uptime, seed, timings } = machine();
-            let clock = SimClock { epoch, uptime, drift_ppm, dice: Rc::new(RefCell::new(Rng::new(seed))) };
+            let Machine { gait, uptime, seed, timings } = machine();
+            let clock = SimClock::new(epoch, uptime, gait, make.time, seed);
             let config = Config {
                 ttl: shape.ttl,
                 loop_wait: shape.loop_wait,
@@ -315,6 +164,7 @@ impl World {
                 stop_budget: shape.stop_budget,
                 synchronous_mode: shape.synchronous,
                 synchronous_mode_strict: shape.strict,
+                failsafe_mode: shape.failsafe,
                 primary_start_timeout: Duration::from_secs(30),
                 ..Config::of(MemberName::from(name.as_str()))
             };
@@ -322,11 +172,32 @@ impl World {
             postgres.tune(|in_force| *in_force = timings);
             let dcs = store.client(name.as_str());
             let guardian = SimGuardian::start(clock.clone(), postgres.clone());
-            let (frozen, start_later) = (false, false);
-            let node = Node { timings, postgres, dcs, guardian, frozen, start_later, clock, config, process: None };
+            let node = Node {
+                timings,
+                postgres,
+                dcs,
+                guardian,
+                frozen: false,
+                server_stopped: false,
+                start_later: false,
+                clock,
+                config,
+                process: None,
+                watchdog: watch::Sender::new(None),
+            };
             nodes.insert(name, node);
         }
-        World { shape, store, network, nodes, judge, directory: Directory::default(), assassins: Vec::new(), epoch }
+        World {
+            shape,
+            store,
+            network,
+            nodes,
+            make,
+            directory: Directory::default(),
+            agreed: Agreed::default(),
+            assassins: Vec::new(),
+            epoch,
+        }
     }
 
     /// Virtual time since the world began.
@@ -344,22 +215,13 @@ impl World {
 
     /// Starts the agent of a member, unless it runs.
     pub fn start(&mut self, name: &str) {
-        let (judge, directory) = (self.judge, self.directory.clone());
+        let (make, directory) = (self.make, self.directory.clone());
         let Some(node) = self.nodes.get_mut(name).filter(|node| !node.runs()) else { return };
         if node.frozen {
             node.start_later = true;
             return;
         }
-        let effective = Effective {
-            core: node.config.clone(),
-            postgres: settings(name),
-            scope: "demo".into(),
-            conn_url: conn_url(name),
-            api_url: format!("http://{name}:8008/patroni"),
-            proxy_url: None,
-            tags: published_tags(&node.config.tags),
-            noloadbalance: false,
-        };
+        let effective = effective(&node.config, name);
         let (commands, inbox) = mpsc::channel(8);
         let (claims, claimed) = watch::channel(None);
         let (lease_sender, lease) = watch::channel(LeaseView::default());
@@ -369,32 +231,48 @@ impl World {
             dcs: node.dcs.clone(),
             postgres: node.postgres.clone(),
             clock: node.clock.clone(),
-            network: SimNetwork { directory: directory.clone() },
+            network: SimNetwork::of(directory.clone(), self.agreed.clone(), self.epoch),
         };
         let (fences, orders) = watch::channel(Fence::Keep);
         let (guarded, view) = watch::channel(guardian::View::default());
         let feed = guardian::feed(node.guardian.clone(), node.clock.clone(), orders, lease.clone(), guarded);
         let guardian = Some(guardian::Channels { fences, view });
-        let channels = Channels { commands: inbox, claims, lease, guardian, status };
+        let (wanted, heard) =
+            watch::channel(watchdog::Order { fence: Fence::Keep, settings: machine::watchdog_of(&node.config) });
+        let (told, state) = watch::channel(watchdog::State::default());
+        let watchdog = watchdog::Channels { orders: wanted, state };
+        let failsafe = failsafe::Door::default();
+        let channels =
+            Channels { commands: inbox, claims, lease, guardian, watchdog, failsafe: failsafe.clone(), status };
         let life = Rc::new(Life::default());
         let exit = Rc::new(Cell::new(None));
         let body = LocalSet::new();
         body.spawn_local(feed);
-        body.spawn_local(regent::lease::keep(node.dcs.clone(), node.clock.clone(), claimed, lease_sender));
-        let layers = Constant { effective, remembered: RefCell::default() };
+        body.spawn_local(machine::watchdog_answers(heard, told, node.watchdog.subscribe()));
+        let renewer = Renewer { dcs: node.dcs.clone(), clock: node.clock.clone(), renewals: make.renewals };
+        body.spawn_local(regent::lease::keep(renewer, node.clock.clone(), claimed, lease_sender));
+        let layers = Constant::of(effective);
         let (ended, own_life) = (exit.clone(), life.clone());
-        let agent = Agent::new(seams, channels, Box::new(layers), judge);
+        let agent = Agent::new(seams, channels, Box::new(layers), make.judge);
         body.spawn_local(async move {
             let Ok(agent) = agent else { return };
             ended.set(Some(agent.run().await));
             own_life.killed.set(true); // The process ends, and its lease task with it.
             own_life.wake();
         });
-        directory
-            .borrow_mut()
-            .insert(name.to_owned(), Door { status: published, life: life.clone(), clock: node.clock.clone() });
+        directory.borrow_mut().insert(
+            name.to_owned(),
+            Door { failsafe, status: published, life: life.clone(), clock: node.clock.clone() },
+        );
         tokio::task::spawn_local(Mortal { life: life.clone(), body: Some(body) });
         node.process = Some(Process { life, commands, exit });
+    }
+
+    /// The watchdog of a member cannot be used any more, or can again
+    pub fn break_watchdog(&self, name: &str, why: Option<&str>) {
+        if let Some(node) = self.nodes.get(name) {
+            node.watchdog.send_replace(why.map(str::to_owned));
+        }
     }
 
     /// Kills the agent of a member, as SIGKILL does: its server goes on.
@@ -417,18 +295,23 @@ impl World {
     pub fn freeze_machine(&mut self, name: &str, frozen: bool) {
         let Some(node) = self.nodes.get_mut(name) else { return };
         node.frozen = frozen;
-        if frozen {
-            node.postgres.freeze();
-        } else {
-            node.postgres.thaw();
-        }
-        node.guardian.freeze(frozen);
+        node.freeze_server();
+        node.guardian.stand(frozen);
+        node.clock.stand(frozen);
         if let Some(process) = &node.process {
             process.life.standing.set(frozen);
             process.life.wake();
         }
         if !frozen && std::mem::take(&mut node.start_later) {
             self.start(name);
+        }
+    }
+
+    /// Freezes a postmaster and its children, as SIGSTOP does, or lets them go on.
+    pub fn freeze_server(&mut self, name: &str, stopped: bool) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.server_stopped = stopped;
+            node.freeze_server();
         }
     }
 
@@ -441,22 +324,35 @@ impl World {
 
     /// Kills whoever is promoted next, agent and server, so long after.
     pub fn kill_next_promoted(&mut self, after: Duration) {
-        let (directory, network) = (self.directory.clone(), self.network.clone());
+        let network = self.network.clone();
+        self.strike_next_promoted(after, move |name, life| {
+            life.killed.set(true);
+            if let Some(postgres) = network.node(name) {
+                postgres.kill();
+            }
+        });
+    }
+
+    /// Stops the agent of whoever is promoted next, so long after; its guardian is all that is left.
+    pub fn freeze_next_promoted(&mut self, after: Duration) {
+        self.strike_next_promoted(after, |_, life| life.stopped.set(true));
+    }
+
+    fn strike_next_promoted(&mut self, after: Duration, strike: impl Fn(&str, &Life) + 'static) {
+        let (directory, strike) = (self.directory.clone(), Rc::new(strike));
         let armed = Rc::new(Cell::new(true));
         self.assassins.push(armed.clone());
         self.network.on_transition(Box::new(move |node, transition| {
             if transition != Transition::Promoted || !armed.replace(false) {
                 return;
             }
-            let (directory, network, node) = (directory.clone(), network.clone(), node.to_owned());
+            let (directory, strike, node) = (directory.clone(), strike.clone(), node.to_owned());
             tokio::task::spawn_local(async move {
                 tokio::time::sleep(after).await;
-                if let Some(door) = directory.borrow().get(&node) {
-                    door.life.killed.set(true);
-                    door.life.wake();
-                }
-                if let Some(postgres) = network.node(&node) {
-                    postgres.kill();
+                let life = directory.borrow().get(&node).map(|door| door.life.clone());
+                if let Some(life) = life {
+                    strike(&node, &life);
+                    life.wake();
                 }
             });
         }));
@@ -478,21 +374,44 @@ impl World {
         Some(door.status.borrow().clone())
     }
 
+    /// S13: tells, whenever it is called, which primary goes on in failsafe mode without the word of which member, or on a word
+    /// that is older than its promise.
+    pub fn unasked(&self) -> impl Fn() -> Vec<(String, String)> + 'static {
+        let (directory, agreed, network) = (self.directory.clone(), self.agreed.clone(), self.network.clone());
+        let (store, epoch, ttl) = (self.store.clone(), self.epoch, self.shape.ttl);
+        move || {
+            let (directory, agreed, now) = (directory.borrow(), agreed.borrow(), epoch.elapsed());
+            let goes_on = |door: &Door| {
+                let active = door.status.borrow().failsafe_until.is_some_and(|until| door.clock.now() < until);
+                active && !door.life.killed.get() && !door.life.frozen()
+            };
+            let mut missing = Vec::new();
+            for name in network.writable_now().into_iter().filter(|name| directory.get(name).is_some_and(goes_on)) {
+                for other in store.failsafe().into_iter().map(|other| other.0).filter(|other| *other != name) {
+                    let pair = (name.clone(), other);
+                    if agreed.get(&pair).and_then(|times| times.last()).is_none_or(|at| now > *at + ttl) {
+                        missing.push(pair);
+                    }
+                }
+            }
+            missing
+        }
+    }
+
+    /// Until when, from `at` on and without a gap, all of `others` were bound by the word that they gave to `name`.
+    pub fn sworn(&self, name: &str, others: &[String], at: Duration) -> Duration {
+        let agreed = self.agreed.borrow();
+        let bound = |other: &String| {
+            let times = agreed.get(&(name.to_owned(), other.clone())).into_iter().flatten();
+            times.fold(at, |end, given| if *given <= end { end.max(*given + self.shape.ttl) } else { end })
+        };
+        others.iter().map(bound).min().unwrap_or(Duration::MAX)
+    }
+
     /// Asks, whenever it is called, which members answer 200 to `GET /primary` (rest-api.md 5.1, W2).
     pub fn primary_check(&self) -> impl Fn() -> Vec<String> + 'static {
         let directory = self.directory.clone();
-        move || Self::answering(&directory)
-    }
-
-    fn answering(directory: &Directory) -> Vec<String> {
-        let directory = directory.borrow();
-        let serves = |door: &Door| !door.life.killed.get() && !door.life.frozen();
-        let positive = |door: &Door| {
-            let status = door.status.borrow();
-            let runs = status.sql.as_ref().is_some_and(|sql| !sql.in_recovery);
-            runs && !status.demoting && status.lock_until.is_some_and(|until| door.clock.now() < until)
-        };
-        directory.iter().filter(|(_, door)| serves(door) && positive(door)).map(|(name, _)| name.clone()).collect()
+        move || network::answering(&directory)
     }
 
     /// What a member published last, whether its agent runs or not.
@@ -526,6 +445,14 @@ impl World {
 }
 
 impl Node {
+    fn freeze_server(&self) {
+        if self.frozen || self.server_stopped {
+            self.postgres.freeze();
+        } else {
+            self.postgres.thaw();
+        }
+    }
+
     /// The configuration that its agent starts with.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -542,76 +469,5 @@ impl Node {
     #[must_use]
     pub fn exit(&self) -> Option<Exit> {
         self.process.as_ref().and_then(|process| process.exit.get())
-    }
-}
-
-/// No two machines are alike.
-fn draw_timings(rng: &mut Rng) -> Timings {
-    let millis = Duration::from_millis;
-    let slow_replication = rng.one_in(3);
-    Timings {
-        start: rng.between(millis(50), millis(900)),
-        recovery: rng.between(millis(100), millis(4_000)),
-        stop: rng.between(millis(20), millis(1_500)),
-        immediate_stop: rng.between(millis(5), millis(300)),
-        promote: rng.between(millis(30), millis(600)),
-        checkpoint: rng.between(millis(10), millis(2_000)),
-        clone: rng.between(millis(500), millis(6_000)),
-        bootstrap: rng.between(millis(500), millis(4_000)),
-        replication_delay: rng.between(millis(1), millis(if slow_replication { 400 } else { 10 })),
-        ..Timings::default()
-    }
-}
-
-/// The tags that say something, as a member key has them.
-fn published_tags(tags: &Tags) -> Map<String, Value> {
-    let mut published = Map::new();
-    for (name, set) in [("nofailover", tags.nofailover), ("clonefrom", tags.clonefrom), ("nostream", tags.nostream)] {
-        if set {
-            published.insert(name.to_owned(), json!(true));
-        }
-    }
-    if tags.failover_priority != Tags::default().failover_priority && !tags.nofailover {
-        published.insert("failover_priority".to_owned(), json!(tags.failover_priority));
-    }
-    if let Some(upstream) = &tags.replicatefrom {
-        published.insert("replicatefrom".to_owned(), json!(upstream.as_str()));
-    }
-    published
-}
-
-fn conn_url(name: &str) -> String {
-    format!("postgres://{name}:5432/postgres")
-}
-
-fn settings(name: &str) -> Settings {
-    Settings {
-        scope: "demo".into(),
-        name: name.into(),
-        data_dir: "/data".into(),
-        config_dir: "/data".into(),
-        bin_dir: None,
-        pgpass: "/pgpass".into(),
-        listen_addresses: "*".into(),
-        port: 5432,
-        local_host: "localhost".into(),
-        use_unix_socket: false,
-        database: "postgres".into(),
-        superuser: Credentials::default(),
-        replication: Credentials::default(),
-        rewind: None,
-        parameters: BTreeMap::new(),
-        pg_hba: None,
-        pg_ident: None,
-        bootstrap_pg_hba: Vec::new(),
-        initdb_options: Vec::new(),
-        basebackup_options: Vec::new(),
-        post_bootstrap: None,
-        recovery_conf: BTreeMap::new(),
-        use_slots: true,
-        synchronous: false,
-        sync_names: None,
-        custom_conf: None,
-        pg_ctl_timeout: 60,
     }
 }

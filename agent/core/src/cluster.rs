@@ -36,6 +36,8 @@ pub struct ClusterView {
     pub promise: Option<PromiseKey>,
     /// Revision of a promise that cannot be read: the next one replaces it, and must name it.
     pub unreadable_promise: Option<Revision>,
+    /// The failsafe topology, if there is such a key.
+    pub failsafe: Option<FailsafeKey>,
     /// Keys that could not be understood, by name, with the reason: shown, never acted upon.
     pub garbage: BTreeMap<String, String>,
 }
@@ -161,6 +163,15 @@ pub enum ConfigKey {
     Garbage,
     /// A JSON object.
     Valid(Revision),
+}
+
+/// The `failsafe` key (dcs.md 3.9): who must agree before a primary goes on without etcd, and who may run for leader.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailsafeKey {
+    /// `api_url` by member; empty when the key cannot be read.
+    pub members: BTreeMap<MemberName, String>,
+    /// Revision of its last change.
+    pub modified: Revision,
 }
 
 /// One line of the `history` key (dcs.md 3.7).

@@ -28,6 +28,8 @@ pub struct Config {
     pub check_timeline: bool,
     /// Time a crashed primary may take to come back before another member is preferred (C1, C7); zero prefers failover.
     pub primary_start_timeout: Duration,
+    /// Without etcd a primary goes on while all members agree (section 9).
+    pub failsafe_mode: bool,
     /// The cluster is in maintenance mode: nothing starts, stops or is promoted by the agent's own will (section 13).
     pub pause: bool,
     /// This file has a `bootstrap` section, so that this member may create the cluster (B1).
@@ -42,6 +44,12 @@ pub struct Config {
     pub synchronous_node_count: usize,
     /// A standby farther behind than this, in bytes, is not waited for.
     pub maximum_lag_on_syncnode: Option<u64>,
+    /// A log that has diverged may be rewound (`postgresql.use_pg_rewind`).
+    pub use_pg_rewind: bool,
+    /// Where pg_rewind failed, the local data may be replaced by a clone (`remove_data_directory_on_rewind_failure`).
+    pub remove_on_rewind_failure: bool,
+    /// Where the log has diverged and pg_rewind cannot help, likewise (`remove_data_directory_on_diverged_timelines`).
+    pub remove_on_divergence: bool,
     /// Tags of this member.
     pub tags: Tags,
 }
@@ -92,6 +100,7 @@ impl Config {
             maximum_lag_on_failover: 1_048_576,
             check_timeline: false,
             primary_start_timeout: Duration::from_secs(300),
+            failsafe_mode: false,
             pause: false,
             may_bootstrap: true,
             use_slots: true,
@@ -99,6 +108,9 @@ impl Config {
             synchronous_mode_strict: false,
             synchronous_node_count: 1,
             maximum_lag_on_syncnode: None,
+            use_pg_rewind: false,
+            remove_on_rewind_failure: false,
+            remove_on_divergence: false,
             tags: Tags::default(),
         }
     }

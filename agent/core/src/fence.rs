@@ -1,7 +1,9 @@
 //! What the guardian has to know: whether the server of this member may write, and under which lease.
 //!
-//! The guardian kills the server at the lease's deadline unless the deadline moves. It is armed **before** a server may
+//! The guardian stops the server before the lease's deadline, and kills it there, unless the deadline moves. It is armed **before** a server may
 //! write and disarmed only where it can write no more (ha-rules 22.3 I3, D1). In every doubt what stands is kept.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +11,7 @@ use crate::cluster::Initialize;
 use crate::memory::Role;
 use crate::postgres::{DataDir, Job, Process};
 use crate::snapshot::{Seat, Snapshot};
-use crate::units::LeaseId;
+use crate::units::{Instant, LeaseId};
 
 /// The loop's word to the guardian.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +26,12 @@ pub enum Fence {
         /// The lease that the leader key is known to hang on. Only its deadline counts; while it is another than the present
         /// one, or unknown, an older deadline stays in force (ha-rules 22.2, "which s counts").
         lease: Option<LeaseId>,
+        /// All other members let it write until then, whatever becomes of the lease (failsafe mode).
+        promised: Option<Instant>,
+        /// So long before the deadline it is to be stopped fast, so that standbys within reach get what was acknowledged. An
+        /// agent that lives stops it a whole stop budget before the deadline: three quarters of it leave that the first word,
+        /// and leave the stop as much time as the agent gives it before SIGKILL.
+        early: Duration,
     },
     /// The server is down, the guardian may see for itself.
     Down,
@@ -52,12 +60,12 @@ impl Snapshot {
                 let starts = self.job.as_ref().is_some_and(|job| job.job == Job::Start { as_primary: true });
                 // A primary that crashed under its lock is started in place: armed before, as it has no pid yet.
                 let crashed = lease.is_some() && self.memory.role == Role::Primary && self.job.is_none();
-                if starts || crashed { Fence::Guard { pid: None, lease } } else { Fence::Down }
+                if starts || crashed { self.armed(None, lease, None) } else { Fence::Down }
             }
             Process::Up { pid } => {
                 let writes = self.may_write() || self.memory.role == Role::Promoted;
                 if writes || seat == Seat::Mine && self.standby().is_some() {
-                    return Fence::Guard { pid: Some(pid), lease };
+                    return self.armed(Some(pid), lease, self.promised_until());
                 }
                 let signal = matches!(&self.postgres.data_dir, DataDir::Present(present) if present.standby_signal);
                 let starting_standby = signal && self.memory.role == Role::Replica;
@@ -65,6 +73,10 @@ impl Snapshot {
                 if elsewhere && (self.standby().is_some() || starting_standby) { Fence::Off } else { Fence::Keep }
             }
         }
+    }
+
+    fn armed(&self, pid: Option<u32>, lease: Option<LeaseId>, promised: Option<Instant>) -> Fence {
+        Fence::Guard { pid, lease, promised, early: self.config.stop_budget * 3 / 4 }
     }
 
     /// The right to make a cluster hangs on the lease as well (DL11): who freezes in the middle of it is killed, too.
@@ -75,9 +87,9 @@ impl Snapshot {
             Initialize::Absent | Initialize::Garbage { .. } => None,
         });
         match self.postgres.process {
-            Process::Up { pid } => Fence::Guard { pid: Some(pid), lease },
+            Process::Up { pid } => self.armed(Some(pid), lease, None),
             // The next thing to happen is its first start.
-            Process::Down => Fence::Guard { pid: None, lease },
+            Process::Down => self.armed(None, lease, None),
         }
     }
 }
@@ -89,7 +101,7 @@ mod tests {
     use crate::postgres::StopMode;
 
     fn guard(pid: Option<u32>, lease: Option<i64>) -> Fence {
-        Fence::Guard { pid, lease: lease.map(LeaseId) }
+        Fence::Guard { pid, lease: lease.map(LeaseId), promised: None, early: Duration::from_millis(2_250) }
     }
 
     #[test]

@@ -5,14 +5,17 @@
 
 use std::time::Duration;
 
-use crate::cluster::{ClusterView, ConfigKey, HistoryLine, Initialize, LeaderKey, Member, Promise, PromiseKey, Status};
+use crate::cluster::{
+    ClusterView, ConfigKey, FailsafeKey, HistoryLine, Initialize, LeaderKey, Member, Promise, PromiseKey, Status,
+};
 use crate::config::Config;
+use crate::failsafe::{Agreement, Notice, Topology};
 use crate::memory::{LastLed, Memory, Role};
 use crate::peers::{PeerAnswer, PeerReply};
 use crate::postgres::{
     ClusterState, ControlData, DataDir, Job, PgState, Present, Probe, Process, RunningJob, SqlFacts, WalSender,
 };
-use crate::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot};
+use crate::snapshot::{Guardian, LeaseView, NoView, Order, Peers, Snapshot, Watchdog};
 use crate::units::{Instant, LeaseId, Lsn, MemberName, Revision, SystemId, Timeline, WalPosition};
 
 /// The fixtures' system identifier.
@@ -26,7 +29,7 @@ pub fn secs(n: u64) -> Duration {
 
 /// etcd does not answer: `primary().with(cut_off)`.
 pub fn cut_off(s: &mut Snapshot) {
-    s.dcs = Err("no answer in 2s".into());
+    s.dcs = Err(NoView::Unreachable("no answer in 2s".into()));
 }
 
 /// Builds a [`Snapshot`] by small readable steps.
@@ -112,6 +115,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
             modified: Revision(50),
         }),
         unreadable_promise: None,
+        failsafe: None,
         garbage: std::collections::BTreeMap::new(),
     };
     let control = ControlData {
@@ -119,6 +123,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
         state: if in_recovery { ClusterState::InArchiveRecovery } else { ClusterState::InProduction },
         timeline: Timeline(1),
         checkpoint: Lsn(500),
+        checkpoint_end: None,
         min_recovery: in_recovery.then_some((Timeline(1), Lsn(900))),
         rewindable: true,
     };
@@ -139,11 +144,14 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
             probe: Probe::Accepting,
             sql: Some(sql(in_recovery)),
             local_history: Vec::new(),
+            old_copy: false,
         },
         job: None,
         peers: None,
+        agreement: None,
         namesake: None,
         guardian: Guardian::Ready,
+        watchdog: Watchdog::Ready,
         order: Order::Run,
         memory: Memory {
             role: if in_recovery { Role::Replica } else { Role::Primary },
@@ -151,6 +159,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
             last_led: Some(LastLed { leader: leader.into(), members }),
             last_position: Some(Lsn(1_000)),
             met: true,
+            since: Some(Instant(secs(60))),
             ..Memory::default()
         },
     })
@@ -169,6 +178,40 @@ pub fn standby() -> Builder {
 }
 
 impl Builder {
+    /// `failsafe_mode` is on; the key names a, b and c, and was read.
+    #[must_use]
+    pub fn failsafe(self) -> Builder {
+        self.but(|s| {
+            s.config.failsafe_mode = true;
+            let api_url = |name: &str| (name.into(), format!("http://{name}:8008/patroni"));
+            let key = FailsafeKey { members: ["a", "b", "c"].map(api_url).into(), modified: Revision(60) };
+            s.memory.topology =
+                Topology { modified: Some(key.modified), members: key.members.clone(), ..Topology::default() };
+            if let Ok(view) = &mut s.dcs {
+                view.failsafe = Some(key);
+            }
+        })
+    }
+
+    /// Each of `who` agreed to a round that was sent so long ago; the others of b and c refused.
+    #[must_use]
+    pub fn agreed(self, who: &[&str], ago: Duration) -> Builder {
+        self.but(|s| {
+            let answers = ["b", "c"].map(|name| (name.into(), who.contains(&name))).into();
+            s.memory.promises.answered(s.now.minus(ago), s.config.ttl, &answers, &s.config.name);
+        })
+    }
+
+    /// This member agreed that b goes on, for so much longer.
+    #[must_use]
+    pub fn agreed_to_b(self, left: Duration) -> Builder {
+        self.but(|s| {
+            let (conn_url, api_url) = ("postgres://b:5432/postgres".into(), "http://b:8008/patroni".into());
+            let to = Notice { name: "b".into(), conn_url, api_url, slots: std::collections::BTreeMap::new() };
+            s.agreement = Some(Agreement { until: s.now + left, to });
+        })
+    }
+
     /// The snapshot.
     #[must_use]
     pub fn build(&self) -> Snapshot {
@@ -196,6 +239,12 @@ impl Builder {
         })
     }
 
+    /// Another configuration.
+    #[must_use]
+    pub fn but_config(self, change: impl FnOnce(&mut Config)) -> Builder {
+        self.but(|s| change(&mut s.config))
+    }
+
     /// The budget of a forced stop.
     #[must_use]
     pub fn stop_budget(self, budget: Duration) -> Builder {
@@ -218,6 +267,12 @@ impl Builder {
     #[must_use]
     pub fn unguarded_for(self, long: Duration) -> Builder {
         self.but(|s| s.guardian = Guardian::Absent { why: "it does not start".into(), since: s.now.minus(long) })
+    }
+
+    /// The watchdog is required, and is this.
+    #[must_use]
+    pub fn watchdog(self, watchdog: Watchdog) -> Builder {
+        self.but(|s| s.watchdog = watchdog)
     }
 
     /// There is no lease.

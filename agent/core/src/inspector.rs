@@ -5,7 +5,7 @@
 
 use crate::plan::{KeyWrite, Lease, Move, Plan};
 use crate::postgres::{ClusterState, DataDir};
-use crate::snapshot::{Guardian, Order, Seat, Snapshot};
+use crate::snapshot::{Guardian, Order, Seat, Snapshot, Watchdog};
 
 /// A plan that must not be carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,11 +70,15 @@ const SENTENCES: &[Sentence] = &[
             s.seat() == Seat::Vacant && s.lease.id.is_some() && s.sql().is_some(),
         )
     }),
-    ("nobody takes the key, is promoted, starts as a primary or makes a cluster without a guardian", |s, p| {
-        let leads = matches!(p.lease, Lease::Take { .. })
-            || matches!(p.postgres, Move::Promote(_) | Move::StartPrimary | Move::Bootstrap);
-        implies(leads, s.guardian == Guardian::Ready || s.config.pause && p.postgres == Move::Stay)
-    }),
+    (
+        "nobody takes the key, is promoted, starts as a primary or makes a cluster without guardian and watchdog",
+        |s, p| {
+            let leads = matches!(p.lease, Lease::Take { .. })
+                || matches!(p.postgres, Move::Promote(_) | Move::StartPrimary | Move::Bootstrap);
+            let guarded = s.guardian == Guardian::Ready && s.watchdog == Watchdog::Ready;
+            implies(leads, guarded || s.config.pause && p.postgres == Move::Stay)
+        },
+    ),
     ("a promise never falls and never gives a timeline that another member was promised", |s, p| {
         let (Lease::Take { promise, .. } | Lease::Promise { promise, .. }) = &p.lease else { return true };
         let Some(last) = s.view().and_then(|view| view.promise.as_ref()).map(|key| &key.promise) else { return true };
@@ -114,18 +118,51 @@ const SENTENCES: &[Sentence] = &[
             || matches!(s.job.as_ref().map(|j| &j.job), Some(crate::postgres::Job::Clone { .. }));
         implies(p.postgres == Move::RemoveUnfinished, ours && !s.postgres.is_up())
     }),
+    (
+        "pg_rewind runs only where it is allowed, on data with no server on it, against another member that leads as a \
+         primary and has made its checkpoint",
+        |s, p| {
+            let Move::Rewind { from, .. } = &p.postgres else { return true };
+            let leader = s.view().and_then(|view| view.leader_member());
+            let source = leader.is_some_and(|(name, leader)| {
+                name == from && matches!(leader.role.as_str(), "primary" | "master") && !leader.checkpoint_pending
+            });
+            s.config.use_pg_rewind && !s.postgres.is_up() && s.seat() == Seat::Theirs && source
+        },
+    ),
+    (
+        "data is given up only where that is allowed, with no server on it, and beside another member that runs as the leader",
+        |s, p| {
+            let Move::GiveUpData { from, .. } = &p.postgres else { return true };
+            let allowed = s.config.remove_on_divergence || s.config.remove_on_rewind_failure;
+            let leader = s.view().and_then(|view| view.leader_member());
+            let verified = leader.is_some_and(|(name, m)| {
+                name == from && m.state == "running" && matches!(m.role.as_str(), "primary" | "master")
+            });
+            allowed && !s.postgres.is_up() && s.seat() == Seat::Theirs && verified
+        },
+    ),
+    ("an old copy is removed only when its replacement streams", |s, p| {
+        implies(p.postgres == Move::DiscardOldCopy, s.standby().is_some_and(|sql| sql.streaming))
+    }),
     ("a directory is set aside only by the agent that is making the cluster", |s, p| {
         implies(p.postgres == Move::SetAside, s.memory.bootstrapping)
     }),
     ("nothing moves in pause, unless it is under way", |s, p| {
         implies(s.config.pause && s.job.is_none() && !s.memory.bootstrapping, p.postgres == Move::Stay)
     }),
-    ("only the holder writes status and history, and clears a request", |s, p| {
-        let records = p.keys.iter().any(|key| {
-            matches!(
-                key,
-                KeyWrite::Status(_) | KeyWrite::History(_) | KeyWrite::ClearFailover { .. } | KeyWrite::Sync { .. }
-            )
+    ("who agreed that another primary goes on does not take the key as a standby, and is not promoted", |s, p| {
+        let leads = matches!(p.lease, Lease::Take { .. }) && !s.is_primary() || matches!(p.postgres, Move::Promote(_));
+        implies(s.agreement.is_some(), !leads)
+    }),
+    ("only the holder writes status, history, failsafe and sync, and clears a request", |s, p| {
+        let records = p.keys.iter().any(|key| match key {
+            KeyWrite::Status(_)
+            | KeyWrite::History(_)
+            | KeyWrite::Failsafe(_)
+            | KeyWrite::ClearFailover { .. }
+            | KeyWrite::Sync { .. } => true,
+            KeyWrite::Identify { .. } | KeyWrite::Config { .. } => false,
         });
         implies(records, holds_the_key(s))
     }),
@@ -139,6 +176,7 @@ const SENTENCES: &[Sentence] = &[
             | KeyWrite::Config { .. }
             | KeyWrite::ClearFailover { .. }
             | KeyWrite::Status(_)
+            | KeyWrite::Failsafe(_)
             | KeyWrite::History(_) => true,
         })
     }),
@@ -182,7 +220,19 @@ mod tests {
         );
         assert!(objects(&primary().led_by("b").build(), stay(Lease::Keep)), "two primaries");
         assert!(objects(&holder().unguarded_for(secs(0)).build(), promote(2)), "no guardian");
+        let waits = holder().watchdog(Watchdog::Awaited).build();
+        assert!(objects(&waits, promote(2)), "no watchdog, where one is required");
         assert!(objects(&standby().down().build(), go(Move::StartPrimary)));
+        let give_up = || go(Move::GiveUpData { from: "b".into(), conn_url: String::new() });
+        assert!(objects(&standby().down().build(), give_up()), "not allowed");
+        let removing = || standby().down().but_config(|config| config.remove_on_divergence = true);
+        assert!(!objects(&removing().build(), give_up()));
+        assert!(objects(&removing().vacant().build(), give_up()), "nobody leads");
+        let rewind = |from: &str| go(Move::Rewind { from: from.into(), conn_url: String::new() });
+        let allowed = || standby().down().but_config(|config| config.use_pg_rewind = true);
+        assert!(!objects(&allowed().build(), rewind("b")));
+        assert!(objects(&allowed().build(), rewind("c")), "not the leader");
+        assert!(objects(&allowed().member("b", |m| m.checkpoint_pending = true).build(), rewind("b")));
         assert!(objects(&standby().down().build(), go(Move::RemoveUnfinished)), "somebody's data");
         assert!(objects(&standby().build(), go(Move::Clone { from: "b".into(), conn_url: String::new() })));
         assert!(objects(&standby().paused().down().build(), go(Move::StartStandby(crate::postgres::Upstream::Nobody))));

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Member;
+use crate::failsafe::{Promises, Topology};
 use crate::plan::{Decision, KeyWrite, Lease, Move};
-use crate::postgres::{DataDir, FinishedJob, Job, StopMode};
+use crate::postgres::{DataDir, FinishedJob, Job, Probe, Process, StopMode};
 use crate::snapshot::{Order, Seat, Snapshot};
 use crate::sync::Since;
 use crate::units::{Instant, LeaseId, Lsn, MemberName, Timeline};
@@ -24,6 +25,9 @@ pub struct Memory {
     pub recovering: bool,
     /// Since when the server has been starting.
     pub starting_since: Option<Instant>,
+    /// Since when the server has run and not even hung up on a fresh connection. It stays when a server that hung for
+    /// longer than anybody waits is gone, so that its end is not taken for a crash.
+    pub silent_since: Option<Instant>,
     /// This agent won the right to make the cluster and has not finished (B5-B7).
     pub bootstrapping: bool,
     /// ... and has tried to give it its name: from then on its data may be the only copy of a cluster that exists.
@@ -46,6 +50,14 @@ pub struct Memory {
     pub ordered_since: Option<Instant>,
     /// Own position when the server last answered.
     pub last_position: Option<Lsn>,
+    /// pg_rewind was tried, and this member has not streamed since.
+    pub rewinds: Option<Rewinds>,
+    /// When this agent had its first look: what it agreed to before that is forgotten.
+    pub since: Option<Instant>,
+    /// Who must agree before this member goes on without etcd (failsafe mode).
+    pub topology: Topology,
+    /// Who has.
+    pub promises: Promises,
     /// The server has answered, or run, at least once since this agent started (B10, "first contact").
     pub met: bool,
 }
@@ -64,6 +76,15 @@ pub enum Role {
     Replica,
     /// A former primary that was stopped, or found stopped.
     Demoted,
+}
+
+/// How often pg_rewind was tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rewinds {
+    /// Against which leader.
+    pub from: MemberName,
+    /// Times.
+    pub tries: u32,
 }
 
 /// A view that had a leader.
@@ -100,7 +121,22 @@ impl Memory {
         next
     }
 
+    /// Until when all of the topology, this member in it, promised to stay out of the race.
+    #[must_use]
+    pub fn promised_until(&self) -> Option<Instant> {
+        let each = self.topology.members.keys().map(|name| self.promises.until.get(name).copied());
+        each.collect::<Option<Vec<_>>>()?.into_iter().min()
+    }
+
     fn observe(&mut self, seen: &Snapshot) {
+        self.since = self.since.or(Some(seen.now));
+        self.topology.observe(seen);
+        if seen.seat() == Seat::Theirs || !seen.may_write() {
+            self.promises = Promises::default();
+        }
+        if seen.view().is_some() {
+            self.promises.last = None; // The next outage asks at once.
+        }
         if let Some(view) = seen.view() {
             self.holds = match seen.seat() {
                 Seat::Mine => view.leader.as_ref().and_then(|key| key.lease).filter(|id| Some(*id) == seen.lease.id),
@@ -120,6 +156,9 @@ impl Memory {
             self.starting_since = None;
             self.met = true;
             self.last_position = Some(sql.position());
+            if sql.streaming {
+                self.rewinds = None;
+            }
             self.role = match (sql.in_recovery, self.role) {
                 (false, _) => Role::Primary,
                 (true, Role::Promoted) => Role::Promoted,
@@ -133,6 +172,14 @@ impl Memory {
         }
         if seen.sql().is_none() {
             self.role = self.role_on_disk(seen);
+        }
+        self.silent_since = match (seen.postgres.process, seen.postgres.probe) {
+            (Process::Up { .. }, Probe::Silent) => self.silent_since.or(Some(seen.now)),
+            (Process::Up { .. }, Probe::Accepting | Probe::Rejecting | Probe::NotAsked) => None,
+            (Process::Down, _) => self.silent_since.filter(|_| seen.hangs()),
+        };
+        if seen.view().is_some() && seen.seat() != Seat::Mine && !seen.postgres.is_up() {
+            self.silent_since = None;
         }
     }
 
@@ -149,6 +196,7 @@ impl Memory {
             },
             DataDir::Empty
             | DataDir::Unfinished
+            | DataDir::HalfRewound
             | DataDir::Present(_)
             | DataDir::Unreadable(_)
             | DataDir::Unusable(_) => self.role,
@@ -171,6 +219,11 @@ impl Memory {
                 | Lease::StartBootstrap,
                 _,
             ) => {}
+        }
+        for key in &decision.plan.keys {
+            if let KeyWrite::Failsafe(key) = key {
+                self.topology.members.extend(key.members.clone());
+            }
         }
         self.named |= decision.plan.keys.iter().any(|key| matches!(key, KeyWrite::Identify { .. }));
         if self.bootstrapping && seen.view().is_some_and(|view| view.initialize.system_id().is_some()) {
@@ -196,11 +249,20 @@ impl Memory {
                 // An ordered stop of a primary keeps its role until it is down; every other one is a demotion.
                 let ordered = seen.order == Order::Stop && *mode == StopMode::Fast;
                 self.role = if ordered { self.role } else { Role::Demoted };
+                if !ordered {
+                    self.promises = Promises::default();
+                }
                 self.checkpointed = None;
+            }
+            Move::Rewind { from, .. } => {
+                let before = self.rewinds.as_ref().filter(|rewinds| rewinds.from == *from).map_or(0, |r| r.tries);
+                self.rewinds = Some(Rewinds { from: from.clone(), tries: before.saturating_add(1) });
             }
             Move::Stay
             | Move::Bootstrap
             | Move::Clone { .. }
+            | Move::GiveUpData { .. }
+            | Move::DiscardOldCopy
             | Move::Stop(_)
             | Move::Follow(_)
             | Move::Checkpoint

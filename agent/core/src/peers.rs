@@ -1,8 +1,19 @@
 //! What other members say of themselves when a candidate asks them (ha-rules section 5, "Peers asked").
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::units::{Lsn, Timeline};
+
+/// A member to ask for its status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Question {
+    /// Its `api_url`.
+    pub url: String,
+    /// How long its answer is waited for.
+    pub within: Duration,
+}
 
 /// One member's reply to `GET /patroni`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

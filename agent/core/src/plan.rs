@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{HistoryLine, Promise, Status, SyncState};
+use crate::cluster::{FailsafeKey, HistoryLine, Promise, Status, SyncState};
+use crate::peers::Question;
 use crate::postgres::{StopMode, Upstream};
 use crate::units::{MemberName, Revision, SystemId, Timeline};
 
@@ -60,8 +61,10 @@ pub struct Plan {
     pub postgres: Move,
     /// Keys to write, in this order, before the leader key is given back.
     pub keys: Vec<KeyWrite>,
-    /// Ask these members (by `api_url`) and decide again.
-    pub ask: BTreeMap<MemberName, String>,
+    /// Ask these members and decide again.
+    pub ask: BTreeMap<MemberName, Question>,
+    /// Ask these members (by `api_url`) to agree that this primary goes on without etcd; `None`: nobody is asked.
+    pub confirm: Option<BTreeMap<MemberName, String>>,
     /// End the process afterwards.
     pub exit: Option<Exit>,
 }
@@ -70,7 +73,7 @@ impl Plan {
     /// A plan of both halves.
     #[must_use]
     pub fn of(lease: Lease, postgres: Move) -> Plan {
-        Plan { lease, postgres, keys: Vec::new(), ask: BTreeMap::new(), exit: None }
+        Plan { lease, postgres, keys: Vec::new(), ask: BTreeMap::new(), confirm: None, exit: None }
     }
 
     /// Keep the lease, leave PostgreSQL alone.
@@ -81,7 +84,7 @@ impl Plan {
 
     /// Keep the lease and ask `whom`.
     #[must_use]
-    pub fn ask(whom: BTreeMap<MemberName, String>) -> Plan {
+    pub fn ask(whom: BTreeMap<MemberName, Question>) -> Plan {
         Plan { ask: whom, ..Plan::stay() }
     }
 
@@ -148,6 +151,22 @@ pub enum Move {
         /// Its address.
         conn_url: String,
     },
+    /// Make the data directory, whose log has diverged, one that can follow this member (X6).
+    Rewind {
+        /// The source.
+        from: MemberName,
+        /// Its address.
+        conn_url: String,
+    },
+    /// Move the data directory aside where there is room, else empty it, so that it can be cloned from this member (X8, X9).
+    GiveUpData {
+        /// The source.
+        from: MemberName,
+        /// Its address.
+        conn_url: String,
+    },
+    /// Remove what was moved aside.
+    DiscardOldCopy,
     /// Start as a primary.
     StartPrimary,
     /// Start as a standby.
@@ -203,6 +222,8 @@ pub enum KeyWrite {
     Status(Status),
     /// `history`
     History(Vec<HistoryLine>),
+    /// `failsafe`; `modified` is the revision of the key that the decision saw, 0 if there was none.
+    Failsafe(FailsafeKey),
 }
 
 /// The process ends.

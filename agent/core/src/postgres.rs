@@ -19,6 +19,8 @@ pub struct PgState {
     /// Lines of the newest timeline history file in `pg_wal`, oldest first: how this node's own log came to be.
     /// Only the last line has a time (that of the file). Empty on timeline 1, or when it could not be read.
     pub local_history: Vec<HistoryLine>,
+    /// An earlier data directory of this node lies beside the present one, moved aside for a clone.
+    pub old_copy: bool,
 }
 
 /// The data directory (ha-rules section 2, "data directory").
@@ -30,6 +32,8 @@ pub enum DataDir {
     Unreadable(String),
     /// Half-made by a clone or initdb of ours that was interrupted; a marker beside it says so, and it may be removed.
     Unfinished,
+    /// pg_rewind began to change it and did not end; a marker beside it says so. No server may start on it.
+    HalfRewound,
     /// Something is there that is not a usable data directory: wrong owner, wrong version, no control file. Untouchable.
     Unusable(String),
     /// A data directory of the installed major version.
@@ -58,6 +62,8 @@ pub struct ControlData {
     pub timeline: Timeline,
     /// Position of the latest checkpoint record.
     pub checkpoint: Lsn,
+    /// Where that record ends, read from the log itself; only for a server that was shut down as a primary.
+    pub checkpoint_end: Option<Lsn>,
     /// Minimum recovery ending location and its timeline; `None` for 0/0, as on a former primary.
     pub min_recovery: Option<(Timeline, Lsn)>,
     /// pg_rewind could work: `wal_log_hints` or checksums are on.
@@ -194,7 +200,11 @@ impl PgState {
     pub fn control(&self) -> Option<&ControlData> {
         match &self.data_dir {
             DataDir::Present(present) => present.control.as_ref(),
-            DataDir::Empty | DataDir::Unreadable(_) | DataDir::Unfinished | DataDir::Unusable(_) => None,
+            DataDir::Empty
+            | DataDir::Unreadable(_)
+            | DataDir::Unfinished
+            | DataDir::HalfRewound
+            | DataDir::Unusable(_) => None,
         }
     }
 
@@ -210,8 +220,22 @@ impl PgState {
 pub enum StopMode {
     /// Sessions are ended, a shutdown checkpoint is written.
     Fast,
+    /// Fast while there is time, then immediate: a fast stop cuts off the clients and lets the WAL senders send what was
+    /// acknowledged, which an immediate one takes along.
+    FastThenImmediate,
     /// Every process quits at once; the next start needs crash recovery.
     Immediate,
+}
+
+impl StopMode {
+    /// It ends within the stop budget, if need be by SIGKILL.
+    #[must_use]
+    pub fn is_forced(self) -> bool {
+        match self {
+            StopMode::FastThenImmediate | StopMode::Immediate => true,
+            StopMode::Fast => false,
+        }
+    }
 }
 
 /// What a standby receives its log from.
@@ -238,6 +262,15 @@ pub enum Job {
         /// The source.
         from: crate::units::MemberName,
     },
+    /// `pg_rewind` to the leader (X6).
+    Rewind {
+        /// The source.
+        from: crate::units::MemberName,
+    },
+    /// Moving aside, or removal, of data that cannot be repaired.
+    GiveUpData,
+    /// Removal of what was moved aside.
+    DiscardOldCopy,
     /// Start as what the plan said.
     Start {
         /// Started as a primary, not as a standby.

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{ClusterView, LeaderKey};
 use crate::config::Config;
+use crate::failsafe::Agreement;
 use crate::memory::{Memory, Role};
-use crate::peers::{PeerAnswer, PeerReply};
+use crate::peers::{PeerAnswer, PeerReply, Question};
 use crate::postgres::{Job, PgState, Probe, RunningJob, SqlFacts};
 use crate::units::{Instant, LeaseId, Lsn, MemberName, SystemId, Timeline};
 
@@ -24,7 +25,7 @@ pub struct Snapshot {
     /// The configuration in force.
     pub config: Config,
     /// The linearizable read of this turn, or why there is none. A failed read is an observation like any other.
-    pub dcs: Result<ClusterView, String>,
+    pub dcs: Result<ClusterView, NoView>,
     /// The own lease, as its task knows it.
     pub lease: LeaseView,
     /// The local server.
@@ -33,14 +34,29 @@ pub struct Snapshot {
     pub job: Option<RunningJob>,
     /// What peers answered, if a decision of a moment ago asked them.
     pub peers: Option<Peers>,
+    /// What this member agreed to when another one asked it, if that is still in force (F4).
+    pub agreement: Option<Agreement>,
     /// Address of a living agent of the same name, if one was found when this one first saw etcd (B12).
     pub namesake: Option<String>,
     /// Whether the guardian stands ready for what this member may do next (22.3 I3).
     pub guardian: Guardian,
+    /// The kernel's watchdog, where the operator demands one (section 21).
+    pub watchdog: Watchdog,
     /// What the operator or the machine wants of this process.
     pub order: Order,
     /// The past.
     pub memory: Memory,
+}
+
+/// Why there is no view of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum NoView {
+    /// etcd did not answer in time, or not definitely: the one case in which failsafe mode may be asked for (F10).
+    #[error("{0}")]
+    Unreachable(String),
+    /// etcd answered, and refused.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// The own lease.
@@ -64,6 +80,18 @@ pub enum Guardian {
         /// Since when.
         since: Instant,
     },
+}
+
+/// The kernel's watchdog, as far as leadership hangs on it (ha-rules section 21).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Watchdog {
+    /// It is not required; or it can be used and, where a server may write, counts.
+    #[default]
+    Ready,
+    /// It is required, and has not answered the last order yet.
+    Awaited,
+    /// It is required and cannot be used, and why.
+    Failed(String),
 }
 
 /// Replies of other members to one round of questions.
@@ -125,11 +153,18 @@ impl Snapshot {
         (key.name == self.config.name && (key.lease.is_none() || key.lease != self.lease.id)).then_some(key)
     }
 
+    /// Until when this member may write, by its own clock; `None` when it cannot claim to: by the lease of the leader key, or
+    /// by the word of all others (failsafe mode), whichever lasts longer.
+    #[must_use]
+    pub fn lock_ends(&self) -> Option<Instant> {
+        self.lease_ends().max(self.promised_until())
+    }
+
     /// Until when the leader key is mine by my own clock; `None` when I cannot claim to hold it.
     ///
     /// Only acknowledgements for the lease that the key is *known* to hang on count (ha-rules 22.2).
     #[must_use]
-    pub fn lock_ends(&self) -> Option<Instant> {
+    pub fn lease_ends(&self) -> Option<Instant> {
         let known = match (self.seat(), &self.dcs) {
             (Seat::Mine, Ok(view)) => view.leader.as_ref().and_then(|key| key.lease),
             (Seat::Unknown, _) => self.memory.holds,
@@ -138,7 +173,7 @@ impl Snapshot {
         (known.is_some() && known == self.lease.id).then_some(self.lease.ends).flatten()
     }
 
-    /// The latest moment at which a forced stop must begin, if a lease bounds us.
+    /// The latest moment at which a forced stop must begin, if a lease or a promise bounds us.
     #[must_use]
     pub fn must_stop_at(&self) -> Option<Instant> {
         self.lock_ends().map(|end| end.minus(self.config.stop_budget))
@@ -169,6 +204,9 @@ impl Snapshot {
             Some(
                 Job::Bootstrap
                 | Job::Clone { .. }
+                | Job::Rewind { .. }
+                | Job::GiveUpData
+                | Job::DiscardOldCopy
                 | Job::Start { as_primary: false }
                 | Job::Stop(_)
                 | Job::Follow
@@ -194,6 +232,13 @@ impl Snapshot {
     #[must_use]
     pub fn is_starting(&self) -> bool {
         self.postgres.is_up() && self.postgres.probe == Probe::Rejecting
+    }
+
+    /// The server has not answered a fresh connection for longer than the agent would wait for etcd (`retry_timeout`), or had
+    /// not when it ended. One failed look is evidence of nothing (O1); this many in a row are.
+    #[must_use]
+    pub fn hangs(&self) -> bool {
+        self.memory.silent_since.is_some_and(|since| self.now.since(since) >= self.config.retry_timeout)
     }
 
     /// The identity of the local data directory, if it has one.
@@ -224,35 +269,59 @@ impl Snapshot {
         self.peers.as_ref().filter(|peers| self.now.since(peers.at) <= PEERS_STAY_FRESH)
     }
 
-    /// Members to ask before a decision that depends on them, by the address of their REST API.
+    /// Members to ask before a decision that depends on them.
     ///
     /// Those of the last view that had a leader and those of the current one: when a node dies, its member key goes with
-    /// the leader key (DL2). Minus me, minus those without an address, minus `nofailover` ones (ha-rules, "Peers asked").
+    /// the leader key (DL2). With failsafe mode those of the `failsafe` key as well. Minus me, minus those without an address,
+    /// minus `nofailover` ones (ha-rules, "Peers asked").
+    ///
+    /// A member whose key is gone is most likely dead, and so is a leader whose lease has ended: its answer, or its "I still
+    /// am a primary" (R16), is taken if it comes at once, but the cluster does not stand still for it (I8).
     #[must_use]
-    pub fn peers_to_ask(&self) -> BTreeMap<MemberName, String> {
+    pub fn peers_to_ask(&self) -> BTreeMap<MemberName, Question> {
         let last = self.memory.last_led.iter().flat_map(|led| led.members.iter());
         let current = self.view().into_iter().flat_map(|view| view.members.iter());
-        let mut urls = BTreeMap::new();
+        let question = |name: &MemberName, url: &String| {
+            let within = if self.is_thought_dead(name) { DEAD_PEER_PATIENCE } else { PEER_PATIENCE };
+            (name.clone(), Question { url: url.clone(), within })
+        };
+        let failsafe = self.view().and_then(|view| view.failsafe.as_ref()).filter(|_| self.config.failsafe_mode);
+        let named =
+            failsafe.into_iter().flat_map(|key| key.members.iter()).filter(|(name, _)| **name != self.config.name);
+        let mut questions: BTreeMap<_, _> = named.map(|(name, url)| question(name, url)).collect();
         for (name, member) in last.chain(current) {
             match &member.api_url {
                 Some(url) if *name != self.config.name && !member.tags.nofailover => {
-                    urls.insert(name.clone(), url.clone());
+                    questions.extend([question(name, url)]);
                 }
                 Some(_) | None => {
-                    urls.remove(name);
+                    questions.remove(name);
                 }
             }
         }
-        urls
+        questions
+    }
+
+    fn is_thought_dead(&self, name: &MemberName) -> bool {
+        let lost_the_key = self.memory.last_led.as_ref().is_some_and(|led| led.leader == *name);
+        let has_a_key = self.view().is_some_and(|view| view.members.contains_key(name));
+        self.seat() == Seat::Vacant && lost_the_key || !has_a_key
     }
 
     /// A job is in flight that the rules must wait for; short housekeeping is not.
     #[must_use]
     pub fn busy(&self) -> Option<&RunningJob> {
         self.job.as_ref().filter(|running| match running.job {
-            Job::Checkpoint | Job::CreateSlots | Job::ResumeReplay | Job::SetSyncNames | Job::Follow => false,
+            Job::Checkpoint
+            | Job::CreateSlots
+            | Job::ResumeReplay
+            | Job::SetSyncNames
+            | Job::Follow
+            | Job::DiscardOldCopy => false,
             Job::Bootstrap
             | Job::Clone { .. }
+            | Job::Rewind { .. }
+            | Job::GiveUpData
             | Job::Start { .. }
             | Job::Stop(_)
             | Job::Promote
@@ -261,6 +330,11 @@ impl Snapshot {
         })
     }
 }
+
+/// Peers are asked this long at the most (ha-rules section 5).
+const PEER_PATIENCE: Duration = Duration::from_secs(2);
+/// ... and those thought dead this long: a connect timeout (ha-rules 22.3, I8).
+const DEAD_PEER_PATIENCE: Duration = Duration::from_millis(300);
 
 /// How long answers of peers count. Long enough for the read that follows them, short against any lease.
 pub const PEERS_STAY_FRESH: Duration = Duration::from_millis(1500);

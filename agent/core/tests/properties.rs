@@ -6,13 +6,14 @@ use proptest::option;
 use proptest::prelude::*;
 use regent_core::cluster::*;
 use regent_core::config::{Config, SyncMode, Tags};
+use regent_core::failsafe::{Agreement, Notice, Promises, Topology};
 use regent_core::fixture::SYSTEM_ID;
 use regent_core::inspector::inspect;
 use regent_core::memory::{LastLed, Memory, Role};
 use regent_core::peers::{PeerAnswer, PeerReply};
 use regent_core::postgres::*;
 use regent_core::rules::decide;
-use regent_core::snapshot::{Guardian, LeaseView, Order, Peers, Snapshot};
+use regent_core::snapshot::{Guardian, LeaseView, NoView, Order, Peers, Snapshot, Watchdog};
 use regent_core::units::*;
 
 const NOW: u64 = 10_000;
@@ -119,6 +120,7 @@ fn view() -> impl Strategy<Value = ClusterView> {
             status: Status { optime, ..Status::default() },
             promise,
             unreadable_promise: None,
+            failsafe: None,
             garbage: std::collections::BTreeMap::new(),
         },
     )
@@ -140,6 +142,7 @@ fn control() -> impl Strategy<Value = ControlData> {
             state,
             timeline,
             checkpoint,
+            checkpoint_end: None,
             min_recovery,
             rewindable: true,
         },
@@ -175,7 +178,7 @@ fn postgres() -> impl Strategy<Value = PgState> {
         |(control, (standby_signal, backup_label))| DataDir::Present(Present { control, standby_signal, backup_label }),
     );
     let data_dir = prop_oneof![
-        8 => present, 2 => Just(DataDir::Empty), 1 => Just(DataDir::Unfinished),
+        8 => present, 2 => Just(DataDir::Empty), 1 => Just(DataDir::Unfinished), 1 => Just(DataDir::HalfRewound),
         1 => Just(DataDir::Unreadable("x".into())), 1 => Just(DataDir::Unusable("x".into())),
     ];
     // A server that is down answers nothing; one that is up accepts, rejects or keeps silent.
@@ -185,12 +188,13 @@ fn postgres() -> impl Strategy<Value = PgState> {
         1 => Just((Process::Up { pid: 9 }, Probe::Rejecting, None)),
         1 => Just((Process::Up { pid: 9 }, Probe::Silent, None)),
     ];
-    (data_dir, server).prop_map(|(data_dir, (process, probe, sql))| PgState {
+    (data_dir, server, any::<bool>()).prop_map(|(data_dir, (process, probe, sql), old_copy)| PgState {
         data_dir,
         process,
         probe,
         sql,
         local_history: Vec::new(),
+        old_copy,
     })
 }
 
@@ -198,8 +202,12 @@ fn job() -> impl Strategy<Value = Job> {
     prop_oneof![
         Just(Job::Bootstrap),
         name().prop_map(|from| Job::Clone { from }),
+        name().prop_map(|from| Job::Rewind { from }),
+        Just(Job::GiveUpData),
+        Just(Job::DiscardOldCopy),
         any::<bool>().prop_map(|as_primary| Job::Start { as_primary }),
         Just(Job::Stop(StopMode::Fast)),
+        Just(Job::Stop(StopMode::FastThenImmediate)),
         Just(Job::Stop(StopMode::Immediate)),
         Just(Job::Promote),
         Just(Job::Follow),
@@ -226,26 +234,48 @@ fn memory() -> impl Strategy<Value = Memory> {
         at,
         error: failed.then(|| "failed".into()),
     }));
-    (role, option::of(lease()), led, any::<(bool, bool)>(), option::of(moment()), last_job, prop::bool::weighted(0.1))
-        .prop_map(|(role, holds, last_led, (recovering, met), starting_since, last_job, bootstrapping)| Memory {
+    let since = (option::of(moment()), option::of(moment()));
+    let (bootstrapping, promise) = (prop::bool::weighted(0.1), option::weighted(0.2, moment()));
+    let us = (bootstrapping, promise);
+    (role, option::of(lease()), led, any::<(bool, bool)>(), since, last_job, us).prop_map(
+        |(
             role,
             holds,
             last_led,
-            recovering,
-            met,
-            starting_since,
+            (recovering, met),
+            (starting_since, silent_since),
             last_job,
-            bootstrapping,
-            checkpointed: None,
-            named: false,
-            last_position: None,
-            checkpoint_at: None,
-            primary_since: None,
-            sync_names: None,
-            set_sync_names: false,
-            ordered_since: None,
-            vacant_since: None,
-        })
+            (bootstrapping, promise),
+        )| {
+            Memory {
+                role,
+                holds,
+                last_led,
+                recovering,
+                met,
+                starting_since,
+                silent_since,
+                last_job,
+                bootstrapping,
+                checkpointed: None,
+                named: false,
+                last_position: None,
+                checkpoint_at: None,
+                primary_since: None,
+                sync_names: None,
+                set_sync_names: false,
+                ordered_since: None,
+                vacant_since: None,
+                rewinds: None,
+                since: None,
+                topology: Topology { members: [("a".into(), String::new())].into(), ..Topology::default() },
+                promises: Promises {
+                    until: promise.map(|until| ("a".into(), until)).into_iter().collect(),
+                    last: None,
+                },
+            }
+        },
+    )
 }
 
 fn peers() -> impl Strategy<Value = Peers> {
@@ -267,26 +297,38 @@ fn peers() -> impl Strategy<Value = Peers> {
 
 fn snapshot() -> impl Strategy<Value = Snapshot> {
     let mode = prop_oneof![3 => Just(SyncMode::Off), 1 => Just(SyncMode::On), 1 => Just(SyncMode::Quorum)];
-    let config = (any::<(bool, bool, bool)>(), prop::bool::weighted(0.2), 0u64..400, mode).prop_map(
-        |((nofailover, check, boot), pause, start, mode)| Config {
-            synchronous_mode: mode,
-            tags: Tags { nofailover, ..Tags::default() },
-            check_timeline: check,
-            may_bootstrap: boot,
-            pause,
-            primary_start_timeout: std::time::Duration::from_secs(start),
-            ..Config::of("a".into())
+    let flags = (any::<(bool, bool, bool, bool)>(), any::<(bool, bool, bool)>());
+    let config = (flags, prop::bool::weighted(0.2), 0u64..400, mode).prop_map(
+        |(((nofailover, check, boot, failsafe_mode), (rewind, on_failure, on_divergence)), pause, start, mode)| {
+            Config {
+                synchronous_mode: mode,
+                use_pg_rewind: rewind,
+                remove_on_rewind_failure: on_failure,
+                remove_on_divergence: on_divergence,
+                failsafe_mode,
+                tags: Tags { nofailover, ..Tags::default() },
+                check_timeline: check,
+                may_bootstrap: boot,
+                pause,
+                primary_start_timeout: std::time::Duration::from_secs(start),
+                ..Config::of("a".into())
+            }
         },
     );
-    let dcs = prop_oneof![5 => view().prop_map(Ok), 1 => Just(Err("no answer".to_owned()))];
+    let dcs = prop_oneof![5 => view().prop_map(Ok), 1 => Just(Err(NoView::Unreachable("no answer".to_owned())))];
     let lease = (option::of(lease()), option::of(moment()))
         .prop_map(|(id, ends)| LeaseView { id, ends: ends.filter(|_| id.is_some()) });
     let order = prop_oneof![4 => Just(Order::Run), 1 => Just(Order::Stop)];
     let absent = moment().prop_map(|since| Guardian::Absent { why: "x".into(), since });
     let guardian = prop_oneof![3 => Just(Guardian::Ready), 1 => absent];
-    let ours = (order, guardian, memory());
+    let failed = Watchdog::Failed("no device".into());
+    let watchdog = prop_oneof![4 => Just(Watchdog::Ready), 1 => Just(Watchdog::Awaited), 1 => Just(failed)];
+    let to = Notice { name: "b".into(), conn_url: String::new(), api_url: String::new(), slots: Default::default() };
+    let agreement =
+        option::weighted(0.1, Just(Agreement { until: Instant(std::time::Duration::from_secs(NOW + 9)), to }));
+    let ours = (order, guardian, watchdog, memory(), agreement);
     (any::<u64>(), config, dcs, lease, postgres(), option::weighted(0.2, job()), option::of(peers()), ours).prop_map(
-        |(dice, config, dcs, lease, postgres, job, peers, (order, guardian, memory))| {
+        |(dice, config, dcs, lease, postgres, job, peers, (order, guardian, watchdog, memory, agreement))| {
             let now = Instant(std::time::Duration::from_secs(NOW));
             Snapshot {
                 now,
@@ -297,8 +339,10 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 lease,
                 postgres,
                 peers,
+                agreement,
                 namesake: None,
                 guardian,
+                watchdog,
                 order,
                 memory,
                 job: job.map(|job| RunningJob { job, since: now }),
@@ -326,13 +370,14 @@ proptest! {
         before.lease = LeaseView { id: Some(LeaseId(1)), ends: Some(before.now + std::time::Duration::from_secs(30)) };
         before.job = None;
         before.order = Order::Run;
+        before.watchdog = Watchdog::Ready; // One that fails where it is required is a reason of its own.
         before.memory = Memory { role: Role::Primary, holds: Some(LeaseId(1)), met: true, ..Memory::default() };
         before.postgres.process = Process::Up { pid: 9 };
         before.postgres.probe = Probe::Silent;
         before.postgres.sql = None;
         before.postgres.data_dir = DataDir::Present(Present {
             control: Some(ControlData { system_id: SYSTEM_ID, state: ClusterState::InProduction, timeline: Timeline(1),
-                checkpoint: Lsn(1), min_recovery: None, rewindable: true }),
+                checkpoint: Lsn(1), checkpoint_end: None, min_recovery: None, rewindable: true }),
             standby_signal: false, backup_label: false });
         if let Ok(view) = &mut before.dcs {
             view.initialize = Initialize::Known(SYSTEM_ID);

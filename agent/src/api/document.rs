@@ -2,6 +2,8 @@
 //!
 //! Key order is part of the interface. What is not so is left out, never `false` or `null`.
 
+use std::time::Duration;
+
 use regent_core::config::SyncMode;
 use regent_core::postgres::{SqlFacts, WalSender};
 use regent_core::units::{Lsn, Timeline};
@@ -9,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::moment::Moment;
 use super::pgtime;
+use crate::guardian::{Action, View};
 
 /// The document of this moment.
 pub(super) fn document(moment: &Moment<'_>) -> Value {
@@ -46,6 +49,9 @@ pub(super) fn document(moment: &Moment<'_>) -> Value {
     if moment.is_unlocked() {
         put("cluster_unlocked", true.into());
     }
+    if moment.is_failsafe() {
+        put("failsafe_mode_is_active", true.into());
+    }
     put("dcs_last_seen", status.dcs_last_seen.into());
     if !status.tags.is_empty() {
         put("tags", Value::Object(status.tags.clone()));
@@ -58,8 +64,62 @@ pub(super) fn document(moment: &Moment<'_>) -> Value {
         put("pending_restart_reason", reason);
     }
     put("patroni", json!({"version": super::CONTRACT_VERSION, "scope": status.scope, "name": status.name}));
-    put("regent", json!({"version": env!("CARGO_PKG_VERSION"), "rule": status.rule}));
+    if status.watchdog_failed {
+        put("watchdog_failed", true.into());
+    }
+    put("regent", own(moment));
     Value::Object(keys)
+}
+
+/// What the peer does not have.
+fn own(moment: &Moment<'_>) -> Value {
+    let mut own = Map::new();
+    let mut put = |key: &str, value: Value| own.insert(key.to_owned(), value);
+    put("version", env!("CARGO_PKG_VERSION").into());
+    put("rule", moment.status.rule.into());
+    if let Some(guardian) = &moment.status.guardian {
+        put("guardian", shown_guardian(moment, guardian));
+    }
+    let watchdog = &moment.status.watchdog;
+    match (watchdog.active, &watchdog.problem) {
+        (Some(timeout), _) => drop(put("watchdog", json!({"state": "active", "timeout": timeout.as_secs()}))),
+        (None, Some(why)) => drop(put("watchdog", json!({"state": "unusable", "problem": why}))),
+        (None, None) => {}
+    }
+    Value::Object(own)
+}
+
+fn shown_guardian(moment: &Moment<'_>, guardian: &View) -> Value {
+    let mut keys = Map::new();
+    let mut put = |key: &str, value: Value| keys.insert(key.to_owned(), value);
+    match (&guardian.problem, moment.guardian_left()) {
+        (Some((why, _)), _) => {
+            put("state", "absent".into());
+            put("problem", why.as_str().into());
+        }
+        (None, _) if !guardian.met => drop(put("state", "absent".into())),
+        (None, Some(left)) => {
+            put("state", "armed".into());
+            put("deadline_in", seconds(left));
+        }
+        (None, None) => drop(put("state", "ready".into())),
+    }
+    if guardian.met {
+        put("pid", guardian.pid.into());
+    }
+    if let Some(Action { at, took, killed }) = guardian.last {
+        put(
+            "last_kill",
+            json!({"seconds_ago": seconds(moment.now.since(at)), "took": seconds(took), "processes": killed}),
+        );
+    }
+    Value::Object(keys)
+}
+
+/// To the millisecond.
+fn seconds(duration: Duration) -> Value {
+    let millis = u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
+    (f64::from(millis) / 1000.0).into()
 }
 
 fn xlog(moment: &Moment<'_>, sql: &SqlFacts) -> Value {

@@ -3,6 +3,7 @@
 
 use regent_core::config::SyncMode;
 use std::fmt::Write;
+use std::time::Duration;
 
 use super::moment::Moment;
 use super::pgtime;
@@ -24,7 +25,7 @@ const fn counter(name: &'static str, help: &'static str, value: fn(&Moment<'_>) 
 }
 
 /// In the contract's order; ours come last.
-const METRICS: [Metric; 31] = [
+const METRICS: [Metric; 36] = [
     gauge("patroni_version", "Level of the contract, two digits a part.", |_| version_digits(super::CONTRACT_VERSION)),
     gauge("patroni_postgres_running", "1 if PostgreSQL runs and answers.", |m| flag(m.is_running())),
     gauge("patroni_postmaster_start_time", "Epoch seconds of the start of PostgreSQL.", |m| {
@@ -65,9 +66,13 @@ const METRICS: [Metric; 31] = [
         m.sql().map_or_else(zero, |sql| sql.server_version.to_string())
     }),
     gauge("patroni_cluster_unlocked", "1 if nobody is known to hold the leader key.", |m| flag(m.is_unlocked())),
-    gauge("patroni_failsafe_mode_is_active", "1 if failsafe mode is active.", |_| zero()),
-    gauge("patroni_failsafe_mode_enabled", "1 if failsafe mode is on in the configuration.", |_| zero()),
-    gauge("patroni_failsafe_member", "1 if this member is in the failsafe key.", |_| zero()),
+    gauge("patroni_failsafe_mode_is_active", "1 if failsafe mode is active.", |m| flag(m.is_failsafe())),
+    gauge("patroni_failsafe_mode_enabled", "1 if failsafe mode is on in the configuration.", |m| {
+        flag(m.status.failsafe_mode)
+    }),
+    gauge("patroni_failsafe_member", "1 if this member is in the failsafe key.", |m| {
+        flag(m.failsafe().is_some_and(|key| key.members.keys().any(|name| name.as_str() == m.status.name)))
+    }),
     gauge("patroni_postgres_timeline", "Timeline, 0 if unknown.", |m| {
         m.sql().and_then(|sql| sql.timeline).map_or_else(zero, |timeline| timeline.to_string())
     }),
@@ -92,6 +97,24 @@ const METRICS: [Metric; 31] = [
     }),
     gauge("regent_lease_remaining_seconds", "Time to the lease deadline of the leader key, 0 if not held.", |m| {
         format!("{:.3}", m.lease_left().as_secs_f64())
+    }),
+    gauge("regent_guardian_alive", "1 if the guardian answers.", |m| {
+        flag(m.status.guardian.as_ref().is_some_and(|guardian| guardian.met))
+    }),
+    gauge("regent_guardian_armed", "1 if the guardian holds a deadline.", |m| flag(m.guardian_left().is_some())),
+    gauge("regent_guardian_deadline_seconds", "Time until the guardian kills PostgreSQL, 0 if it is not armed.", |m| {
+        format!("{:.3}", m.guardian_left().unwrap_or_default().as_secs_f64())
+    }),
+    gauge(
+        "regent_guardian_last_kill_age_seconds",
+        "Time since the guardian stopped or killed PostgreSQL, 0 if it did not.",
+        |m| {
+            let last = m.status.guardian.as_ref().and_then(|guardian| guardian.last);
+            format!("{:.3}", last.map_or(Duration::ZERO, |last| m.now.since(last.at)).as_secs_f64())
+        },
+    ),
+    gauge("regent_watchdog_active", "1 while the kernel's watchdog counts.", |m| {
+        flag(m.status.watchdog.active.is_some())
     }),
 ];
 

@@ -21,6 +21,7 @@ use std::time::Duration;
 use regent_core::units::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::failsafe::Door;
 use crate::status::Status;
 
 mod access;
@@ -105,6 +106,7 @@ pub struct Policy {
 
 /// What every request handler sees.
 struct App {
+    failsafe: Door,
     status: watch::Receiver<Arc<Status>>,
     policy: watch::Receiver<Arc<Policy>>,
     commands: mpsc::Sender<Command>,
@@ -130,6 +132,7 @@ pub struct Server {
 pub fn spawn(
     settings: Settings,
     status: watch::Receiver<Arc<Status>>,
+    failsafe: Door,
     clock: Clock,
     commands: mpsc::Sender<Command>,
 ) -> Result<Server, ListenError> {
@@ -141,7 +144,7 @@ pub fn spawn(
     };
     let (policy, policy_seen) = watch::channel(Arc::new(settings.policy));
     let (stop, stopped) = oneshot::channel();
-    let app = App { status, policy: policy_seen, commands, clock, told_of_bad_lag: AtomicBool::new(false) };
+    let app = App { failsafe, status, policy: policy_seen, commands, clock, told_of_bad_lag: AtomicBool::new(false) };
     let door = connection::Door {
         listener,
         router: routes::router(Arc::new(app)),

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use regent_core::cluster::ClusterView;
+use regent_core::cluster::{ClusterView, FailsafeKey};
 use regent_core::config::SyncMode;
+use regent_core::failsafe::Agreement;
 use regent_core::postgres::SqlFacts;
 use regent_core::sync::lists;
 use regent_core::units::{Instant, Lsn, MemberName};
@@ -16,12 +17,14 @@ pub(super) struct Moment<'a> {
     pub(super) now: Instant,
     /// The loop is not known to be stuck. What a stuck loop last saw of PostgreSQL says nothing of PostgreSQL now.
     fresh: bool,
+    /// What this member agreed to.
+    agreement: Option<Agreement>,
 }
 
 impl<'a> Moment<'a> {
-    pub(super) fn new(status: &'a Status, now: Instant) -> Moment<'a> {
+    pub(super) fn new(status: &'a Status, agreement: Option<Agreement>, now: Instant) -> Moment<'a> {
         let fresh = now < status.next_turn_due + status.ttl;
-        Moment { status, now, fresh }
+        Moment { status, now, fresh, agreement }
     }
 
     /// PostgreSQL's answers, if "postgres answers" (rest-api.md section 4).
@@ -67,6 +70,17 @@ impl<'a> Moment<'a> {
     /// There is no view, or nobody holds the leader key in it.
     pub(super) fn is_unlocked(&self) -> bool {
         self.view().is_none_or(|view| view.leader.is_none())
+    }
+
+    /// Failsafe mode is active: this primary runs on the word of all members, or this member gave its word.
+    pub(super) fn is_failsafe(&self) -> bool {
+        self.agreement.is_some() || self.status.failsafe_until.is_some_and(|until| self.now < until)
+    }
+
+    /// The `failsafe` key as last seen, if there is one that can be read.
+    pub(super) fn failsafe(&self) -> Option<&'a FailsafeKey> {
+        let key = self.status.last_view.as_ref()?.failsafe.as_ref();
+        key.filter(|key| !key.members.is_empty())
     }
 
     /// The leader key is ours, by our own clock.
@@ -117,6 +131,12 @@ impl<'a> Moment<'a> {
         let sql = self.sql().filter(|sql| sql.in_recovery)?;
         let replayed = sql.replay_lsn.unwrap_or_default();
         Some((sql.receive_lsn.unwrap_or(replayed), replayed))
+    }
+
+    /// Until the guardian kills the server, as far as its last word counts; `None`: it is not armed.
+    pub(super) fn guardian_left(&self) -> Option<Duration> {
+        let until = self.status.guardian.as_ref()?.armed_until?;
+        (self.now < until).then(|| self.now.until(until))
     }
 
     /// The newest position of the leader that we know of: from etcd, or from our WAL receiver (`optime`, rest-api.md 5.1).

@@ -8,7 +8,7 @@ use axum::response::Response;
 use http::StatusCode;
 use regent_core::cluster::ClusterView;
 use regent_core::config::SyncMode;
-use regent_core::peers::PeerReply;
+use regent_core::peers::{PeerReply, Question};
 use regent_core::sync::lists;
 use regent_core::units::{MemberName, Revision};
 use regent_dcs::keys::{ScheduleError, schedule};
@@ -166,8 +166,10 @@ async fn feasible(asked: &Asked, view: &ClusterView, mode: SyncMode) -> Result<(
         let complete = asked.candidate.is_some() || listed(name);
         meant && complete && !member.tags.nofailover
     });
-    let urls: BTreeMap<_, _> = targets.filter_map(|(name, m)| Some((name.clone(), m.api_url.clone()?))).collect();
-    let replies = peers::ask(urls, ASK).await;
+    let question = |url: &String| Question { url: url.clone(), within: ASK };
+    let whom: BTreeMap<_, _> =
+        targets.filter_map(|(name, m)| Some((name.clone(), m.api_url.as_ref().map(question)?))).collect();
+    let replies = peers::ask(whom).await;
     let good = |reply: &PeerReply| match reply {
         PeerReply::Answer(answer) => !answer.nofailover && !answer.watchdog_failed,
         PeerReply::Unreachable(_) => false,
@@ -195,9 +197,10 @@ async fn outcome(
 ) -> (StatusCode, String) {
     let deadline = Instant::now() + 2 * loop_wait.max(Duration::from_secs(10));
     let mut published = app.status.clone();
-    let (done, title) = match asked.action {
-        Action::Switchover => ("Switched over", "Switchover"),
-        Action::Failover => ("Failed over", Action::Failover.title()),
+    let title = asked.action.title();
+    let done = match asked.action {
+        Action::Switchover => "Switched over",
+        Action::Failover => "Failed over",
     };
     loop {
         let status = published.borrow_and_update().clone();

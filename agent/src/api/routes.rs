@@ -9,6 +9,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use http::header::{CONTENT_LENGTH, HeaderValue, WARNING, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method, StatusCode, Uri};
+use regent_core::failsafe::Notice;
 use serde_json::Value;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::timeout;
@@ -34,7 +35,7 @@ const READS: [(&str, Reader); 8] = [
     ("history", |ask| stored(ask, StatusCode::OK, &cluster::history(ask.moment.status))),
     ("config", config_document),
     ("metrics", |ask| wire::metrics(metrics::metrics(&ask.moment))),
-    ("failsafe", |_| wire::error_page(StatusCode::BAD_GATEWAY, "there is no failsafe key")),
+    ("failsafe", failsafe_document),
 ];
 
 type Reader = fn(&Ask<'_>) -> Response;
@@ -45,7 +46,7 @@ const CALLS: [(Method, &str, Call); 13] = [
     (Method::POST, "sigterm", Call::Nothing(StatusCode::ACCEPTED, "shutdown scheduled")),
     (Method::POST, "citus", Call::NothingWithBody(StatusCode::OK, "OK")),
     (Method::POST, "mpp", Call::NothingWithBody(StatusCode::OK, "OK")),
-    (Method::POST, "failsafe", Call::FailsafeIsOff),
+    (Method::POST, "failsafe", Call::Agree),
     (Method::PATCH, "config", Call::NotYet),
     (Method::PUT, "config", Call::NotYet),
     (Method::POST, "restart", Call::NotYet),
@@ -65,12 +66,12 @@ enum Call {
     Nothing(StatusCode, &'static str),
     /// The same, and needs a body that is a JSON object.
     NothingWithBody(StatusCode, &'static str),
-    /// Refused before the body is looked at, as with failsafe mode off (rest-api.md section 17).
-    FailsafeIsOff,
     /// Asks for another leader, and needs a body.
     Request(Action),
     /// Takes back what was scheduled.
     Cancel,
+    /// A primary without etcd asks us to agree that it goes on (rest-api.md section 17).
+    Agree,
     /// Known to the contract and not built yet.
     NotYet,
 }
@@ -97,7 +98,8 @@ async fn answer(State(app): State<Arc<App>>, request: Request) -> Response {
 
 fn read(app: &App, uri: &Uri) -> Response {
     let status = app.status.borrow().clone();
-    let ask = Ask { app, moment: Moment::new(&status, (app.clock)()), params: Params::of(uri) };
+    let now = (app.clock)();
+    let ask = Ask { app, moment: Moment::new(&status, app.failsafe.agreement(now), now), params: Params::of(uri) };
     match READS.iter().find(|(name, _)| *name == segment(uri)) {
         Some((_, reader)) => reader(&ask),
         None => wire::json(health::check(path(uri), &ask), json::text(&document::document(&ask.moment))),
@@ -130,6 +132,39 @@ fn config_document(ask: &Ask<'_>) -> Response {
         Some(config) => stored(ask, StatusCode::OK, config),
         None => wire::error_page(StatusCode::BAD_GATEWAY, "there is no config key in etcd, or it was never read"),
     }
+}
+
+fn failsafe_document(ask: &Ask<'_>) -> Response {
+    match ask.moment.failsafe() {
+        Some(key) => {
+            let members = key.members.iter().map(|(name, url)| (name.to_string(), url.clone().into()));
+            stored(ask, StatusCode::OK, &Value::Object(members.collect()))
+        }
+        None => wire::error_page(StatusCode::BAD_GATEWAY, "there is no failsafe key"),
+    }
+}
+
+/// Failsafe mode is on, the body is good, and this member neither writes nor may be promoted next: it agrees.
+async fn agree(app: &App, parts: &http::request::Parts, body: Body) -> Response {
+    if !app.status.borrow().failsafe_mode {
+        return wire::error_page(StatusCode::BAD_GATEWAY, "failsafe mode is off");
+    }
+    let notice = match json_object(&parts.headers, body).await {
+        Ok(object) => serde_json::from_value::<Notice>(Value::Object(object)),
+        Err((status, why)) => return wire::error_page(status, why),
+    };
+    let Ok(notice) = notice else {
+        return wire::error_page(StatusCode::BAD_REQUEST, "want name, conn_url, api_url and slots");
+    };
+    let (status, now) = (app.status.borrow().clone(), (app.clock)());
+    if !app.failsafe.agrees(notice, now, status.ttl) {
+        return wire::message(StatusCode::INTERNAL_SERVER_ERROR, "Running as a leader");
+    }
+    let mut answer = wire::message(StatusCode::OK, "Accepted");
+    if let Some((received, replayed)) = Moment::new(&status, None, now).standby_positions() {
+        answer.headers_mut().insert("lsn", HeaderValue::from(received.max(replayed).0));
+    }
+    answer
 }
 
 /// JSON that came from etcd, marked when it may be out of date (rest-api.md W6: served rather than not).
@@ -165,7 +200,7 @@ async fn call(app: &App, policy: &super::Policy, parts: &http::request::Parts, b
             Err((status, why)) => wire::error_page(status, why),
         },
         Call::Cancel => requests::cancel(app).await,
-        Call::FailsafeIsOff => wire::error_page(StatusCode::BAD_GATEWAY, "failsafe mode is off"),
+        Call::Agree => agree(app, parts, body).await,
         Call::NotYet => {
             let text = format!("{method} /{name} is not supported by this version of Regent; nothing was done");
             wire::message(StatusCode::NOT_IMPLEMENTED, text)

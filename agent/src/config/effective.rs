@@ -11,6 +11,7 @@ use super::local::{LocalConfig, RestConfig};
 use super::node::{At, Node};
 use super::section::{Report, Section};
 use super::{ConfigErrors, known, postgres, tags, timing, values};
+use crate::watchdog;
 
 /// Everything in force.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct Effective {
     pub core: Config,
     /// For the controller of PostgreSQL.
     pub postgres: Settings,
+    /// For the kernel's watchdog.
+    pub watchdog: watchdog::Settings,
     /// For the REST API.
     pub rest: RestConfig,
     /// Tags as the member key and REST show them (rest-api.md 4.3).
@@ -73,6 +76,7 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
         maximum_lag_on_failover: number(&["maximum_lag_on_failover"], 1_048_576),
         check_timeline: word("check_timeline"),
         primary_start_timeout: Duration::from_secs(number(&["primary_start_timeout", "master_start_timeout"], 300)),
+        failsafe_mode: word("failsafe_mode"),
         pause: word("pause"),
         may_bootstrap: local.may_bootstrap,
         use_slots: found.settings.use_slots,
@@ -83,6 +87,9 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
             .and_then(values::integer)
             .and_then(|lag| u64::try_from(lag).ok())
             .filter(|lag| *lag > 0),
+        use_pg_rewind: found.repair.use_pg_rewind,
+        remove_on_rewind_failure: found.repair.remove_on_failure,
+        remove_on_divergence: found.repair.remove_on_divergence,
         tags: core_tags,
     };
     let standby = get("standby_cluster");
@@ -92,6 +99,12 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
     Ok(Effective {
         core,
         postgres: found.settings,
+        watchdog: watchdog::Settings {
+            mode: local.watchdog.mode,
+            device: local.watchdog.device.clone(),
+            timeout: local.watchdog.safety_margin.map_or(ttl / 2, |margin| ttl.saturating_sub(margin)),
+            loop_wait: seconds(timings.loop_wait),
+        },
         rest: local.restapi.clone(),
         tags: shown_tags,
         noloadbalance: local.tree.path(&["tags", "noloadbalance"]).is_some_and(Node::is_truthy),

@@ -21,10 +21,22 @@ struct Keys {
 const SECTIONS: &[Keys] = &[
     Keys {
         path: "",
-        now: &["scope", "name", "namespace", "log", "restapi", "ctl", "etcd3", "bootstrap", "postgresql", "tags"],
+        now: &[
+            "scope",
+            "name",
+            "namespace",
+            "log",
+            "restapi",
+            "ctl",
+            "etcd3",
+            "bootstrap",
+            "postgresql",
+            "watchdog",
+            "tags",
+            "regent",
+        ],
         later: &[],
         ignored: &[
-            "watchdog",
             "thread_pool_size",
             "thread_stack_size",
             "citus",
@@ -83,7 +95,8 @@ const SECTIONS: &[Keys] = &[
         later: &["srv", "srv_suffix", "discovery_srv", "srv_domain"],
         ignored: &["insecure", "name", "version_prefix"],
     },
-    Keys { path: "watchdog", now: &[], later: &["mode"], ignored: &["device", "safety_margin", "driver"] },
+    Keys { path: "watchdog", now: &["mode", "device", "safety_margin"], later: &[], ignored: &["driver"] },
+    Keys { path: "regent", now: &["guardian"], later: &[], ignored: &[] },
     Keys {
         path: "bootstrap",
         now: &["dcs", "initdb", "pg_hba", "post_bootstrap", "post_init"],
@@ -104,13 +117,13 @@ const SECTIONS: &[Keys] = &[
             "synchronous_mode_strict",
             "synchronous_node_count",
             "maximum_lag_on_syncnode",
+            "failsafe_mode",
             "pause",
             "postgresql",
         ],
         later: &[
             "primary_stop_timeout",
             "master_stop_timeout",
-            "failsafe_mode",
             "max_timelines_history",
             "member_slots_ttl",
             "slots",
@@ -145,13 +158,13 @@ const SECTIONS: &[Keys] = &[
             "superuser",
             "replication",
             "use_slots",
-        ],
-        later: &[
             "use_pg_rewind",
             "pg_rewind",
-            "rewind",
             "remove_data_directory_on_rewind_failure",
             "remove_data_directory_on_diverged_timelines",
+        ],
+        later: &[
+            "rewind",
             "create_replica_methods",
             "create_replica_method",
             "callbacks",
@@ -278,8 +291,6 @@ fn asks_for_something(key: &str, node: &Node) -> bool {
     match key {
         "method" => node.written().is_some_and(|method| method != "initdb"),
         "create_replica_methods" | "create_replica_method" => node.is_truthy() && texts(node) != ["basebackup"],
-        // Watchdog: off and automatic are content without one.
-        "mode" => node.written().is_some_and(|mode| mode.to_ascii_lowercase().starts_with("require")),
         "format" => node.written().is_none_or(|format| format != "%(asctime)s %(levelname)s: %(message)s"),
         "verify_client" => node.written().is_some_and(|mode| !mode.eq_ignore_ascii_case("none")),
         "server_tokens" => node.written().is_some_and(|tokens| !tokens.eq_ignore_ascii_case("original")),
@@ -318,23 +329,17 @@ mod tests {
     #[test]
     fn what_has_no_effect_yet_is_named_and_defaults_are_not() {
         let loud = found(
-            "{watchdog: {mode: required}, bootstrap: {method: pgbackrest, pgbackrest: {command: x}, dcs: {slots: {a: b}}},
+            "{watchdog: {mode: required, driver: x}, bootstrap: {method: pgbackrest, pgbackrest: {command: x}, dcs: {slots: {a: b}}},
              postgresql: {use_pg_rewind: true, create_replica_methods: [wal_g, basebackup], wal_g: {command: y}}}",
             "{synchronous_mode: on, slots: {a: {type: physical}}, failsafe_mode: 'off',
              pg_version: 15, postgresql: {use_pg_rewind: true, callbacks: {}}}",
         );
-        let want = [
-            "watchdog.mode",
-            "bootstrap.method",
-            "postgresql.use_pg_rewind",
-            "postgresql.create_replica_methods",
-            "slots",
-        ];
+        let want = ["bootstrap.method", "postgresql.create_replica_methods", "slots"];
         assert_eq!(loud.later, want);
         assert_eq!(loud.unknown, Vec::<String>::new());
         let quiet = found(
             "{watchdog: {mode: off}, bootstrap: {method: initdb}, restapi: {verify_client: none},
-             postgresql: {create_replica_methods: [basebackup], use_pg_rewind: false}}",
+             postgresql: {create_replica_methods: [basebackup], use_pg_rewind: true}}",
             "{synchronous_node_count: 1, member_slots_ttl: 1800}",
         );
         assert_eq!(quiet, Found::default());

@@ -1,6 +1,7 @@
 //! What this node's own files and variables say (config.md 3).
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Map;
 use tracing::level_filters::LevelFilter;
@@ -12,6 +13,7 @@ use super::secret::Secret;
 use super::section::{Report, Section};
 use super::sources::Sources;
 use super::{ConfigErrors, Problem, known, timing, values};
+use crate::watchdog::{self, Mode};
 
 /// The local configuration, read and checked. One that exists can be started with.
 ///
@@ -36,6 +38,10 @@ pub struct LocalConfig {
     pub etcd: EtcdConfig,
     /// `postgresql.data_dir`, absolute.
     pub data_dir: PathBuf,
+    /// `watchdog`.
+    pub watchdog: WatchdogConfig,
+    /// `regent.guardian`, a key of our own: no leadership without a guardian.
+    pub guardian: bool,
     /// The file has a `bootstrap` section whose method is supported: this node may create the cluster.
     pub may_bootstrap: bool,
     /// Environment variables that were read: children must not inherit them (they hold passwords).
@@ -160,6 +166,17 @@ pub struct CtlConfig {
     pub authentication: Option<Basic>,
 }
 
+/// `watchdog`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchdogConfig {
+    /// `watchdog.mode`.
+    pub mode: Mode,
+    /// `watchdog.device`.
+    pub device: PathBuf,
+    /// `watchdog.safety_margin`; `None`: half of `ttl`.
+    pub safety_margin: Option<Duration>,
+}
+
 impl LocalConfig {
     /// Reads files and variables.
     ///
@@ -193,6 +210,8 @@ impl LocalConfig {
         let etcd = etcd::read(&root, &mut report);
         let data_dir = postgresql.required("data_dir", &mut report).map(|path| absolute(&path));
         postgresql.required("listen", &mut report);
+        let watchdog = watchdog(&root, &mut report);
+        let guardian = guardian(&root.child("regent", &mut report), &mut report);
         let may_bootstrap = may_bootstrap(&root.child("bootstrap", &mut report), &mut report);
         let (Some(scope), Some(name), Some(restapi), Some(etcd), Some(data_dir)) =
             (scope, name, restapi, etcd, data_dir)
@@ -208,6 +227,8 @@ impl LocalConfig {
             ctl,
             etcd,
             data_dir,
+            watchdog,
+            guardian,
             may_bootstrap,
             used_environment: Vec::new(),
             warnings: report.warnings,
@@ -263,6 +284,7 @@ impl LocalConfig {
         note("scope or namespace", self.store_path != newer.store_path);
         note("name", self.name != newer.name);
         note("postgresql.data_dir", self.data_dir != newer.data_dir);
+        note("regent.guardian", self.guardian != newer.guardian);
         let places = |config: &LocalConfig| EtcdConfig { username: None, password: None, ..config.etcd.clone() };
         note("etcd3", places(self) != places(newer));
         changed
@@ -305,6 +327,34 @@ fn may_bootstrap(bootstrap: &Section<'_>, report: &mut Report) -> bool {
         (None, Some(node)) => refuse("bootstrap.dcs.standby_cluster", node),
         (None, None) => bootstrap.is_present(),
     }
+}
+
+fn watchdog(root: &Section<'_>, report: &mut Report) -> WatchdogConfig {
+    let watchdog = root.child("watchdog", report);
+    let mode = watchdog.get("mode").map_or(Mode::Automatic, |node| {
+        node.written().as_deref().and_then(watchdog::mode).unwrap_or_else(|| {
+            report.warn(&node.at, "watchdog.mode", "must be off, automatic or required; off applies");
+            Mode::Off
+        })
+    });
+    let margin = match watchdog.get("safety_margin") {
+        Some(node) if values::integer(node) == Some(-1) => None,
+        Some(_) | None => Some(watchdog.number("safety_margin", 0, report).unwrap_or(5)),
+    };
+    WatchdogConfig {
+        mode,
+        device: watchdog.text("device", report).map_or_else(|| watchdog::default_device().to_owned(), PathBuf::from),
+        safety_margin: margin.map(Duration::from_secs),
+    }
+}
+
+/// Off only where that is what was written: a misspelt word must not cost the fence.
+fn guardian(regent: &Section<'_>, report: &mut Report) -> bool {
+    let Some(node) = regent.get("guardian") else { return true };
+    values::word(node).unwrap_or_else(|| {
+        report.warn(&node.at, "regent.guardian", "must be on or off; on applies");
+        true
+    })
 }
 
 fn log(root: &Section<'_>, report: &mut Report) -> LogConfig {

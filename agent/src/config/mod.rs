@@ -34,7 +34,7 @@ pub use address::Address;
 pub use cache::{CacheError, DYNAMIC_CACHE, read_dynamic_cache, write_dynamic_cache};
 pub use effective::{Effective, effective};
 pub use etcd::EtcdConfig;
-pub use local::{Basic, ControlConfig, CtlConfig, LocalConfig, LogConfig, LogType, RestConfig};
+pub use local::{Basic, ControlConfig, CtlConfig, LocalConfig, LogConfig, LogType, RestConfig, WatchdogConfig};
 pub use node::{At, Entry, Node, Value};
 pub use problem::{ConfigErrors, Problem};
 pub use secret::Secret;

@@ -37,10 +37,31 @@ const DEFAULT_PORT: u16 = 5432;
 /// The controller's settings and what the member key says of connections.
 pub(super) struct Postgres {
     pub(super) settings: Settings,
+    pub(super) repair: Repair,
     /// `conn_url` of the member key.
     pub(super) conn_url: String,
     /// `proxy_url` of the member key.
     pub(super) proxy_url: Option<String>,
+}
+
+/// What may be done about a log that has diverged (config.md 3.7).
+#[derive(Clone, Copy)]
+pub(super) struct Repair {
+    pub(super) use_pg_rewind: bool,
+    pub(super) remove_on_failure: bool,
+    pub(super) remove_on_divergence: bool,
+}
+
+fn repair(pg: &Section<'_>) -> Repair {
+    // A quoted "false" is meant as one.
+    let on = |key: &str| pg.get(key).is_some_and(|node| node.is_truthy() && values::word(node) != Some(false));
+    // In the old form, without `authentication`, the credentials are the switch (config.md 1.2).
+    let by_credentials = pg.get("authentication").is_none() && pg.get("pg_rewind").is_some();
+    Repair {
+        use_pg_rewind: on("use_pg_rewind") || by_credentials,
+        remove_on_failure: on("remove_data_directory_on_rewind_failure"),
+        remove_on_divergence: on("remove_data_directory_on_diverged_timelines"),
+    }
 }
 
 /// Merges both sides. `None` when the report has problems that leave nothing to build on.
@@ -97,6 +118,7 @@ pub(super) fn read(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Rep
     };
     Some(Postgres {
         settings,
+        repair: repair(&pg),
         conn_url: format!("postgres://{conn}/{database}"),
         proxy_url: proxy.map(|proxy| format!("postgres://{proxy}/{database}")),
     })

@@ -1,5 +1,6 @@
 //! The agent's end: finds the guardian of a data directory, or starts one.
 
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream as StdStream};
 use std::os::unix::process::CommandExt;
@@ -11,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::kill::Hunter;
-use super::wire::{ACK, Ack, Request, address, canonical};
+use super::wire::{ACK, Ack, Request, Taken, address, canonical};
 use super::{Guard, MARK};
 
 /// The longest that one exchange may take: nothing is asked that needs more than a look at `/proc`.
@@ -70,7 +71,7 @@ impl Client {
     fn connect(&mut self) -> std::io::Result<UnixStream> {
         let stream = match StdStream::connect_addr(&self.address) {
             Ok(stream) => stream,
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 self.spawn()?;
                 StdStream::connect_addr(&self.address)?
             }
@@ -97,6 +98,27 @@ impl Client {
     }
 }
 
+/// Tells the guardian of this data directory, if one is left from a time when the configuration wanted it, to guard nothing.
+/// It then ends by itself. Blocks for a second at the most.
+///
+/// # Errors
+/// It is there and was not told, or did not do it.
+pub fn dismiss(data_dir: &Path) -> std::io::Result<()> {
+    let mut stream = match StdStream::connect_addr(&address(&canonical(data_dir))?) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(()),
+        found => found?,
+    };
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(&Request::Disarm { down: false }.encode())?;
+    let mut answer = [0; ACK];
+    stream.read_exact(&mut answer)?;
+    match Ack::decode(&answer) {
+        Some(Ack { taken: Taken::Done, .. }) => Ok(()),
+        refused => Err(std::io::Error::other(format!("it refused: {refused:?}"))),
+    }
+}
+
 impl Guard for Client {
     fn started(&self, pid: u32) -> Option<u64> {
         Hunter::of(Vec::new()).ok()?.stat(pid).map(|stat| stat.started)
@@ -110,5 +132,17 @@ impl Guard for Client {
             self.stream = None;
         }
         answer
+    }
+
+    async fn gone(&mut self) {
+        let Some(stream) = &self.stream else { return std::future::pending().await };
+        while stream.readable().await.is_ok() {
+            // Nothing comes unasked, so what can be read is the end.
+            let nothing_yet = stream.try_read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+            if !nothing_yet {
+                break;
+            }
+        }
+        self.stream = None;
     }
 }

@@ -1,7 +1,7 @@
 //! The guardian: what stands between a frozen or killed agent and two primaries (DESIGN section 4, ha-rules 22.3 I3).
 //!
 //! ```text
-//!   loop ──Fence──► feeder ──arm, disarm──► guardian process ──SIGKILL at the deadline──► PostgreSQL
+//!   loop ──Fence──► feeder ──arm, disarm──► guardian process ──SIGINT before the deadline, SIGKILL at it──► PostgreSQL
 //!   lease ──D─────►   │ (own thread)          survives the agent; the next agent finds it again
 //!   loop ◄──View──────┘
 //! ```
@@ -20,15 +20,16 @@ mod kill;
 mod process;
 mod wire;
 
-pub use client::Client;
+pub use client::{Client, dismiss};
 pub use process::as_guardian;
 pub use wire::{Ack, Action, Granted, Request, Taken};
 
 /// The first argument of a guardian.
 const MARK: &str = "--guardian-of";
 
-/// How often a guardian is asked for a sign of life.
-const PULSE: Duration = Duration::from_secs(1);
+/// How often a guardian is asked for a sign of life. Its death is noticed without asking, and whoever needs it for a next step
+/// gives it an order first: this finds only one that is stopped.
+const PULSE: Duration = Duration::from_secs(5);
 /// ... while it does not answer, or has not done what it should.
 const AGAIN: Duration = Duration::from_millis(100);
 /// A primary whose guardian stays away so long is worth an error in the log.
@@ -44,6 +45,9 @@ pub trait Guard {
     /// # Errors
     /// There is none, and why.
     async fn call(&mut self, request: Request) -> Result<Ack, String>;
+
+    /// Waits for the end of the guardian that answered last; for ever when none did. May be dropped and called again.
+    async fn gone(&mut self);
 }
 
 /// What the loop sees of the guardian.
@@ -72,18 +76,18 @@ pub struct Channels {
     pub view: watch::Receiver<View>,
 }
 
-/// What to ask the guardian for.
-fn request(guard: &impl Guard, fence: Fence, lease: LeaseView, armed: Option<Instant>) -> Request {
+/// What to ask the guardian for. Also while it does not answer, as one that is merely stopped will hear it when it goes on.
+fn request(guard: &impl Guard, fence: Fence, lease: LeaseView, known: &View) -> Request {
     match fence {
         Fence::Keep => Request::Status,
         Fence::Down => Request::Disarm { down: true },
         Fence::Off => Request::Disarm { down: false },
-        Fence::Guard { pid, lease: held } => {
-            // A deadline that stands is moved only by a renewal of the lease that the key is known to hang on.
-            let counts = held.is_some() && held == lease.id || armed.is_none();
+        Fence::Guard { pid, lease: held, promised, early } => {
+            // A deadline that stands, or may stand, is moved only by a renewal of the lease that the key is known to hang on.
+            let counts = held.is_some() && held == lease.id || known.met && known.armed_until.is_none();
             let postmaster = pid.and_then(|pid| Some((pid, guard.started(pid)?)));
-            match lease.ends.filter(|_| counts) {
-                Some(deadline) => Request::Arm { postmaster, deadline },
+            match lease.ends.filter(|_| counts).max(promised) {
+                Some(deadline) => Request::Arm { postmaster, stop_at: deadline.minus(early), deadline },
                 None => Request::Status,
             }
         }
@@ -98,12 +102,12 @@ pub async fn feed<G: Guard, C: Clock>(
     mut leases: watch::Receiver<LeaseView>,
     state: watch::Sender<View>,
 ) {
-    // Who knows what an earlier agent left armed? Before the first arming, the guardian itself does.
     let mut complained = false;
+    let mut last_death = None;
     loop {
         let (fence, lease) = (*fences.borrow_and_update(), *leases.borrow_and_update());
         let before = state.borrow().clone();
-        let wanted = if before.met { request(&guard, fence, lease, before.armed_until) } else { Request::Status };
+        let wanted = request(&guard, fence, lease, &before);
         let answer = guard.call(wanted).await;
         let now = clock.now();
         let view = match answer {
@@ -128,10 +132,10 @@ pub async fn feed<G: Guard, C: Clock>(
             None => complained = false,
         }
         let done = view.problem.is_none() && view.met && (view.fence == fence || fence == Fence::Keep);
-        let at_once = view.met && !before.met;
+        let at_once = view.met && !before.met && view.fence != fence;
         state.send_if_modified(|old| {
             let news = *old != view;
-            *old = view;
+            old.clone_from(&view);
             news
         });
         if at_once {
@@ -141,6 +145,16 @@ pub async fn feed<G: Guard, C: Clock>(
             biased;
             changed = fences.changed() => if changed.is_err() { return },
             changed = leases.changed() => if changed.is_err() { return },
+            () = guard.gone() => {
+                let now = clock.now();
+                tracing::warn!(pid = view.pid, "the guardian has ended; another one is started");
+                let problem = Some(("it has ended".to_owned(), now));
+                state.send_replace(View { fence: Fence::Keep, met: false, armed_until: None, problem, ..view });
+                // At once, unless they die one after the other.
+                if last_death.replace(now).is_some_and(|last| now.since(last) < PULSE) {
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
             () = tokio::time::sleep(if done { PULSE } else { AGAIN }) => {}
         }
     }
@@ -154,13 +168,17 @@ fn heard(before: &View, fence: Fence, wanted: Request, ack: &Ack, now: Instant) 
     }
     if let Some(action) = ack.last.filter(|action| before.last != Some(*action)) {
         let (ago, took, killed) = (now.since(action.at), action.took, action.killed);
-        tracing::warn!(?ago, ?took, killed, "the guardian has killed PostgreSQL: the lease had ended");
+        if killed == 0 {
+            tracing::warn!(?ago, ?took, "the guardian has stopped PostgreSQL: the lease was not renewed in time");
+        } else {
+            tracing::warn!(?ago, ?took, killed, "the guardian has killed PostgreSQL: the lease had ended");
+        }
     }
     let carried_out = match ack.taken {
         Taken::Done => match (fence, wanted) {
             // Asked for nothing: what stands is enough only if something stands.
             (Fence::Guard { .. }, Request::Status) => ack.armed_until.is_some(),
-            (Fence::Keep | Fence::Guard { .. } | Fence::Down | Fence::Off, _) => before.met,
+            (Fence::Keep | Fence::Guard { .. } | Fence::Down | Fence::Off, _) => true,
         },
         Taken::TooLate | Taken::NoSuchServer | Taken::StillRuns | Taken::Acting | Taken::Taken | Taken::Unknown => {
             false

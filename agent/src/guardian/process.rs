@@ -1,10 +1,11 @@
 //! The guardian process: one thread, one deadline.
 //!
 //! ```text
-//!            arm                        deadline            nobody left
-//!   idle ──────────► armed (moves) ─────────────► acting ───────────────► idle, with a last action
-//!    ▲                 │ disarm                     no order is taken
-//!    └─────────────────┘
+//!            arm                  stop_at                deadline            nobody left
+//!   idle ──────────► armed (moves) ───────► SIGINT, armed ─────────► killing ───────────► idle, with a last action
+//!    ▲                 │ disarm                │ nobody left          no order is taken
+//!    ├─────────────────┘                       │
+//!    └─────────────────────────────────────────┘ with a last action
 //!   idle, and no agent for a minute: it ends
 //! ```
 //!
@@ -38,6 +39,9 @@ const LINGER_TO_TELL: Duration = Duration::from_secs(3600);
 const ROUND: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(20)];
 /// Children in uninterruptible sleep may keep us waiting; the postmaster goes after so long all the same.
 const CHILDREN_FIRST: Duration = Duration::from_millis(100);
+/// The most steps of catching up: a full queue of connections (`net.core.somaxconn`, 4096), each of them accepted, read and
+/// found closed. Whoever goes on talking has been heard by then.
+const CATCH_UP: u32 = 3 * 4096;
 
 /// When this process was started as a guardian: guards until nothing is left to do. Otherwise `None`, at once.
 #[must_use]
@@ -72,7 +76,9 @@ fn guard(data_dir: Vec<u8>) -> std::io::Result<()> {
         granted: ask_for_more(),
         agent: None,
         postmaster: None,
+        stop_at: None,
         deadline: None,
+        stopping: None,
         acting: None,
         last: None,
         idle_since: boot_time(),
@@ -100,6 +106,10 @@ fn real_time() -> bool {
     unsafe { sched_setscheduler(0, SCHED_FIFO, &raw const lowest) == 0 }
 }
 
+fn has_come(at: Option<Instant>) -> bool {
+    at.is_some_and(|at| boot_time() >= at)
+}
+
 struct Agent {
     stream: UnixStream,
     inbox: [u8; REQUEST],
@@ -119,7 +129,11 @@ struct Guardian {
     granted: Granted,
     agent: Option<Agent>,
     postmaster: Option<Postmaster>,
+    /// When a fast stop is due; none once it was ordered.
+    stop_at: Option<Instant>,
     deadline: Option<Instant>,
+    /// Since when this postmaster has its order to stop.
+    stopping: Option<Instant>,
     acting: Option<Acting>,
     last: Option<Action>,
     idle_since: Instant,
@@ -129,26 +143,36 @@ impl Guardian {
     fn run(mut self) {
         loop {
             // Time first, whoever else wants something.
+            if self.is_due() {
+                self.catch_up();
+            }
             let now = boot_time();
-            if let Some(deadline) = self.deadline.filter(|deadline| now >= *deadline) {
-                self.begin(deadline, now);
+            if has_come(self.deadline) {
+                self.begin(now);
+            } else if self.is_due() {
+                self.stop(now);
             }
             if let Some(acting) = self.acting {
                 self.round(acting, now);
+            } else {
+                self.watch();
             }
             if self.agent.is_some() || self.deadline.is_some() || self.acting.is_some() {
                 self.idle_since = now;
             }
             let linger = if self.last.is_some() { LINGER_TO_TELL } else { LINGER };
-            if now.since(self.idle_since) >= linger {
+            // One that slept through its time looks once more for whom it should stay.
+            if now.since(self.idle_since) >= linger && !self.welcome() {
                 return;
             }
             let timeout = match self.acting {
                 Some(acting) if now.since(acting.since) < Duration::from_secs(1) => ROUND[0],
                 Some(_) => ROUND[1],
+                None if self.stopping.is_some() => ROUND[1],
                 None => linger,
             };
             self.wait(timeout);
+            // One step each: whoever talks without end does not hold up the time.
             self.hear();
             self.welcome();
         }
@@ -167,22 +191,63 @@ impl Guardian {
 
     // --- the deadline ---
 
-    fn set(&mut self, deadline: Option<Instant>) -> std::io::Result<()> {
-        let at = deadline.and_then(|at| Timespec::try_from(at.0).ok()).unwrap_or_default();
+    fn set(&mut self, stop_at: Option<Instant>, deadline: Option<Instant>) -> std::io::Result<()> {
+        let next = stop_at.into_iter().chain(deadline).min();
+        let at = next.and_then(|at| Timespec::try_from(at.0).ok()).unwrap_or_default();
         let spec = Itimerspec { it_interval: Timespec::default(), it_value: at };
         timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &spec)?;
-        self.deadline = deadline;
+        (self.stop_at, self.deadline) = (stop_at, deadline);
         Ok(())
     }
 
-    fn begin(&mut self, _deadline: Instant, now: Instant) {
+    fn is_due(&self) -> bool {
+        has_come(self.stop_at) || has_come(self.deadline)
+    }
+
+    /// We may have been stopped or starved while the agent was not: what it said meanwhile lies in the sockets, and the
+    /// server has every right to live if its lease was renewed beyond now.
+    fn catch_up(&mut self) {
+        for _ in 0..CATCH_UP {
+            if !self.is_due() || !(self.hear() || self.welcome()) {
+                return;
+            }
+        }
+    }
+
+    /// Orders a fast stop: clients are cut, and the standbys get what was acknowledged before the server ends. Until the
+    /// deadline it has time, and the deadline may still move.
+    fn stop(&mut self, now: Instant) {
+        if let Some(postmaster) = self.postmaster.as_ref().filter(|postmaster| !postmaster.is_gone()) {
+            postmaster.signal(Signal::INT);
+            self.stopping = Some(now);
+        }
+        let _ = self.set(None, self.deadline);
+        self.stop_at = None; // Also if the timer did not listen.
+    }
+
+    /// Whether a stop that was ordered has done it.
+    fn watch(&mut self) {
+        let Some(since) = self.stopping else { return };
+        let gone = self.postmaster.as_ref().is_none_or(Postmaster::is_gone);
+        if gone && self.hunter.children(None, None) == 0 {
+            self.done(since, 0);
+        }
+    }
+
+    fn done(&mut self, since: Instant, killed: u32) {
+        self.last = Some(Action { at: since, took: boot_time().since(since), killed });
+        let _ = self.set(None, None);
+        (self.stop_at, self.deadline, self.stopping, self.acting, self.postmaster) = (None, None, None, None, None);
+    }
+
+    fn begin(&mut self, now: Instant) {
         match &self.postmaster {
             Some(postmaster) if !postmaster.is_gone() => postmaster.signal(Signal::STOP),
             // Unknown, or replaced: all are stopped before the first is killed, so that none starts another.
             Some(_) | None => drop(self.hunter.children(None, Some(Signal::STOP))),
         }
-        let _ = self.set(None);
-        self.deadline = None; // Also if the timer did not listen.
+        let _ = self.set(None, None);
+        (self.stop_at, self.deadline) = (None, None); // Also if the timer did not listen.
         self.acting = Some(Acting { since: now, killed: 0 });
     }
 
@@ -202,56 +267,60 @@ impl Guardian {
             self.acting = Some(Acting { killed, ..acting });
             return;
         }
-        let took = boot_time().since(acting.since);
-        self.last = Some(Action { at: acting.since, took, killed });
-        (self.acting, self.postmaster) = (None, None);
+        self.done(self.stopping.unwrap_or(acting.since), killed);
     }
 
     // --- the agent ---
 
-    fn welcome(&mut self) {
-        let Ok((mut stream, _)) = self.listener.accept() else { return };
+    /// Lets the next one in, if somebody waits; tells whether.
+    fn welcome(&mut self) -> bool {
+        let Ok((mut stream, _)) = self.listener.accept() else { return false };
         let same_user =
             rustix::net::sockopt::socket_peercred(&stream).is_ok_and(|peer| peer.uid == rustix::process::geteuid());
         if !same_user || stream.set_nonblocking(true).is_err() {
-            return;
+            return true;
         }
         if self.agent.is_some() {
             let _ = stream.write(&self.ack(Taken::Taken).encode()); // Whether it hears that is its own affair.
-            return;
+            return true;
         }
         self.agent = Some(Agent { stream, inbox: [0; REQUEST], filled: 0 });
+        true
     }
 
-    fn hear(&mut self) {
-        loop {
-            let Some(agent) = &mut self.agent else { return };
-            let Some(room) = agent.inbox.get_mut(agent.filled..) else { return };
-            match agent.stream.read(room) {
-                Ok(0) => self.agent = None,
-                Ok(more) => {
-                    agent.filled = agent.filled.saturating_add(more);
-                    if agent.filled >= REQUEST {
-                        agent.filled = 0;
-                        let request = Request::decode(&agent.inbox);
-                        self.answer(request);
-                    }
+    /// Reads once, and answers a request that is complete; tells whether there was anything, be it the end.
+    fn hear(&mut self) -> bool {
+        let Some(agent) = &mut self.agent else { return false };
+        let Some(room) = agent.inbox.get_mut(agent.filled..) else { return false };
+        match agent.stream.read(room) {
+            Ok(0) => self.agent = None,
+            Ok(more) => {
+                agent.filled = agent.filled.saturating_add(more);
+                if agent.filled >= REQUEST {
+                    agent.filled = 0;
+                    let request = Request::decode(&agent.inbox);
+                    self.answer(request);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => self.agent = None,
             }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => self.agent = None,
         }
+        true
     }
 
     fn answer(&mut self, request: Option<Request>) {
-        // The request may have waited longer than the deadline allows.
-        let due = self.deadline.is_some_and(|deadline| boot_time() >= deadline);
+        if self.acting.is_none() {
+            self.watch(); // The agent may have seen the end before us.
+        }
         let taken = match request {
             Some(Request::Status) => Taken::Done,
             None => Taken::Unknown,
-            Some(Request::Arm { .. } | Request::Disarm { .. }) if due || self.acting.is_some() => Taken::Acting,
-            Some(Request::Arm { postmaster, deadline }) => self.arm(postmaster, deadline),
+            Some(Request::Arm { .. } | Request::Disarm { .. }) if self.acting.is_some() => Taken::Acting,
+            // True whenever it is read: the lease was acknowledged until then.
+            Some(Request::Arm { postmaster, stop_at, deadline }) => self.arm(postmaster, stop_at, deadline),
+            // What was harmless when it was said need not be so now.
+            Some(Request::Disarm { .. }) if has_come(self.deadline) => Taken::Acting,
             Some(Request::Disarm { down }) => self.disarm(down),
         };
         let ack = self.ack(taken).encode();
@@ -262,10 +331,11 @@ impl Guardian {
         }
     }
 
-    fn arm(&mut self, postmaster: Option<(u32, u64)>, deadline: Instant) -> Taken {
-        if deadline <= boot_time() {
+    fn arm(&mut self, postmaster: Option<(u32, u64)>, stop_at: Instant, deadline: Instant) -> Taken {
+        if has_come(Some(deadline)) {
             return Taken::TooLate;
         }
+        let before = self.postmaster.as_ref().filter(|known| !known.is_gone()).map(|known| known.pid);
         match postmaster {
             Some((pid, started)) => match self.hunter.postmaster(pid, started) {
                 Some(verified) => self.postmaster = Some(verified),
@@ -273,7 +343,10 @@ impl Guardian {
             },
             None => self.postmaster = None,
         }
-        if self.set(Some(deadline)).is_ok() { Taken::Done } else { Taken::Unknown }
+        // An order to stop stands for the server that got it, and for no other.
+        self.stopping = self.stopping.filter(|_| before.is_some() && before == postmaster.map(|(pid, _)| pid));
+        let stop_at = Some(stop_at).filter(|_| postmaster.is_some() && self.stopping.is_none());
+        if self.set(stop_at, Some(deadline)).is_ok() { Taken::Done } else { Taken::Unknown }
     }
 
     fn disarm(&mut self, down: bool) -> Taken {
@@ -284,8 +357,8 @@ impl Guardian {
         if down && self.deadline.is_some() && here(self) {
             return Taken::StillRuns;
         }
-        let _ = self.set(None);
-        (self.deadline, self.postmaster) = (None, None);
+        let _ = self.set(None, None);
+        (self.stop_at, self.deadline, self.stopping, self.postmaster) = (None, None, None, None);
         Taken::Done
     }
 

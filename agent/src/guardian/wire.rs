@@ -18,11 +18,13 @@ pub(super) const ACK: usize = 64;
 /// What the agent asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Kill the server at this moment, unless told otherwise before.
+    /// Stop and kill the server at these moments, unless told otherwise before.
     Arm {
         /// The postmaster and its start time in clock ticks (field 22 of `/proc/PID/stat`); `None`: it is yet to start.
         postmaster: Option<(u32, u64)>,
-        /// The fence deadline.
+        /// When a postmaster that is known gets a fast stop; travels as microseconds before the deadline.
+        stop_at: Instant,
+        /// The fence deadline: who is left is killed.
         deadline: Instant,
     },
     /// The server cannot write any more; `down`: it has ended, which the guardian verifies.
@@ -53,14 +55,14 @@ pub enum Taken {
     Unknown,
 }
 
-/// What the guardian did at a deadline.
+/// What the guardian did, as nobody moved the deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Action {
     /// When it began, by the boot-time clock.
     pub at: Instant,
     /// How long until no process was left.
     pub took: Duration,
-    /// How many processes it killed.
+    /// How many processes it killed; 0: the fast stop sufficed.
     pub killed: u32,
 }
 
@@ -123,9 +125,10 @@ fn packed<const N: usize>(words: [u32; 4], longs: &[u64]) -> [u8; N] {
 impl Request {
     pub(super) fn encode(self) -> [u8; REQUEST] {
         match self {
-            Request::Arm { postmaster, deadline } => {
+            Request::Arm { postmaster, stop_at, deadline } => {
                 let (pid, started) = postmaster.unwrap_or_default();
-                packed([VERSION, 1, pid, 0], &[started, nanos(deadline)])
+                let early = u32::try_from(stop_at.until(deadline).as_micros()).unwrap_or(u32::MAX);
+                packed([VERSION, 1, pid, early], &[started, nanos(deadline)])
             }
             Request::Disarm { down } => packed([VERSION, 2, u32::from(down), 0], &[]),
             Request::Status => packed([VERSION, 3, 0, 0], &[]),
@@ -135,10 +138,14 @@ impl Request {
     pub(super) fn decode(bytes: &[u8; REQUEST]) -> Option<Request> {
         let pid = u32_at(bytes, 8);
         match (u32_at(bytes, 0), u32_at(bytes, 4)) {
-            (VERSION, 1) => Some(Request::Arm {
-                postmaster: (pid != 0).then(|| (pid, u64_at(bytes, 16))),
-                deadline: Instant(Duration::from_nanos(u64_at(bytes, 24))),
-            }),
+            (VERSION, 1) => {
+                let deadline = Instant(Duration::from_nanos(u64_at(bytes, 24)));
+                Some(Request::Arm {
+                    postmaster: (pid != 0).then(|| (pid, u64_at(bytes, 16))),
+                    stop_at: deadline.minus(Duration::from_micros(u64::from(u32_at(bytes, 12)))),
+                    deadline,
+                })
+            }
             (VERSION, 2) => Some(Request::Disarm { down: pid != 0 }),
             (VERSION, 3) => Some(Request::Status),
             _ => None,
@@ -207,9 +214,10 @@ mod tests {
     #[test]
     fn messages_survive_the_way() {
         let at = Instant(Duration::from_nanos(123_456_789_012));
+        let stop_at = at.minus(Duration::from_micros(1_500_001));
         for request in [
-            Request::Arm { postmaster: Some((42, 77)), deadline: at },
-            Request::Arm { postmaster: None, deadline: at },
+            Request::Arm { postmaster: Some((42, 77)), stop_at, deadline: at },
+            Request::Arm { postmaster: None, stop_at: at, deadline: at },
             Request::Disarm { down: true },
             Request::Disarm { down: false },
             Request::Status,

@@ -1,6 +1,10 @@
 //! Calls that change something, and who may make them.
 
 use regent::api::{Command, Credentials, Policy, ServerTokens};
+use regent::status::Status;
+use regent_core::cluster::FailsafeKey;
+use regent_core::fixture::{cut_off, primary, standby};
+use regent_core::units::Revision;
 
 use super::support::*;
 
@@ -128,4 +132,74 @@ fn a_new_policy_counts_from_the_next_request() {
     }
     assert_eq!(header(&node.ask("HEAD", "/")).1, None, "a bare status line stays bare");
     assert_eq!(post(&node, "POST", "/reload", "\r\n").code, 401);
+}
+
+/// The body of a notice from b.
+const NOTICE: &str =
+    r#"{"name":"b","conn_url":"postgres://b:5432/postgres","api_url":"http://b:8008/patroni","slots":{"a":5}}"#;
+
+fn notify(node: &Node, body: &str) -> Answer {
+    post(node, "POST", "/failsafe", &format!("Content-Length: {}\r\n\r\n{body}", body.len()))
+}
+
+/// A member that follows b, with failsafe mode on.
+fn follower() -> Node {
+    let node = Node::with(Status { failsafe_mode: true, ..replica() });
+    assert_eq!(node.failsafe.look(&standby().with(|s| (cut_off(s), s.now = NOW).1)), None);
+    node
+}
+
+#[test]
+fn a_standby_agrees_for_ttl_and_says_so() {
+    let node = follower();
+    let active = |node: &Node| node.get("/patroni").body.contains(r#""failsafe_mode_is_active": true"#);
+    assert!(!active(&node));
+    let answer = notify(&node, NOTICE);
+    assert_eq!((answer.code, answer.body.as_str()), (200, "Accepted"));
+    let position = answer.header("lsn").and_then(|text| text.parse::<u64>().ok());
+    assert!(position.is_some_and(|lsn| lsn > 0), "{}", answer.head);
+    assert!(
+        active(&node)
+            && node.get("/metrics").body.contains("patroni_failsafe_mode_is_active{scope=\"demo\",name=\"n2\"} 1")
+    );
+    assert_eq!(node.failsafe.agreement(NOW).unwrap().to.slots["a"].0, 5);
+    node.pass(replica().ttl);
+    assert!(!active(&node), "no longer than promised");
+}
+
+#[test]
+fn who_leads_or_may_lead_next_does_not_agree() {
+    let node = Node::with(Status { failsafe_mode: true, ..replica() });
+    for seen in [primary().build(), standby().vacant().build(), standby().holding_the_key().build()] {
+        node.failsafe.look(&seen);
+        let answer = notify(&node, NOTICE);
+        assert_eq!((answer.code, answer.body.as_str()), (500, "Running as a leader"));
+    }
+    node.failsafe.look(&standby().build());
+    assert_eq!(notify(&node, NOTICE).code, 200);
+}
+
+#[test]
+fn a_bad_notice_changes_nothing() {
+    let node = follower();
+    for (body, code) in [("", 400), ("{}", 400), (r#"{"foo": 1}"#, 400), (r#"{"name":"b","conn_url":"x"}"#, 400)] {
+        assert_eq!(notify(&node, body).code, code, "{body}");
+    }
+    assert_eq!(post(&node, "POST", "/failsafe", "\r\n").code, 411);
+    node.publish(replica());
+    assert_eq!(notify(&node, NOTICE).code, 502, "the mode is off");
+    assert_eq!(node.failsafe.agreement(NOW), None);
+}
+
+#[test]
+fn the_failsafe_key_is_shown_as_last_seen() {
+    let node = Node::with(replica());
+    assert_eq!(node.code("/failsafe"), 502);
+    let mut status = replica();
+    let members = [("n2".into(), "http://n2:8008/patroni".to_owned())].into();
+    status.last_view.as_mut().unwrap().failsafe = Some(FailsafeKey { members, modified: Revision(3) });
+    node.publish(status);
+    let answer = node.get("/failsafe");
+    assert_eq!((answer.code, answer.body.as_str()), (200, r#"{"n2": "http://n2:8008/patroni"}"#));
+    assert!(node.get("/metrics").body.contains("patroni_failsafe_member{scope=\"demo\",name=\"n2\"} 1"));
 }

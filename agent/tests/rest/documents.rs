@@ -1,6 +1,9 @@
 //! The documents, to the byte where the contract has captured them.
 
+use std::time::Duration;
+
 use regent::api::CONTRACT_VERSION;
+use regent::guardian::{Action, View};
 use regent::status::{Role, Status};
 use regent_core::postgres::SqlFacts;
 use regent_core::units::Lsn;
@@ -11,7 +14,7 @@ use super::support::*;
 /// The document with our own last key cut off, as the peer would have written it.
 fn peers_part(body: &str) -> String {
     let (peers, ours) = body.split_once(r#", "regent": {"version": ""#).expect("our own key is the last");
-    assert!(ours.ends_with("}}") && ours.matches('}').count() == 2, "{ours}");
+    assert!(ours.ends_with("}}") && ours.matches(['{', '}']).count() == 4, "{ours}");
     format!("{peers}}}")
 }
 
@@ -87,6 +90,36 @@ fn a_server_that_should_run_and_does_not_answer_is_unknown() {
     assert_eq!((&document["state"], &document["role"]), (&json!("unknown"), &json!("primary")));
     assert!(document.get("xlog").is_none() && document.get("timeline").is_none());
     assert!(node.get("/metrics").body.contains("\npatroni_postgres_state{scope=\"demo\",name=\"n1\"} -1\n"));
+}
+
+#[test]
+fn the_guardian_is_shown_as_it_is_at_that_moment() {
+    let shown = |node: &Node| {
+        let document: Value = serde_json::from_str(&node.get("/patroni").body).unwrap();
+        document["regent"]["guardian"].clone()
+    };
+    let node = Node::with(leader());
+    node.pass(Duration::from_millis(1500));
+    assert_eq!(shown(&node), json!({"state": "armed", "deadline_in": 18.5, "pid": 77}));
+    node.pass(Duration::from_secs(20));
+    assert_eq!(shown(&node), json!({"state": "ready", "pid": 77}), "a deadline that has passed is none");
+    let guardian = leader().guardian.unwrap();
+    let last = Some(Action { at: NOW, took: Duration::from_millis(12), killed: 9 });
+    let killed = View { armed_until: None, last, ..guardian.clone() };
+    node.publish(Status { guardian: Some(killed), ..leader() });
+    let last_kill = json!({"seconds_ago": 21.5, "took": 0.012, "processes": 9});
+    assert_eq!(shown(&node), json!({"state": "ready", "pid": 77, "last_kill": last_kill}));
+    assert!(
+        node.get("/metrics")
+            .body
+            .contains("\nregent_guardian_last_kill_age_seconds{scope=\"demo\",name=\"n1\"} 21.500\n")
+    );
+    let gone = View { met: false, armed_until: None, problem: Some(("it has ended".to_owned(), NOW)), ..guardian };
+    node.publish(Status { guardian: Some(gone), ..leader() });
+    assert_eq!(shown(&node), json!({"state": "absent", "problem": "it has ended"}));
+    assert!(node.get("/metrics").body.contains("\nregent_guardian_alive{scope=\"demo\",name=\"n1\"} 0\n"));
+    node.publish(Status { guardian: None, ..leader() });
+    assert_eq!(shown(&node), Value::Null, "the configuration wants none");
 }
 
 #[test]
@@ -194,6 +227,11 @@ regent_holds_leader_key 1
 regent_demoting 0
 regent_snapshot_age_seconds 1.500
 regent_lease_remaining_seconds 18.500
+regent_guardian_alive 1
+regent_guardian_armed 1
+regent_guardian_deadline_seconds 18.500
+regent_guardian_last_kill_age_seconds 0.000
+regent_watchdog_active 0
 "#;
 
 /// Name and value of every sample; each must have its HELP and TYPE right before it, and the labels in their order.
@@ -216,7 +254,7 @@ fn samples(page: &str, labels: &str) -> String {
 #[test]
 fn metrics_are_the_captured_ones() {
     let node = Node::with(leader());
-    node.pass(std::time::Duration::from_millis(1500));
+    node.pass(Duration::from_millis(1500));
     let answer = node.get("/metrics");
     assert_eq!(answer.header("Content-Type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     assert_eq!(samples(&answer.body, r#"{scope="demo",name="n1"}"#), LEADER_METRICS);

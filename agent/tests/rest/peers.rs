@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use regent::peers::{ask, liveness};
+use regent::peers::{ask, confirm, liveness};
 use regent::status::Status;
-use regent_core::peers::{PeerAnswer, PeerReply};
+use regent_core::failsafe::Notice;
+use regent_core::fixture::standby;
+use regent_core::peers::{PeerAnswer, PeerReply, Question};
 use regent_core::units::{Lsn, Timeline};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -35,12 +37,42 @@ async fn reply<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, bytes: &[u8]) {
 }
 
 async fn ask_one(url: impl Into<String>) -> PeerReply {
-    let mut replies = ask(BTreeMap::from([("x".into(), url.into())]), WITHIN).await;
+    let mut replies = ask(BTreeMap::from([("x".into(), Question { url: url.into(), within: WITHIN })])).await;
     replies.remove(&"x".into()).expect("everybody asked has a reply")
 }
 
 fn document(value: &serde_json::Value) -> String {
     format!("HTTP/1.0 200 OK\r\nServer: x\r\nContent-Type: application/json\r\n\r\n{value}")
+}
+
+#[tokio::test]
+async fn only_the_whole_word_of_a_member_is_its_agreement() {
+    let node = Node::with(Status { failsafe_mode: true, ..replica() });
+    node.failsafe.look(&standby().build());
+    let own = format!("http://{}/patroni", node.address());
+    let answer = |code: &str, body: &str| format!("HTTP/1.0 {code} X\r\n\r\n{body}");
+    let urls = [
+        ("own", own.clone()),
+        ("peer", one_answer(answer("200", "Accepted")).await),
+        ("other", one_answer(answer("200", "Accepted!")).await),
+        ("leader", one_answer(answer("500", "Running as a leader")).await),
+        ("off", one_answer(answer("502", "Accepted")).await),
+        ("gone", "http://127.0.0.1:1/patroni".to_owned()),
+        ("nonsense", "?".to_owned()),
+    ];
+    let notice = Notice { name: "b".into(), conn_url: "x".into(), api_url: "y".into(), slots: BTreeMap::new() };
+    let asked = confirm(urls.map(|(name, url)| (name.into(), url)).into(), &notice, None, WITHIN).await;
+    let yes: Vec<_> = asked.iter().filter(|(_, yes)| **yes).map(|(name, _)| name.as_str()).collect();
+    assert_eq!((asked.len(), yes), (7, vec!["own", "peer"]));
+    assert_eq!(node.failsafe.agreement(NOW).unwrap().to, notice);
+
+    // A member that asks for credentials gets them.
+    let credentials = regent::api::Credentials { username: "u".to_owned(), password: "p".to_owned() };
+    node.server.set_policy(regent::api::Policy { credentials: Some(credentials), ..Default::default() });
+    for (authorization, agrees) in [(None, false), (Some("Basic dTpw".parse().unwrap()), true)] {
+        let asked = confirm([("own".into(), own.clone())].into(), &notice, authorization, WITHIN).await;
+        assert_eq!(asked, [("own".into(), agrees)].into());
+    }
 }
 
 #[tokio::test]
@@ -156,7 +188,8 @@ async fn all_are_asked_at_once_and_the_silent_cost_no_more_than_the_time_given()
     urls.insert("closed".into(), format!("http://{closed}/patroni"));
     urls.insert("good".into(), format!("http://{}/patroni", node.address()));
     let (asked, within) = (Instant::now(), Duration::from_millis(500));
-    let replies = ask(urls, within).await;
+    let whom = urls.into_iter().map(|(name, url)| (name, Question { url, within })).collect();
+    let replies = ask(whom).await;
     assert!(asked.elapsed() < within * 4, "{:?}", asked.elapsed());
     assert_eq!(replies.len(), 12);
     assert!(matches!(replies[&"good".into()], PeerReply::Answer(_)));

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use regent::api::{self, Clock, Command, Policy, Server, Settings};
+use regent::failsafe::Door;
+use regent::guardian;
 use regent::status::{Role, State, Status};
 use regent_core::cluster::{self, ClusterView, LeaderKey};
 use regent_core::config::SyncMode;
@@ -25,6 +27,7 @@ pub(crate) fn secs(seconds: u64) -> Duration {
 /// A running server.
 pub(crate) struct Node {
     pub(crate) server: Server,
+    pub(crate) failsafe: Door,
     pub(crate) commands: mpsc::Receiver<Command>,
     status: watch::Sender<Arc<Status>>,
     millis: Arc<AtomicU64>,
@@ -49,8 +52,9 @@ impl Node {
             Arc::new(move || Instant(Duration::from_millis(millis.load(Ordering::SeqCst))))
         };
         let (send, commands) = mpsc::channel(2);
-        let server = api::spawn(settings, seen, clock, send).unwrap();
-        Node { server, commands, status, millis }
+        let failsafe = Door::default();
+        let server = api::spawn(settings, seen, failsafe.clone(), clock, send).unwrap();
+        Node { server, failsafe, commands, status, millis }
     }
 
     pub(crate) fn publish(&self, status: Status) {
@@ -173,6 +177,8 @@ pub(crate) fn replica() -> Status {
         role: Role::Replica,
         sql: Some(standby_sql()),
         lock_until: None,
+        failsafe_mode: false,
+        failsafe_until: None,
         demoting: false,
         view: Some(view(Some("n1"))),
         last_view: Some(view(Some("n1"))),
@@ -190,6 +196,9 @@ pub(crate) fn replica() -> Status {
         loop_wait: secs(10),
         ttl: secs(30),
         next_turn_due: NOW + secs(10),
+        guardian: Some(guardian::View { met: true, pid: 77, ..guardian::View::default() }),
+        watchdog: regent::watchdog::State::default(),
+        watchdog_failed: false,
         rule: "follow",
         why: "n1 leads".to_owned(),
     }
@@ -213,6 +222,7 @@ pub(crate) fn leader() -> Status {
             ..standby_sql()
         }),
         lock_until: Some(NOW + secs(20)),
+        guardian: Some(guardian::View { armed_until: Some(NOW + secs(20)), ..replica().guardian.unwrap() }),
         ..replica()
     }
 }

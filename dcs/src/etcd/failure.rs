@@ -39,8 +39,8 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         match error {
             Error::GRpcStatus(status) => judge(&status),
-            // What the client makes of an answer with a TTL of 0.
-            Error::LeaseKeepAliveError(_) => Failure::Definite(DcsError::LeaseGone),
+            // What the client makes of an answer with a TTL of 0. With other words: of a stream that was closed under it.
+            Error::LeaseKeepAliveError(text) if text == "lease not found" => Failure::Definite(DcsError::LeaseGone),
             other => Failure::Unknown(other.to_string()),
         }
     }

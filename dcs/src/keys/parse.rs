@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use regent_core::cluster::{
-    ClusterView, ConfigKey, Failover, HistoryLine, Initialize, LeaderKey, Member, Promise, PromiseKey, Schedule,
-    Status, SyncState,
+    ClusterView, ConfigKey, Failover, FailsafeKey, HistoryLine, Initialize, LeaderKey, Member, Promise, PromiseKey,
+    Schedule, Status, SyncState,
 };
 use regent_core::units::{Lsn, MemberName, Revision, Timeline, WalPosition};
 use serde_json::Value;
 
 use super::{
-    CONFIG, FAILOVER, HISTORY, INITIALIZE, LEADER, MEMBERS, OPTIME, PROMISE, RawKey, STATUS, SYNC, lenient, member,
+    CONFIG, FAILOVER, FAILSAFE, HISTORY, INITIALIZE, LEADER, MEMBERS, OPTIME, PROMISE, RawKey, STATUS, SYNC, lenient,
+    member,
 };
 use crate::Read;
 
@@ -69,6 +70,13 @@ impl Parser {
                 let read = promise(key.value);
                 view.unreadable_promise = read.is_err().then_some(key.modified);
                 read.map(|promise| view.promise = Some(PromiseKey { promise, modified: key.modified }))
+            }
+            FAILSAFE => {
+                let read = failsafe(key.value);
+                let (members, known) =
+                    read.map_or_else(|error| (BTreeMap::new(), Err(error)), |members| (members, Ok(())));
+                view.failsafe = Some(FailsafeKey { members, modified: key.modified });
+                known
             }
             _ => match name.strip_prefix(MEMBERS) {
                 Some(name) if !name.is_empty() && !name.contains('/') => self.member(name, key.value),
@@ -256,6 +264,17 @@ fn failover(key: &RawKey<'_>) -> Result<Option<Failover>, String> {
         }
     };
     Ok((request.leader.is_some() || request.candidate.is_some()).then_some(request))
+}
+
+/// All or nothing: half a topology would leave out somebody who must be asked.
+fn failsafe(value: &[u8]) -> Result<BTreeMap<MemberName, String>, String> {
+    let value = json(value)?;
+    let object = value.as_object().ok_or_else(|| format!("want a JSON object, have {}", kind(&value)))?;
+    let member = |(name, url): (&String, &Value)| {
+        let url = url.as_str().ok_or_else(|| format!("the address of {name} is not text"))?;
+        Ok((MemberName(name.clone()), url.to_owned()))
+    };
+    object.iter().map(member).collect()
 }
 
 /// Ours alone, and what safety rests on: nothing lenient here. A promise that cannot be read cannot be replaced either,

@@ -73,6 +73,11 @@ pub(super) struct State {
     pub(super) log: Vec<Event>,
     pub(super) expiry_delay: Duration,
     pub(super) outage: bool,
+    /// Requests that arrive in an outage wait for its end; otherwise they are lost.
+    pub(super) patient: bool,
+    held: Vec<Request>,
+    /// Leases that ran out: when, and which.
+    pub(super) expired: Vec<(Duration, LeaseId)>,
     /// By time of arrival, then by order of sending.
     on_their_way: BTreeMap<(Instant, u64), Request>,
     sent: u64,
@@ -106,6 +111,9 @@ impl State {
             log: Vec::new(),
             expiry_delay: Duration::ZERO,
             outage: false,
+            patient: false,
+            held: Vec::new(),
+            expired: Vec::new(),
             on_their_way: BTreeMap::new(),
             sent: 0,
             last_lease: LeaseId(0),
@@ -121,17 +129,31 @@ impl State {
             self.now = self.now.max(next.at());
             moved = true;
             match next {
-                Next::Arrival(at, number) => {
-                    let request = self.on_their_way.remove(&(at, number));
-                    if let Some(request) = request.filter(|_| !self.outage) {
-                        request(self);
-                    }
+                Next::Arrival(at, number) => match self.on_their_way.remove(&(at, number)) {
+                    Some(request) if !self.outage => request(self),
+                    Some(request) if self.patient => self.held.push(request),
+                    Some(_) | None => {}
+                },
+                Next::LeaseEnds(at, lease) => {
+                    self.expired.push((at.saturating_duration_since(self.made), lease));
+                    self.end_lease(lease);
                 }
-                Next::LeaseEnds(_, lease) => self.end_lease(lease),
             }
         }
         self.now = self.now.max(now);
         moved
+    }
+
+    /// With or without a quorum from now on.
+    pub(super) fn set_outage(&mut self, outage: bool) {
+        if self.outage && !outage {
+            self.restart_leases();
+            self.outage = false;
+            for request in std::mem::take(&mut self.held) {
+                request(self);
+            }
+        }
+        self.outage = outage;
     }
 
     /// When something happens by itself next.

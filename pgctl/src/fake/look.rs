@@ -19,12 +19,13 @@ pub(super) fn look(world: &mut World, index: usize, within: Duration, patient: b
     let node = &world.nodes[index];
     let cluster = match &node.data {
         Data::Present(cluster) => Some(cluster),
-        Data::Empty | Data::Unfinished => None,
+        Data::Empty | Data::Unfinished | Data::HalfRewound => None,
     };
     let data_dir = match &node.data {
         _ if node.disk_hung => DataDir::Unreadable(format!("no answer within {within:?}")),
         Data::Empty => DataDir::Empty,
         Data::Unfinished => DataDir::Unfinished,
+        Data::HalfRewound => DataDir::HalfRewound,
         Data::Present(cluster) => DataDir::Present(Present {
             control: Some(cluster.control.clone()),
             standby_signal: cluster.standby_signal,
@@ -43,12 +44,12 @@ pub(super) fn look(world: &mut World, index: usize, within: Duration, patient: b
         _ => None,
     };
     let process = node.server.as_ref().map_or(Process::Down, |server| Process::Up { pid: server.pid });
-    PgState { data_dir, process, probe, sql, local_history }
+    PgState { data_dir, process, probe, sql, local_history, old_copy: node.old_copy }
 }
 
 fn nothing() -> PgState {
     let (data_dir, process, probe) = (DataDir::Empty, Process::Down, Probe::NotAsked);
-    PgState { data_dir, process, probe, sql: None, local_history: Vec::new() }
+    PgState { data_dir, process, probe, sql: None, local_history: Vec::new(), old_copy: false }
 }
 
 fn facts(world: &World, index: usize, server: &Server, cluster: &Cluster) -> SqlFacts {
@@ -73,7 +74,7 @@ fn facts(world: &World, index: usize, server: &Server, cluster: &Cluster) -> Sql
         sync_priority: i32::from(waits.state_of(&other.name.0) != "async"),
         position: match &other.data {
             Data::Present(theirs) => Some(theirs.log.end()),
-            Data::Empty | Data::Unfinished => None,
+            Data::Empty | Data::Unfinished | Data::HalfRewound => None,
         },
     };
     SqlFacts {

@@ -111,7 +111,7 @@ impl FakePostgres {
     pub fn records(&self) -> Vec<u64> {
         self.node(|node| match &node.data {
             Data::Present(cluster) => cluster.log.writes(),
-            Data::Empty | Data::Unfinished => Vec::new(),
+            Data::Empty | Data::Unfinished | Data::HalfRewound => Vec::new(),
         })
     }
 
@@ -129,7 +129,7 @@ impl FakePostgres {
     pub fn end(&self) -> Option<(Timeline, Lsn)> {
         self.node(|node| match &node.data {
             Data::Present(cluster) => Some((cluster.log.timeline(), cluster.log.end())),
-            Data::Empty | Data::Unfinished => None,
+            Data::Empty | Data::Unfinished | Data::HalfRewound => None,
         })
     }
 
@@ -138,7 +138,7 @@ impl FakePostgres {
     pub fn sync_names(&self) -> String {
         self.node(|node| match &node.data {
             Data::Present(cluster) => cluster.sync_names.clone(),
-            Data::Empty | Data::Unfinished => String::new(),
+            Data::Empty | Data::Unfinished | Data::HalfRewound => String::new(),
         })
     }
 
@@ -153,6 +153,17 @@ impl FakePostgres {
     /// SIGKILL of the postmaster and its children.
     pub fn kill(&self) {
         self.with(|world, index| world.end(index, Transition::Crashed));
+    }
+
+    /// SIGINT to the postmaster: a fast stop.
+    pub fn interrupt(&self) {
+        self.with(|world, index| world.begin_stop(index, true));
+    }
+
+    /// The postmaster that runs, in whatever state.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.with(|world, index| world.pid(index))
     }
 
     /// SIGSTOP of the postmaster and its children: no answer, no progress, no write.
@@ -204,6 +215,20 @@ impl FakePostgres {
         self.node(|node| node.failing_clones = count);
     }
 
+    /// The next `count` rewinds fail, before they change anything.
+    pub fn fail_rewinds(&self, count: u32) {
+        self.node(|node| node.failing_rewinds = count);
+    }
+
+    /// Neither checksums nor `wal_log_hints`: pg_rewind is impossible.
+    pub fn forget_hints(&self) {
+        self.node(|node| {
+            if let Data::Present(cluster) = &mut node.data {
+                cluster.control.rewindable = false;
+            }
+        });
+    }
+
     // ---- parts of the trait
 
     async fn pause(&self, time: Duration) {
@@ -217,6 +242,10 @@ impl FakePostgres {
             let node = &mut world.nodes[index];
             if node.server.is_some() {
                 return Err(PgError::Refused("PostgreSQL runs already; stop it first".to_owned()));
+            }
+            if matches!(node.data, Data::HalfRewound) {
+                world.misuses.push(("X8", format!("{} was started half-rewound", world.nodes[index].name)));
+                return Err(PgError::Refused("the data directory is half-rewound".to_owned()));
             }
             let Data::Present(cluster) = &mut node.data else {
                 return Err(PgError::Refused("the data directory is not usable; clone it first".to_owned()));
@@ -247,7 +276,7 @@ impl FakePostgres {
             let time = if source.is_some() { timings.clone } else { timings.bootstrap };
             let until = world.now.saturating_add(time);
             let source = source.and_then(|source| Some((source, world.pid(source)?)));
-            world.nodes[index].build = Some(Build { since: world.now, until, source, failed: None });
+            world.nodes[index].build = Some(Build { since: world.now, until, source, patient: false, failed: None });
             world.nodes[index].data = Data::Unfinished;
             Ok(until)
         })?;
@@ -280,6 +309,30 @@ impl FakePostgres {
             }
             Ok(())
         })
+    }
+
+    /// The member at `conn_url`, if `program` can read from it.
+    fn source(&self, program: &str, source: &MemberName, conn_url: &str) -> Result<usize, PgError> {
+        self.with(|world, index| {
+            let found = world.find(conn_url).filter(|found| *found != index);
+            let found = found.ok_or_else(|| failed(program, format!("{source} at {conn_url}: connection refused")))?;
+            world.unusable_source(index, found, None).map_or(Ok(found), |cause| Err(failed(program, cause)))
+        })
+    }
+
+    /// Waits for `until`, and for a `source` that keeps silent, or for the failure of that.
+    async fn rewound_until(&self, until: Duration, source: usize) -> Result<(), PgError> {
+        let index = self.index;
+        let failure = |world: &mut World| world.nodes[index].build.as_ref().and_then(|build| build.failed.clone());
+        let mut cause = self.network.wait(Some(until), failure).await;
+        if cause.is_none() {
+            let ended = |world: &mut World| match failure(world) {
+                Some(cause) => Some(Some(cause)),
+                None => (!world.nodes[source].stalled()).then_some(None),
+            };
+            cause = self.network.wait(None, ended).await.flatten();
+        }
+        cause.map_or(Ok(()), |cause| Err(failed("pg_rewind", cause)))
     }
 
     fn accepting<T>(&self, what: &str, change: impl FnOnce(&mut World, usize) -> T) -> Result<T, PgError> {
@@ -318,8 +371,11 @@ fn connect(node: &Node) -> Result<(&Server, &Cluster), Rejected> {
 }
 
 fn ended(output: &str) -> PgError {
-    let (program, status) = ("postgres".to_owned(), "exit status: 1".to_owned());
-    PgError::Program { program, status, output: output.to_owned() }
+    failed("postgres", output.to_owned())
+}
+
+fn failed(program: &str, output: String) -> PgError {
+    PgError::Program { program: program.to_owned(), status: "exit status: 1".to_owned(), output }
 }
 
 impl Postgres for FakePostgres {
@@ -341,18 +397,8 @@ impl Postgres for FakePostgres {
     }
 
     async fn clone_from(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
-        let found = self.with(|world, index| {
-            let found = world.find(conn_url).filter(|found| *found != index);
-            let cause = match found {
-                None => Some(format!("{source} at {conn_url}: connection refused")),
-                Some(found) => world.unusable_source(index, found, None),
-            };
-            cause.map_or(Ok(found), |output| {
-                let (program, status) = ("pg_basebackup".to_owned(), "exit status: 1".to_owned());
-                Err(PgError::Program { program, status, output })
-            })
-        })?;
-        self.build(found).await
+        let found = self.source("pg_basebackup", source, conn_url)?;
+        self.build(Some(found)).await
     }
 
     fn clone_progress(&self) -> Option<(u64, Option<u64>)> {
@@ -363,6 +409,59 @@ impl Postgres for FakePostgres {
             let permille = u64::try_from(permille).unwrap_or(1000).min(1000);
             Some((CLONE_BYTES / 1000 * permille, Some(CLONE_BYTES)))
         })
+    }
+
+    async fn rewind(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
+        let found = self.source("pg_rewind", source, conn_url)?;
+        let (half, whole) = self.with(|world, index| {
+            if !matches!(world.nodes[index].data, Data::Present(_)) || world.pid(index).is_some() {
+                return Err(PgError::Refused("only a data directory without a server can be rewound".to_owned()));
+            }
+            let standby = world.nodes[found].server.as_ref().is_some_and(|server| server.in_recovery);
+            let source = world.pid(found).filter(|_| !standby).map(|pid| (found, pid));
+            let source = source.ok_or_else(|| failed("pg_rewind", "session is read-only".to_owned()))?;
+            let (since, time) = (world.now, world.nodes[index].timings.rewind);
+            let until = since.saturating_add(time);
+            world.nodes[index].build = Some(Build { since, until, source: Some(source), patient: true, failed: None });
+            world.recover(index);
+            Ok((since.saturating_add(time / 2), until))
+        })?;
+        let _guard = BuildGuard(self);
+        self.rewound_until(half, found).await?;
+        let nothing_to_do = self.with(|world, index| {
+            let node = &mut world.nodes[index];
+            if let Some(left) = node.failing_rewinds.checked_sub(1) {
+                node.failing_rewinds = left;
+                return Err(failed("pg_rewind", "planned fault".to_owned()));
+            }
+            if world.believes_nothing_diverged(found, index) {
+                return Ok(true);
+            }
+            world.give_up_copy(index, Data::HalfRewound);
+            Ok(false)
+        })?;
+        if !nothing_to_do {
+            self.rewound_until(whole, found).await?;
+            self.with(|world, index| world.rewound(found, index));
+        }
+        Ok(())
+    }
+
+    async fn give_up_data(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
+        if self.with(|world, index| world.pid(index).is_some()) {
+            return Err(PgError::Refused("a server runs on it; stop it first".to_owned()));
+        }
+        self.source("psql", source, conn_url)?;
+        self.with(|world, index| {
+            world.give_up_copy(index, Data::Empty);
+            world.nodes[index].old_copy = true;
+        });
+        Ok(())
+    }
+
+    async fn discard_old_copy(&self) -> Result<(), PgError> {
+        self.node(|node| node.old_copy = false);
+        Ok(())
     }
 
     async fn start_primary(&self) -> Result<(), PgError> {
@@ -386,19 +485,26 @@ impl Postgres for FakePostgres {
 
     async fn stop(&self, mode: StopMode, within: Duration) -> Result<(), PgError> {
         let index = self.index;
-        let (pid, until) = self.with(|world, index| {
-            world.begin_stop(index, mode == StopMode::Fast);
-            (world.pid(index), world.now.saturating_add(within))
-        });
-        let gone = |world: &mut World| (world.pid(index).is_none() || world.pid(index) != pid).then_some(());
-        match (self.network.wait(Some(until), gone).await, mode) {
-            (Some(()), _) => Ok(()),
-            (None, StopMode::Fast) => Err(PgError::Timeout { what: "fast stop".to_owned(), limit: within }),
-            (None, StopMode::Immediate) => {
-                self.with(|world, index| world.end(index, Transition::Stopped));
-                Ok(())
+        let steps = match mode {
+            StopMode::Fast => vec![(true, within)],
+            StopMode::FastThenImmediate => vec![(true, within * 2 / 3), (false, within / 3)],
+            StopMode::Immediate => vec![(false, within)],
+        };
+        for (fast, within) in steps {
+            let (pid, until) = self.with(|world, index| {
+                world.begin_stop(index, fast);
+                (world.pid(index), world.now.saturating_add(within))
+            });
+            let gone = |world: &mut World| (world.pid(index).is_none() || world.pid(index) != pid).then_some(());
+            if self.network.wait(Some(until), gone).await.is_some() {
+                return Ok(());
             }
         }
+        if mode == StopMode::Fast {
+            return Err(PgError::Timeout { what: "fast stop".to_owned(), limit: within });
+        }
+        self.with(|world, index| world.end(index, Transition::Stopped));
+        Ok(())
     }
 
     async fn promote(&self, timeline: Timeline) -> Result<(), PgError> {
@@ -472,7 +578,7 @@ impl Postgres for FakePostgres {
                 Ok(())
             }
             Data::Unfinished => Err(PgError::Refused("a clone or initdb still runs; end it first".to_owned())),
-            Data::Empty | Data::Present(_) => {
+            Data::Empty | Data::HalfRewound | Data::Present(_) => {
                 Err(PgError::Refused("the data directory is not ours to remove".to_owned()))
             }
         })

@@ -216,7 +216,11 @@ impl World {
     /// A clone fails when its source goes, or the way to it.
     fn fail_builds(&mut self) {
         for index in 0..self.nodes.len() {
-            let Some((source, pid)) = self.nodes[index].build.as_ref().and_then(|build| build.source) else { continue };
+            let Some(build) = &self.nodes[index].build else { continue };
+            let Some((source, pid)) = build.source else { continue };
+            if build.patient && !self.is_cut(index, source) && self.nodes[source].stalled() {
+                continue;
+            }
             if let Some(cause) = self.unusable_source(index, source, Some(pid))
                 && let Some(build) = &mut self.nodes[index].build
                 && build.failed.is_none()

@@ -36,6 +36,8 @@ pub(super) struct World {
     pub(super) split: BTreeSet<(SystemId, Timeline)>,
     last_system_id: u64,
     last_pid: u32,
+    /// What no agent may ask of the tools, and one did.
+    pub(super) misuses: Vec<(&'static str, String)>,
     /// Transitions that observers have not seen yet.
     pub(super) outbox: VecDeque<(MemberName, Transition)>,
     /// Observers are being called: time stands still.
@@ -72,6 +74,9 @@ pub(super) struct Node {
     pub(super) watched: Option<u32>,
     pub(super) failing_starts: u32,
     pub(super) failing_clones: u32,
+    pub(super) failing_rewinds: u32,
+    /// A directory was moved aside.
+    pub(super) old_copy: bool,
     pub(super) settings: Option<Settings>,
     /// The clone or initdb that runs.
     pub(super) build: Option<Build>,
@@ -85,6 +90,7 @@ pub(super) struct Node {
 pub(super) enum Data {
     Empty,
     Unfinished,
+    HalfRewound,
     Present(Box<Cluster>),
 }
 
@@ -133,13 +139,15 @@ pub(super) enum Phase {
     Quitting,
 }
 
-/// A clone or initdb in progress.
+/// A clone, rewind or initdb in progress.
 #[derive(Debug)]
 pub(super) struct Build {
     pub(super) since: Duration,
     pub(super) until: Duration,
-    /// A clone's source and its postmaster.
+    /// The source and its postmaster.
     pub(super) source: Option<(usize, u32)>,
+    /// A source that keeps silent is waited for (TCP lives on); one that is gone is not.
+    pub(super) patient: bool,
     /// Why it failed.
     pub(super) failed: Option<String>,
 }
@@ -175,6 +183,8 @@ impl World {
             watched: None,
             failing_starts: 0,
             failing_clones: 0,
+            failing_rewinds: 0,
+            old_copy: false,
             settings: None,
             build: None,
             deferred: Vec::new(),
@@ -263,6 +273,7 @@ impl World {
             state: ClusterState::InProduction,
             timeline: Timeline(1),
             checkpoint: Lsn::default(),
+            checkpoint_end: None,
             min_recovery: None,
             rewindable: true,
         };
@@ -287,6 +298,50 @@ impl World {
         let slots = BTreeSet::new();
         let mine = Cluster { standby_signal: false, backup_label: true, slots, ..Cluster::clone(theirs) };
         self.nodes[node].data = Data::Present(Box::new(mine));
+    }
+
+    /// What pg_rewind leaves: the source's log, to be replayed from the fork up to where it ends now.
+    pub(super) fn rewound(&mut self, source: usize, node: usize) {
+        self.copy(source, node);
+        if let Data::Present(cluster) = &mut self.nodes[node].data {
+            cluster.restart_point();
+            cluster.control.state = ClusterState::InArchiveRecovery;
+        }
+    }
+
+    /// pg_rewind finds nothing to do: its source's control file has no later timeline than this node's.
+    pub(super) fn believes_nothing_diverged(&mut self, source: usize, node: usize) -> bool {
+        let (Data::Present(theirs), Data::Present(mine)) = (&self.nodes[source].data, &self.nodes[node].data) else {
+            return false;
+        };
+        let stale = theirs.control.timeline != theirs.log.timeline();
+        if stale {
+            let what =
+                format!("{} was rewound to {} before its checkpoint", self.nodes[node].name, self.nodes[source].name);
+            self.misuses.push(("X4", what));
+        }
+        stale || mine.log.is_prefix_of(&theirs.log)
+    }
+
+    /// Crash recovery of a former primary, as pg_rewind needs it: the log ends with a shutdown checkpoint.
+    pub(super) fn recover(&mut self, node: usize) {
+        let Data::Present(cluster) = &mut self.nodes[node].data else { return };
+        let crashed = cluster.control.state.was_primary() && cluster.control.state != ClusterState::ShutDown;
+        if crashed && !cluster.backup_label {
+            cluster.control.state = ClusterState::ShutDown;
+            let timeline = cluster.log.timeline();
+            self.write(node, Kind::ShutdownCheckpoint, CHECKPOINT_BYTES, timeline);
+        }
+    }
+
+    /// From now on this node has no copy of the cluster: somebody else must have one.
+    pub(super) fn give_up_copy(&mut self, node: usize, data: Data) {
+        let whole = |other: &Node| matches!(other.data, Data::Present(_)) && other.server.is_some();
+        let others = self.nodes.iter().enumerate().any(|(index, other)| index != node && whole(other));
+        if !others && matches!(self.nodes[node].data, Data::Present(_)) {
+            self.misuses.push(("S10", format!("{} gave up the last copy that runs", self.nodes[node].name)));
+        }
+        self.nodes[node].data = data;
     }
 
     // ---- a server's life
@@ -434,6 +489,7 @@ impl Cluster {
 
     pub(super) fn checkpointed(&mut self, record: &Record) {
         self.control.checkpoint = record.start;
+        self.control.checkpoint_end = (record.kind == Kind::ShutdownCheckpoint).then_some(record.end);
         self.control.timeline = record.timeline;
     }
 

@@ -361,3 +361,84 @@ pub async fn a_new_controller_adopts_the_running_server<H: Harness>(mut harness:
     assert_eq!(adopted.observe(LOOK).await.process, Process::Down);
     assert_eq!(look(b).await.process, Process::Down);
 }
+
+/// `a` wrote what `b` never had, crashed, and `b` was promoted and wrote as well.
+async fn diverged<H: Harness>(harness: &mut H) -> (H::Node, H::Node) {
+    let (a, mut others) = cluster(harness, &["b"]).await;
+    let b = others.remove(0);
+    b.pg().follow(&Upstream::Nobody).await.unwrap();
+    see(&b, "streams no more", |s| s.sql.as_ref().is_some_and(|sql| !sql.streaming)).await;
+    for _ in 0..3 {
+        a.insert().await.unwrap();
+    }
+    a.crash().await;
+    see(&a, "is down", |s| s.process == Process::Down).await;
+    b.pg().promote(Timeline(2)).await.unwrap();
+    b.insert().await.unwrap();
+    (a, b)
+}
+
+/// X3: of a primary that was shut down in order, the log ends exactly where its successor's timeline begins.
+pub async fn a_clean_hand_over_ends_where_the_next_timeline_begins<H: Harness>(mut harness: H) {
+    let (a, others) = cluster(&mut harness, &["b"]).await;
+    let b = &others[0];
+    a.pg().stop(StopMode::Fast, NEVER).await.unwrap();
+    let state = look(&a).await;
+    let control = state.control().unwrap();
+    let end = control.checkpoint_end.expect("the end of the shutdown checkpoint is known");
+    assert!(end > control.checkpoint, "{control:?}");
+    b.pg().promote(Timeline(2)).await.unwrap();
+    let history = see(b, "writes timeline 2", writes(2)).await.local_history;
+    assert_eq!(history.last().unwrap().switched_at, end);
+    b.pg().create_slots(&[a.name().slot_name()]).await.unwrap();
+    a.pg().start_standby(&upstream(b)).await.unwrap();
+    see(&a, "streams", streams(2)).await;
+}
+
+/// X6: a crashed primary that wrote what nobody has is recovered and rewound, and follows.
+pub async fn a_crashed_primary_is_rewound<H: Harness>(mut harness: H) {
+    let (a, b) = diverged(&mut harness).await;
+    b.pg().checkpoint().await.unwrap();
+    b.pg().create_slots(&[a.name().slot_name()]).await.unwrap();
+    a.pg().rewind(&b.name(), &b.conn_url()).await.unwrap();
+    let state = look(&a).await;
+    assert_eq!(state.control().unwrap().state, ClusterState::InArchiveRecovery, "{state:?}");
+    assert!(matches!(&state.data_dir, DataDir::Present(present) if present.backup_label), "{state:?}");
+    a.pg().start_standby(&upstream(&b)).await.unwrap();
+    see(&a, "streams", streams(2)).await;
+    see_rows(&a, 2).await;
+    b.insert().await.unwrap();
+    see_rows(&a, 3).await;
+}
+
+/// X8: what fails before it began leaves the data as it was.
+pub async fn a_rewind_without_a_source_changes_nothing<H: Harness>(mut harness: H) {
+    let (a, b) = diverged(&mut harness).await;
+    assert!(is_refused(&b.pg().rewind(&a.name(), &a.conn_url()).await) || look(&b).await.sql.is_some());
+    b.pg().stop(StopMode::Fast, NEVER).await.unwrap();
+    a.pg().rewind(&b.name(), &b.conn_url()).await.unwrap_err();
+    assert!(matches!(look(&a).await.data_dir, DataDir::Present(_)));
+    a.pg().start_primary().await.unwrap();
+    see_rows(&a, 4).await;
+}
+
+/// X9: room for a clone is made only where no server runs; the old data goes when its replacement streams.
+pub async fn diverged_data_makes_room_for_a_clone<H: Harness>(mut harness: H) {
+    let (a, b) = diverged(&mut harness).await;
+    assert!(is_refused(&b.pg().give_up_data(&a.name(), &a.conn_url()).await), "a server runs");
+    b.pg().stop(StopMode::Fast, NEVER).await.unwrap();
+    a.pg().give_up_data(&b.name(), &b.conn_url()).await.unwrap_err();
+    assert!(matches!(look(&a).await.data_dir, DataDir::Present(_)), "S10: the only other copy does not answer");
+    b.pg().start_primary().await.unwrap();
+    see(&b, "writes again", writes(2)).await;
+    a.pg().give_up_data(&b.name(), &b.conn_url()).await.unwrap();
+    let state = look(&a).await;
+    assert_eq!((&state.data_dir, state.old_copy), (&DataDir::Empty, true));
+    b.pg().create_slots(&[a.name().slot_name()]).await.unwrap();
+    a.pg().clone_from(&b.name(), &b.conn_url()).await.unwrap();
+    a.pg().start_standby(&upstream(&b)).await.unwrap();
+    see(&a, "streams", streams(2)).await;
+    a.pg().discard_old_copy().await.unwrap();
+    assert!(!look(&a).await.old_copy);
+    see_rows(&a, 2).await;
+}

@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "a program that shows something")]
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -10,11 +11,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use nix::unistd::{SysconfVar, sysconf};
 use regent_core::fixture::{cut_off, primary, secs, standby};
 use regent_core::rules::decide;
 use regent_core::snapshot::Snapshot;
-use regent_tests::rig::{Rig, Settings, Trouble};
+use regent_tests::rig::{Node, Rig, Settings, Trouble, http, stray};
 use regent_tests::simulation;
 
 /// How long each load lasts.
@@ -91,15 +91,7 @@ fn processes() -> Result<(), Trouble> {
 
     let idle =
         std::env::var("BENCH_IDLE_SECONDS").ok().and_then(|s| s.parse().ok()).map_or(Duration::from_secs(60), secs);
-    let before: Vec<Duration> = rig.nodes().iter().map(|n| n.agent().map_or(Duration::ZERO, cpu_time)).collect();
-    thread::sleep(idle);
-    for (node, before) in rig.nodes().iter().zip(before) {
-        let Some(pid) = node.agent() else { return Err(Trouble::new(format!("an agent ended\n{}", node.tails()))) };
-        let role = if node.name() == primary.name() { "primary" } else { "standby" };
-        let share = (cpu_time(pid).saturating_sub(before)).as_secs_f64() / idle.as_secs_f64() * 100.0;
-        figure(&format!("agent of an idle {role}: CPU over {} s", idle.as_secs()), &format!("{share:.2} %"));
-        figure(&format!("agent of an idle {role}: resident memory"), &format!("{:.1} MB", resident_mb(pid)));
-    }
+    idle_cost(&rig, primary.name(), idle)?;
 
     let port = primary.ports().rest;
     load("GET /primary, PostgreSQL running", port)?;
@@ -109,18 +101,71 @@ fn processes() -> Result<(), Trouble> {
     stopped
 }
 
-/// User and system time of a process so far (proc(5): fields 14 and 15 of stat).
-fn cpu_time(pid: i32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
-    let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
-    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|n| u64::try_from(n).ok()).unwrap_or(100);
-    Duration::from_millis(ticks * 1000 / per_second)
+/// What agent and guardian cost together while nothing happens, and what they ask of etcd.
+fn idle_cost(rig: &Rig, primary: &str, idle: Duration) -> Result<(), Trouble> {
+    let pair = |node: &Node| {
+        let guardian = stray::of(&node.data()).into_iter().find(|p| p.program == "regent-guardian").map(|p| p.pid);
+        let none = || Trouble::new(format!("agent or guardian is not there\n{}", node.tails()));
+        node.agent().zip(guardian).ok_or_else(none)
+    };
+    let cpu = |(agent, guardian)| cpu_time(agent) + cpu_time(guardian);
+    let before = rig.nodes().iter().map(pair).collect::<Result<Vec<_>, _>>()?;
+    let (spent, calls) = (before.iter().map(|pids| cpu(*pids)).collect::<Vec<_>>(), etcd_calls(rig)?);
+    thread::sleep(idle);
+    let minutes = idle.as_secs_f64() / 60.0;
+    let asked = etcd_calls(rig)?;
+    for ((node, pids), spent) in rig.nodes().iter().zip(before).zip(spent) {
+        if pair(node)? != pids {
+            return Err(Trouble::new(format!("agent or guardian was replaced\n{}", node.tails())));
+        }
+        let role = if node.name() == primary { "primary" } else { "standby" };
+        let seconds = cpu(pids).saturating_sub(spent).as_secs_f64() / minutes;
+        figure(&format!("idle {role}, agent and guardian: CPU a minute"), &format!("{seconds:.2} s"));
+        // The guardian is the same program: its pages of the file are the agent's.
+        let (agent, own) = (memory_mb(pids.0, "VmRSS:"), memory_mb(pids.1, "RssAnon:"));
+        figure(&format!("idle {role}, agent: resident memory"), &format!("{agent:.1} MB"));
+        figure(&format!("idle {role}, guardian: what it adds"), &format!("{own:.1} MB"));
+    }
+    for (method, count) in asked {
+        let rate = (count - calls.get(&method).copied().unwrap_or(0.0)) / minutes;
+        if rate > 0.0 {
+            figure(
+                &format!("idle, {} members: etcd {method} messages a minute", rig.nodes().len()),
+                &format!("{rate:.0}"),
+            );
+        }
+    }
+    Ok(())
 }
 
-fn resident_mb(pid: i32) -> f64 {
+/// Messages that etcd's members have received so far, by method.
+fn etcd_calls(rig: &Rig) -> Result<BTreeMap<String, f64>, Trouble> {
+    let mut calls = BTreeMap::new();
+    for member in rig.etcd.endpoints() {
+        let page = http::get(member, "/metrics", Duration::from_secs(3))?.body;
+        for line in page.lines().filter_map(|line| line.strip_prefix("grpc_server_msg_received_total{grpc_method=\"")) {
+            let Some((method, rest)) = line.split_once('"') else { continue };
+            let count = rest.rsplit_once(' ').and_then(|(_, count)| count.parse::<f64>().ok()).unwrap_or(0.0);
+            *calls.entry(method.to_owned()).or_default() += count;
+        }
+    }
+    Ok(calls)
+}
+
+/// Time on a processor so far, of all threads (nanoseconds, `/proc/PID/task/TID/schedstat`: the ticks of stat are too coarse).
+fn cpu_time(pid: i32) -> Duration {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let spent = threads.filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(spent.sum())
+}
+
+/// A line of `/proc/PID/status` that tells kilobytes.
+fn memory_mb(pid: i32, what: &str) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap_or_default();
     let kilobytes: u32 = line.trim().trim_end_matches(" kB").parse().unwrap_or(0);
     f64::from(kilobytes) / 1024.0
 }

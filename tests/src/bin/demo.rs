@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use regent_tests::rig::settings::{BASE, PASSWORD, SUPERUSER};
 use regent_tests::rig::{Node, Rig, Settings, Trouble, Writer, stray};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Nothing of this takes so long; more only on a machine that does something else.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -30,7 +29,7 @@ fn main() -> ExitCode {
 fn play(stage: &Stage) -> Result<(), Trouble> {
     let keep = std::env::var_os("KEEP").is_some_and(|value| !value.is_empty() && value != "0");
     let rig = Rig::new(Settings::default())?;
-    end_on_interrupt(rig.dir().to_path_buf())?;
+    stray::end_on_interrupt(rig.dir())?;
     let version = rig.programs().pg_version();
     stage.say(&format!("etcd and HAProxy are up; three nodes with PostgreSQL {version} in {}", rig.dir().display()));
 
@@ -79,7 +78,10 @@ fn play(stage: &Stage) -> Result<(), Trouble> {
     let lost = journal.missing_on(next.server())?;
     stage.title("The client's account");
     println!("  acknowledged rows   {:>8}", journal.acknowledged().count());
-    println!("  failed attempts     {:>8}", journal.failures().count());
+    println!(
+        "  failed attempts     {:>8}     (it tries again at once, for as long as nobody takes writes)",
+        journal.failures().count()
+    );
     println!(
         "  longest write gap   {:>8.1} s   (ttl is {} s: a dead host is known by its lease)",
         journal.write_gap().as_secs_f64(),
@@ -99,25 +101,6 @@ fn play(stage: &Stage) -> Result<(), Trouble> {
     } else {
         stage.say("done; everything is stopped and removed (KEEP=1 make demo leaves it up)");
     }
-    Ok(())
-}
-
-/// Ctrl-C ends what runs, as leaving `main` would: no destructor runs when a signal ends us.
-fn end_on_interrupt(dir: PathBuf) -> Result<(), Trouble> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    thread::spawn(move || {
-        runtime.block_on(async {
-            let (Ok(mut interrupt), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            else {
-                return;
-            };
-            tokio::select! { _ = interrupt.recv() => {} _ = term.recv() => {} }
-            println!("interrupted: stopping everything");
-            stray::end(&dir);
-            let _ = std::fs::remove_dir_all(&dir);
-            std::process::exit(130);
-        });
-    });
     Ok(())
 }
 
@@ -176,11 +159,12 @@ fn state(node: &Node) -> String {
     }
 }
 
-/// The last warnings and errors of a node's agent.
+/// The last decisions, warnings and errors of a node's agent.
 fn reason(node: &Node) -> String {
     let log = node.agent_log();
-    let loud: Vec<&str> = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
-    loud.iter().rev().take(3).rev().map(|line| format!("    {line}\n")).collect()
+    let telling = |line: &&str| [" rule=", "WARN", "ERROR"].iter().any(|mark| line.contains(mark));
+    let told: Vec<&str> = log.lines().filter(telling).collect();
+    told.iter().rev().take(3).rev().map(|line| format!("    {line}\n")).collect()
 }
 
 fn use_it(dir: &Path, (primary, standbys, config): (u16, u16, PathBuf), etcd: &[u16], (ctl, yml): &(PathBuf, PathBuf)) {

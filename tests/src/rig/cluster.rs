@@ -9,9 +9,10 @@ use tempfile::TempDir;
 
 use super::etcd::Etcd;
 use super::haproxy::Haproxy;
+use super::net::Host;
 use super::node::Node;
 use super::process::{adopt_orphans, clean, output};
-use super::programs::{Account, Programs};
+use super::programs::{Account, Programs, peer};
 use super::settings::{BASE, NodePorts, Settings, patroni_yml};
 use super::wait::poll;
 use super::{Trouble, ports, stray};
@@ -55,16 +56,16 @@ impl Rig {
         account.own(&dir).map_err(outer)?;
         bring(&mut programs, &dir)?;
 
-        let etcd = Etcd::new(settings.etcd, &dir, &programs, account)?;
+        let etcd = Etcd::new(settings.hosts(settings.etcd)?, &dir, &programs, account)?;
         etcd.start()?;
         let mut rig = Rig { haproxy: None, nodes: Vec::new(), etcd, programs, account, settings, dir: Some(temp) };
-        for i in 1..=settings.nodes {
-            let node = rig.make_node(&format!("n{i}"))?;
+        for (i, host) in settings.hosts(settings.nodes)?.into_iter().enumerate() {
+            let node = rig.make_node(&format!("n{}", i + 1), host)?;
             rig.nodes.push(node);
         }
         if settings.haproxy {
-            let servers: Vec<_> = rig.nodes.iter().map(|n| (n.name().to_owned(), n.ports())).collect();
-            rig.haproxy = Some(Haproxy::start(&dir, &rig.programs, account, &servers)?);
+            let servers: Vec<_> = rig.nodes.iter().map(Node::address).collect();
+            rig.haproxy = Some(Haproxy::start(&dir, &rig.programs, account, settings.haproxy_fall, &servers)?);
         }
         rig.wait(Duration::from_secs(60), "etcd serves", |rig| rig.etcd.health().map_err(|e| e.to_string()))?;
         Ok(rig)
@@ -81,13 +82,15 @@ impl Rig {
         Ok(rig)
     }
 
-    fn make_node(&self, name: &str) -> Result<Node, Trouble> {
+    fn make_node(&self, name: &str, host: Host) -> Result<Node, Trouble> {
         let dir = self.dir().join(name);
         fs::create_dir(&dir)?;
         self.account.own(&dir)?;
         let ports = NodePorts { rest: ports::free()?, postgres: ports::free()? };
-        let yml = patroni_yml(name, &dir, ports, &self.etcd.ports(), &self.programs.pg_bin, &self.settings);
-        let node = Node::new(name, dir, self.programs.regent.clone(), self.account, ports);
+        let program = if self.settings.peer { peer()? } else { self.programs.regent.clone() };
+        let node = Node::new(name, dir, program, self.account, host, ports);
+        let etcd = self.etcd.endpoints();
+        let yml = patroni_yml(&node.address(), node.dir(), &etcd, &self.programs.pg_bin, &self.settings);
         self.write(&node.config(), &yml)?;
         Ok(node)
     }
@@ -160,6 +163,14 @@ impl Rig {
     /// The nodes other than `this`.
     pub fn others<'a>(&'a self, this: &'a Node) -> impl Iterator<Item = &'a Node> {
         self.nodes.iter().filter(move |node| node.name() != this.name())
+    }
+
+    /// The node named `name`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn node(&self, name: &str) -> Result<&Node, Trouble> {
+        self.nodes.iter().find(|n| n.name() == name).ok_or_else(|| Trouble::new(format!("there is no node {name}")))
     }
 
     /// The names of the nodes whose PostgreSQL answers and is no standby, asked past all agents.

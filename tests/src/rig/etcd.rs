@@ -1,11 +1,13 @@
 //! Real etcd: its servers, and a look into them past the agents.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::net::Host;
 use super::process::{Process, clean, output};
 use super::programs::{Account, Programs};
 use super::{Trouble, ports};
@@ -16,12 +18,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 struct Member {
     name: String,
+    host: Host,
     client: u16,
     peer: u16,
     process: Option<Process>,
 }
 
-/// An etcd cluster of one or several members on loopback.
+/// An etcd cluster of one or several members.
 #[derive(Debug)]
 pub struct Etcd {
     server: PathBuf,
@@ -32,14 +35,16 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// Prepares `count` members with their files below `dir`; [`Etcd::start`] starts them.
+    /// Prepares a member on each host with their files below `dir`; [`Etcd::start`] starts them.
     ///
     /// # Errors
     /// No free ports.
-    pub fn new(count: usize, dir: &Path, programs: &Programs, account: Account) -> Result<Self, Trouble> {
-        let member =
-            |i| Ok(Member { name: format!("etcd{i}"), client: ports::free()?, peer: ports::free()?, process: None });
-        let members = (1..=count).map(member).collect::<Result<Vec<_>, Trouble>>()?;
+    pub fn new(hosts: Vec<Host>, dir: &Path, programs: &Programs, account: Account) -> Result<Self, Trouble> {
+        let member = |(i, host)| {
+            let (client, peer) = (ports::free()?, ports::free()?);
+            Ok(Member { name: format!("etcd{}", i + 1), host, client, peer, process: None })
+        };
+        let members = hosts.into_iter().enumerate().map(member).collect::<Result<Vec<_>, Trouble>>()?;
         Ok(Etcd {
             server: programs.etcd.clone(),
             ctl: programs.etcdctl.clone(),
@@ -59,6 +64,12 @@ impl Etcd {
         self.with(|members| members.iter().map(|m| m.client).collect())
     }
 
+    /// The addresses for clients.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<SocketAddr> {
+        self.with(|members| members.iter().map(|m| (m.host.address(), m.client).into()).collect())
+    }
+
     /// Starts the members that do not run, with the data they have.
     ///
     /// # Errors
@@ -66,11 +77,11 @@ impl Etcd {
     pub fn start(&self) -> Result<(), Trouble> {
         self.with(|members| {
             let peers: Vec<String> =
-                members.iter().map(|m| format!("{}=http://127.0.0.1:{}", m.name, m.peer)).collect();
+                members.iter().map(|m| format!("{}=http://{}:{}", m.name, m.host.address(), m.peer)).collect();
             let peers = peers.join(",");
             for member in members.iter_mut().filter(|m| m.process.is_none()) {
-                let client = format!("http://127.0.0.1:{}", member.client);
-                let peer = format!("http://127.0.0.1:{}", member.peer);
+                let client = format!("http://{}:{}", member.host.address(), member.client);
+                let peer = format!("http://{}:{}", member.host.address(), member.peer);
                 let mut command = clean(&self.server);
                 command.current_dir(&self.dir).arg("--name").arg(&member.name);
                 command.arg("--data-dir").arg(self.dir.join(&member.name));
@@ -78,7 +89,8 @@ impl Etcd {
                 command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
                 command.args(["--initial-cluster", &peers, "--initial-cluster-token", "rig"]);
                 let log = self.dir.join(format!("{}.log", member.name));
-                member.process = Some(Process::start(&member.name, self.account, &log, &mut command)?);
+                let start = || Process::start(&member.name, self.account, &log, &mut command);
+                member.process = Some(member.host.within(start)?);
             }
             Ok(())
         })
@@ -87,6 +99,24 @@ impl Etcd {
     /// Kills every member (SIGKILL); their data stays.
     pub fn stop(&self) {
         self.with(|members| members.iter_mut().for_each(|m| m.process = None));
+    }
+
+    /// Kills one member (SIGKILL), counted from 0; its data stays.
+    pub fn stop_one(&self, member: usize) {
+        self.with(|members| members.get_mut(member).into_iter().for_each(|m| m.process = None));
+    }
+
+    /// The leading member, counted from 0.
+    ///
+    /// # Errors
+    /// None answers that it leads.
+    pub fn leader(&self) -> Result<usize, Trouble> {
+        let status = self.ctl(&["endpoint", "status"])?;
+        let leads = |line: &&str| line.split(", ").nth(4) == Some("true");
+        let line = status.lines().find(leads).ok_or_else(|| Trouble::new("no etcd member leads"))?;
+        let endpoint = line.split(',').next().unwrap_or_default();
+        let member = self.endpoints().iter().position(|at| at.to_string() == endpoint);
+        member.ok_or_else(|| Trouble::new(format!("{endpoint} is no etcd member of ours")))
     }
 
     /// Sends a signal to every member; SIGSTOP makes an etcd that takes connections and answers nothing.
@@ -156,7 +186,7 @@ impl Etcd {
     }
 
     fn ctl(&self, args: &[&str]) -> Result<String, Trouble> {
-        let endpoints: Vec<String> = self.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let endpoints: Vec<String> = self.endpoints().iter().map(ToString::to_string).collect();
         let mut command = clean(&self.ctl);
         command.env("ETCDCTL_API", "3").arg("--endpoints").arg(endpoints.join(","));
         command.args(["--dial-timeout=1s", "--command-timeout=2s"]).args(args);

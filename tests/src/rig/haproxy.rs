@@ -1,11 +1,12 @@
 //! HAProxy before the nodes, with the check forms of the field.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::process::{Process, clean};
 use super::programs::{Account, Programs};
-use super::settings::{NodePorts, ProxyPorts, haproxy_cfg};
+use super::settings::{NodeAddress, ProxyPorts, haproxy_cfg};
 use super::sql::Target;
 use super::{Trouble, ports};
 
@@ -18,7 +19,7 @@ pub struct Haproxy {
 }
 
 impl Haproxy {
-    /// Starts it before `nodes`.
+    /// Starts it before `nodes`; `fall` as [`Settings::haproxy_fall`](super::Settings::haproxy_fall).
     ///
     /// # Errors
     /// No free ports, or it cannot be started.
@@ -26,11 +27,12 @@ impl Haproxy {
         dir: &Path,
         programs: &Programs,
         account: Account,
-        nodes: &[(String, NodePorts)],
+        fall: u32,
+        nodes: &[NodeAddress],
     ) -> Result<Self, Trouble> {
         let ports = ProxyPorts { http_check: ports::free()?, tcp_check: ports::free()?, standbys: ports::free()? };
         let config = dir.join("haproxy.cfg");
-        std::fs::write(&config, haproxy_cfg(ports, nodes))?;
+        std::fs::write(&config, haproxy_cfg(ports, fall, nodes))?;
         let mut command = clean(&programs.haproxy);
         command.current_dir(dir).arg("-db").arg("-f").arg(&config);
         let process = Process::start("haproxy", account, &dir.join("haproxy.log"), &mut command)?;
@@ -44,19 +46,19 @@ impl Haproxy {
     /// The way to the primary that `option httpchk GET /primary` finds.
     #[must_use]
     pub fn by_http(&self) -> Target {
-        Target { port: self.ports.http_check }
+        Target { host: Ipv4Addr::LOCALHOST, port: self.ports.http_check }
     }
 
     /// The way to the primary that a raw `GET /leader HTTP/1.0` finds.
     #[must_use]
     pub fn by_tcp(&self) -> Target {
-        Target { port: self.ports.tcp_check }
+        Target { host: Ipv4Addr::LOCALHOST, port: self.ports.tcp_check }
     }
 
     /// The way to the standbys.
     #[must_use]
     pub fn standbys(&self) -> Target {
-        Target { port: self.ports.standbys }
+        Target { host: Ipv4Addr::LOCALHOST, port: self.ports.standbys }
     }
 
     /// Its configuration file.

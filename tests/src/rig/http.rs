@@ -1,7 +1,7 @@
 //! The smallest HTTP client that can ask an agent something.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::Trouble;
@@ -25,23 +25,22 @@ impl Answer {
     }
 }
 
-/// `GET path` from 127.0.0.1:`port`.
+/// `GET path` from the server `at`.
 ///
 /// # Errors
 /// No connection, no answer `within` each read, or not HTTP.
-pub fn get(port: u16, path: &str, within: Duration) -> Result<Answer, Trouble> {
-    raw(port, &format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"), within)
+pub fn get(at: SocketAddr, path: &str, within: Duration) -> Result<Answer, Trouble> {
+    raw(at, &format!("GET {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n"), within)
 }
 
 /// Sends `request` as it is and reads to the end of the connection.
 ///
 /// # Errors
 /// As [`get`].
-pub fn raw(port: u16, request: &str, within: Duration) -> Result<Answer, Trouble> {
+pub fn raw(at: SocketAddr, request: &str, within: Duration) -> Result<Answer, Trouble> {
     let asked = request.lines().next().unwrap_or_default().to_owned();
-    let failed = |e: std::io::Error| Trouble::new(format!("{asked} at port {port}: {e}"));
-    let mut stream =
-        TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), within).map_err(failed)?;
+    let failed = |e: std::io::Error| Trouble::new(format!("{asked} at {at}: {e}"));
+    let mut stream = TcpStream::connect_timeout(&at, within).map_err(failed)?;
     stream.set_read_timeout(Some(within)).map_err(failed)?;
     stream.set_write_timeout(Some(within)).map_err(failed)?;
     stream.write_all(request.as_bytes()).map_err(failed)?;
@@ -50,6 +49,6 @@ pub fn raw(port: u16, request: &str, within: Duration) -> Result<Answer, Trouble
     let text = String::from_utf8_lossy(&text);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     let status = head.split_whitespace().nth(1).and_then(|code| code.parse().ok());
-    let status = status.ok_or_else(|| Trouble::new(format!("{asked} at port {port}: no HTTP answer but {text:?}")))?;
+    let status = status.ok_or_else(|| Trouble::new(format!("{asked} at {at}: no HTTP answer but {text:?}")))?;
     Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }

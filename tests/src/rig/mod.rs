@@ -16,6 +16,7 @@ mod cluster;
 pub mod etcd;
 pub mod haproxy;
 pub mod http;
+pub mod net;
 pub mod node;
 mod ports;
 pub mod process;
@@ -30,7 +31,7 @@ pub use cluster::Rig;
 pub use node::Node;
 pub use settings::Settings;
 pub use wait::poll;
-pub use writer::{Journal, Writer};
+pub use writer::{Journal, Way, Writer};
 
 /// What went wrong, where, and the ends of the logs that tell more.
 ///

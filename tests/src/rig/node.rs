@@ -1,6 +1,7 @@
 //! One node: an agent, its PostgreSQL, their files.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
@@ -9,9 +10,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::http::{self, Answer};
+use super::net::Host;
 use super::process::{Process, clean, tail};
 use super::programs::Account;
-use super::settings::NodePorts;
+use super::settings::{NodeAddress, NodePorts};
 use super::sql::Target;
 use super::wait::poll;
 use super::{Trouble, stray};
@@ -26,14 +28,22 @@ pub struct Node {
     dir: PathBuf,
     program: PathBuf,
     account: Account,
+    host: Host,
     ports: NodePorts,
     agent: Mutex<Option<Process>>,
 }
 
 impl Node {
     /// A node whose directory and `patroni.yml` exist.
-    pub(super) fn new(name: &str, dir: PathBuf, program: PathBuf, account: Account, ports: NodePorts) -> Self {
-        Node { name: name.to_owned(), dir, program, account, ports, agent: Mutex::new(None) }
+    pub(super) fn new(
+        name: &str,
+        dir: PathBuf,
+        program: PathBuf,
+        account: Account,
+        host: Host,
+        ports: NodePorts,
+    ) -> Self {
+        Node { name: name.to_owned(), dir, program, account, host, ports, agent: Mutex::new(None) }
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Option<Process>) -> T) -> T {
@@ -70,10 +80,28 @@ impl Node {
         self.ports
     }
 
+    /// Its name and where it is.
+    #[must_use]
+    pub fn address(&self) -> NodeAddress {
+        NodeAddress { name: self.name.clone(), host: self.host.address(), ports: self.ports }
+    }
+
+    /// Where it runs.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Its REST API.
+    #[must_use]
+    pub fn rest(&self) -> SocketAddr {
+        (self.host.address(), self.ports.rest).into()
+    }
+
     /// Its PostgreSQL, without a proxy.
     #[must_use]
     pub fn server(&self) -> Target {
-        Target { port: self.ports.postgres }
+        Target { host: self.host.address(), port: self.ports.postgres }
     }
 
     /// The agent's log so far.
@@ -93,7 +121,8 @@ impl Node {
             }
             let mut command = clean(&self.program);
             command.current_dir(&self.dir).arg(self.config());
-            *agent = Some(Process::start(&self.name, self.account, &self.dir.join("agent.log"), &mut command)?);
+            let log = self.dir.join("agent.log");
+            *agent = Some(self.host.within(|| Process::start(&self.name, self.account, &log, &mut command))?);
             Ok(())
         })
     }
@@ -164,12 +193,32 @@ impl Node {
         self.kill_agent();
     }
 
+    /// Whether the whole node is stopped (SIGSTOP) or goes on: agent, server, guardian.
+    pub fn freeze(&self, freeze: bool) {
+        let them = stray::of(&self.dir);
+        stray::signal(&them, if freeze { Signal::SIGSTOP } else { Signal::SIGCONT });
+    }
+
+    /// Kills all of it and starts the agent again on an empty disk: it clones the primary.
+    ///
+    /// # Errors
+    /// The files cannot be removed, or the agent not started.
+    pub fn replace(&self) -> Result<(), Trouble> {
+        self.kill();
+        // What was stopped dies when it goes on.
+        stray::end(&self.dir);
+        if self.data().exists() {
+            fs::remove_dir_all(self.data())?;
+        }
+        self.start()
+    }
+
     /// `GET path` from the agent's REST API.
     ///
     /// # Errors
     /// As [`http::get`].
     pub fn get(&self, path: &str) -> Result<Answer, Trouble> {
-        http::get(self.ports.rest, path, PATIENCE)
+        http::get(self.rest(), path, PATIENCE)
     }
 
     /// Whether PostgreSQL is a standby.

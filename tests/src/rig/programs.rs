@@ -69,6 +69,15 @@ impl Programs {
     }
 }
 
+/// Patroni, to be measured beside; Regent never needs it.
+///
+/// # Errors
+/// `PEER_PATRONI` does not say where it is.
+pub fn peer() -> Result<PathBuf, Trouble> {
+    let path = env::var_os("PEER_PATRONI").map(PathBuf::from).filter(|path| is_program(path));
+    path.ok_or_else(|| Trouble::new("PEER_PATRONI must name the program `patroni` of a Python environment"))
+}
+
 /// A program on `PATH` or in a directory of system programs, which an ordinary user's `PATH` often leaves out.
 fn on_path(name: &str) -> Result<PathBuf, Trouble> {
     let path = env::var_os("PATH").unwrap_or_default();

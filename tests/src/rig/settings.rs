@@ -1,7 +1,11 @@
 //! What a rig is made of, and the configuration files of its parts.
 
 use std::fmt::Write;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+
+use super::Trouble;
+use super::net::{Host, NETWORK};
 
 /// The name of every rig's cluster.
 pub const SCOPE: &str = "demo";
@@ -11,14 +15,18 @@ pub const BASE: &str = "/service/demo";
 pub const SUPERUSER: &str = "postgres";
 /// The superuser's password; nothing secret lives in a rig.
 pub const PASSWORD: &str = "rig-Super:pass\\word";
+/// The password of the role that pg_rewind uses.
+pub const REWIND_PASSWORD: &str = "rig-rewind";
 
 /// The shape of a rig and the timing of its agents.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// How many nodes.
     pub nodes: usize,
     /// How many etcd members.
     pub etcd: usize,
+    /// `failsafe_mode`
+    pub failsafe: bool,
     /// `ttl`, in seconds.
     pub ttl: u32,
     /// `loop_wait`, in seconds.
@@ -27,12 +35,39 @@ pub struct Settings {
     pub retry_timeout: u32,
     /// Whether HAProxy stands before the nodes.
     pub haproxy: bool,
+    /// After how many failed checks in a row, one a second, HAProxy takes a node for dead and closes its sessions.
+    pub haproxy_fall: u32,
+    /// Whether nodes and etcd members have a network namespace each; [`super::net::leave`] comes first.
+    pub namespaces: bool,
+    /// `synchronous_mode`.
+    pub synchronous: bool,
+    /// Whether the agents are Patroni's, from the program that `PEER_PATRONI` names.
+    pub peer: bool,
 }
 
 impl Default for Settings {
     /// Three nodes on one etcd, faster than the peer's floor but within its rule `loop_wait + 2 * retry_timeout <= ttl`.
     fn default() -> Self {
-        Settings { nodes: 3, etcd: 1, ttl: 10, loop_wait: 3, retry_timeout: 3, haproxy: true }
+        Settings {
+            nodes: 3,
+            etcd: 1,
+            ttl: 10,
+            loop_wait: 3,
+            retry_timeout: 3,
+            haproxy: true,
+            haproxy_fall: 2,
+            namespaces: false,
+            failsafe: false,
+            synchronous: false,
+            peer: false,
+        }
+    }
+}
+
+impl Settings {
+    /// As many places for programs.
+    pub(super) fn hosts(&self, count: usize) -> Result<Vec<Host>, Trouble> {
+        (0..count).map(|_| if self.namespaces { Host::wired() } else { Ok(Host::loopback()) }).collect()
     }
 }
 
@@ -45,16 +80,27 @@ pub struct NodePorts {
     pub postgres: u16,
 }
 
+/// Where a node is.
+#[derive(Clone, Debug)]
+pub struct NodeAddress {
+    /// The node's name.
+    pub name: String,
+    /// Its address.
+    pub host: Ipv4Addr,
+    /// Its ports.
+    pub ports: NodePorts,
+}
+
 /// Writes a node's `patroni.yml` in the form the field writes it.
 #[must_use]
-pub fn patroni_yml(name: &str, dir: &Path, ports: NodePorts, etcd: &[u16], pg_bin: &Path, s: &Settings) -> String {
+pub fn patroni_yml(node: &NodeAddress, dir: &Path, etcd: &[SocketAddr], pg_bin: &Path, s: &Settings) -> String {
     let mut hosts = String::new();
-    for port in etcd {
+    for member in etcd {
         // Writing to a String cannot fail.
-        let _ = write!(hosts, "\n    - 127.0.0.1:{port}");
+        let _ = write!(hosts, "\n    - {member}");
     }
-    let NodePorts { rest, postgres } = ports;
-    let Settings { ttl, loop_wait, retry_timeout, .. } = s;
+    let NodeAddress { name, host, ports: NodePorts { rest, postgres } } = node;
+    let Settings { ttl, loop_wait, retry_timeout, failsafe, synchronous, .. } = s;
     let (dir, pg_bin) = (dir.display(), pg_bin.display());
     format!(
         r#"scope: {SCOPE}
@@ -62,8 +108,8 @@ namespace: /service/
 name: {name}
 
 restapi:
-  listen: 127.0.0.1:{rest}
-  connect_address: 127.0.0.1:{rest}
+  listen: {host}:{rest}
+  connect_address: {host}:{rest}
 
 etcd3:
   hosts:{hosts}
@@ -74,6 +120,8 @@ bootstrap:
     loop_wait: {loop_wait}
     retry_timeout: {retry_timeout}
     maximum_lag_on_failover: 1048576
+    failsafe_mode: {failsafe}
+    synchronous_mode: {synchronous}
     postgresql:
       use_pg_rewind: true
       use_slots: true
@@ -90,8 +138,8 @@ bootstrap:
     - data-checksums
 
 postgresql:
-  listen: 127.0.0.1:{postgres}
-  connect_address: 127.0.0.1:{postgres}
+  listen: {host}:{postgres}
+  connect_address: {host}:{postgres}
   data_dir: {dir}/data
   bin_dir: {pg_bin}
   pgpass: {dir}/pgpass
@@ -102,6 +150,9 @@ postgresql:
     replication:
       username: replicator
       password: 'rig-replication'
+    rewind:
+      username: rewinder
+      password: '{REWIND_PASSWORD}'
   parameters:
     unix_socket_directories: '{dir}'
     shared_buffers: 32MB
@@ -113,6 +164,8 @@ postgresql:
     - local all all scram-sha-256
     - host all all 127.0.0.1/32 scram-sha-256
     - host replication replicator 127.0.0.1/32 scram-sha-256
+    - host all all {NETWORK} scram-sha-256
+    - host replication replicator {NETWORK} scram-sha-256
 
 tags:
   nofailover: false
@@ -136,10 +189,10 @@ pub struct ProxyPorts {
 
 /// Writes `haproxy.cfg` with the check forms of the field.
 #[must_use]
-pub fn haproxy_cfg(ports: ProxyPorts, nodes: &[(String, NodePorts)]) -> String {
+pub fn haproxy_cfg(ports: ProxyPorts, fall: u32, nodes: &[NodeAddress]) -> String {
     let mut servers = String::new();
-    for (name, NodePorts { rest, postgres }) in nodes {
-        let _ = write!(servers, "\n    server {name} 127.0.0.1:{postgres} maxconn 100 check port {rest}");
+    for NodeAddress { name, host, ports: NodePorts { rest, postgres } } in nodes {
+        let _ = write!(servers, "\n    server {name} {host}:{postgres} maxconn 100 check port {rest}");
     }
     let ProxyPorts { http_check, tcp_check, standbys } = ports;
     format!(
@@ -149,11 +202,13 @@ pub fn haproxy_cfg(ports: ProxyPorts, nodes: &[(String, NodePorts)]) -> String {
 defaults
     mode tcp
     retries 2
+    # Without it who connects to a server that is gone, and not yet known to be, sits out a second before each retry.
+    option redispatch 1
     timeout client 30m
     timeout connect 4s
     timeout server 30m
     timeout check 2s
-    default-server inter 1s fall 2 rise 1 on-marked-down shutdown-sessions
+    default-server inter 1s fall {fall} rise 1 on-marked-down shutdown-sessions
 
 listen primary_by_http
     bind 127.0.0.1:{http_check}

@@ -1,5 +1,6 @@
 //! SQL from a test.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -9,9 +10,11 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use super::Trouble;
 use super::settings::{PASSWORD, SUPERUSER};
 
-/// A server, or a proxy before one, at 127.0.0.1.
+/// A server, or a proxy before one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
+    /// Its address.
+    pub host: Ipv4Addr,
     /// Its port.
     pub port: u16,
 }
@@ -43,13 +46,31 @@ impl Target {
 
     /// A connection. The caller keeps the deadline: `connect_timeout` covers no more than TCP.
     pub(super) async fn connect(self, application: &str) -> Result<Client, Trouble> {
-        let mut config = Config::new();
-        config.host("127.0.0.1").port(self.port).user(SUPERUSER).password(PASSWORD).dbname("postgres");
-        config.application_name(application);
-        let (client, connection) = config.connect(NoTls).await.map_err(|e| Trouble::new(explain(&e)))?;
-        tokio::spawn(connection);
-        Ok(client)
+        connect(&self.config(application)).await
     }
+
+    /// How to connect to it as superuser.
+    #[must_use]
+    pub fn config(self, application: &str) -> Config {
+        let mut config = superuser(application);
+        config.host(self.host.to_string()).port(self.port);
+        config
+    }
+}
+
+/// How the superuser connects, except where to.
+#[must_use]
+pub fn superuser(application: &str) -> Config {
+    let mut config = Config::new();
+    config.user(SUPERUSER).password(PASSWORD).dbname("postgres").application_name(application);
+    config
+}
+
+/// A connection; [`Target::connect`] says who keeps the deadline.
+pub(super) async fn connect(config: &Config) -> Result<Client, Trouble> {
+    let (client, connection) = config.connect(NoTls).await.map_err(|e| Trouble::new(explain(&e)))?;
+    tokio::spawn(connection);
+    Ok(client)
 }
 
 /// A runtime for one conversation.

@@ -2,16 +2,22 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::signal::unix::{self, SignalKind};
 
+use super::Trouble;
+use super::sql::runtime;
 use super::wait::poll;
 
 /// The programs that a rig runs. A pager that shows one of its logs is none of them.
-const OURS: [&str; 12] = [
+const OURS: [&str; 13] = [
+    "patroni",
     "regent",
     "regent-guardian",
     "regentctl",
@@ -107,6 +113,37 @@ pub fn end(dir: &Path) {
             gone()
         });
     }
+}
+
+/// From now on Ctrl-C and SIGTERM end and remove the rig in `dir`, as leaving `main` would: no destructor runs when a signal
+/// ends us.
+///
+/// # Errors
+/// The system gives no runtime.
+pub fn end_on_interrupt(dir: &Path) -> Result<(), Trouble> {
+    static DIRS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    let mut dirs = DIRS.lock().unwrap_or_else(PoisonError::into_inner);
+    dirs.push(dir.to_path_buf());
+    if dirs.len() > 1 {
+        return Ok(());
+    }
+    let runtime = runtime()?;
+    thread::spawn(move || {
+        runtime.block_on(async {
+            let (Ok(mut interrupt), Ok(mut term)) =
+                (unix::signal(SignalKind::interrupt()), unix::signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            tokio::select! { biased; _ = interrupt.recv() => {} _ = term.recv() => {} }
+            for dir in DIRS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                end(dir);
+                let _ = fs::remove_dir_all(dir);
+            }
+            std::process::exit(130);
+        });
+    });
+    Ok(())
 }
 
 /// The name of the file in a rig's directory that says who runs it.

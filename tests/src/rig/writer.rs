@@ -1,28 +1,36 @@
 //! A client that writes numbered rows and remembers what it was told.
 //!
-//! A number is never sent twice: when an answer does not come, the row may be there or not, and the next row gets the next
-//! number. So "acknowledged and missing" is a lost write, and nothing else is.
+//! A number is never sent twice, by whichever writer: when an answer does not come, the row may be there or not, and the next
+//! row gets the next number. So "acknowledged and missing" is a lost write, and nothing else is.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
-use tokio_postgres::Client;
+use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::{Client, Config};
 
-use super::Trouble;
-use super::sql::{Target, explain, runtime};
+use super::sql::{Target, connect, explain, runtime, superuser};
 use super::wait::poll;
+use super::{Node, Trouble};
 
+const NAME: &str = "rig writer";
 /// The pause between two writes, and before a new connection.
 const PACE: Duration = Duration::from_millis(20);
 /// A client's patience with one answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// What a client of several hosts gives each of them, as libpq's `connect_timeout` does.
+const EACH_HOST: Duration = Duration::from_millis(500);
 /// The longest that reading all rows back may take.
 const READ_BACK: Duration = Duration::from_secs(30);
+
+/// The number of the next row: one for all writers of this process, so that several may write to one cluster.
+static NEXT: AtomicI64 = AtomicI64::new(1);
 
 /// One row sent, or one connection that failed before a row could be sent.
 #[derive(Clone, Debug)]
@@ -77,6 +85,15 @@ impl fmt::Display for Journal {
     }
 }
 
+/// Makes the table that writers write to.
+///
+/// # Errors
+/// The server refuses.
+pub fn make_table(target: Target) -> Result<(), Trouble> {
+    let sql = "create table if not exists rig_rows (id bigint primary key, at timestamptz default now())";
+    target.rows(sql, READ_BACK).map(|_| ())
+}
+
 /// The rows that a server has.
 ///
 /// # Errors
@@ -84,6 +101,49 @@ impl fmt::Display for Journal {
 pub fn rows_on(server: Target) -> Result<BTreeSet<i64>, Trouble> {
     let rows = server.rows("select id from rig_rows", READ_BACK)?;
     rows.iter().flatten().map(|id| id.parse().map_err(|_| Trouble::new(format!("row {id:?} is no number")))).collect()
+}
+
+/// How a writer reaches a primary, and how patient it is.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// Tried in this order, from the first each time.
+    hosts: Vec<Config>,
+    /// For each of them.
+    connect_within: Duration,
+    answer_within: Duration,
+    /// An error of the server, such as "read-only", does not end the connection.
+    stays: bool,
+}
+
+impl Way {
+    /// To a server, or to what a proxy makes of it.
+    #[must_use]
+    pub fn to(target: Target) -> Self {
+        let hosts = vec![target.config(NAME)];
+        Way { hosts, connect_within: PATIENCE, answer_within: PATIENCE, stays: false }
+    }
+
+    /// To the first of several servers that takes writes, as libpq does with `target_session_attrs=read-write`.
+    #[must_use]
+    pub fn to_first_primary(servers: &[Target]) -> Self {
+        let read_write = |server: &Target| {
+            let mut config = server.config(NAME);
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+            config
+        };
+        let hosts = servers.iter().map(read_write).collect();
+        Way { hosts, connect_within: EACH_HOST, answer_within: PATIENCE, stays: false }
+    }
+
+    /// Over the socket of a node, whatever its server is and becomes, and with endless patience: to see when it takes writes.
+    #[must_use]
+    pub fn at(node: &Node) -> Self {
+        let mut config = superuser(NAME);
+        config.host_path(node.dir()).port(node.ports().postgres);
+        // A standby's refusals would fill its log.
+        config.options("-c log_min_messages=fatal");
+        Way { hosts: vec![config], connect_within: Duration::MAX, answer_within: Duration::MAX, stays: true }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -114,16 +174,24 @@ impl Writer {
     /// # Errors
     /// The table cannot be made.
     pub fn start(target: Target) -> Result<Self, Trouble> {
-        target.rows(
-            "create table if not exists rig_rows (id bigint primary key, at timestamptz default now())",
-            READ_BACK,
-        )?;
-        let last = target.value("select coalesce(max(id), 0) from rig_rows", READ_BACK)?;
-        let first = last.parse::<i64>().map_err(|e| Trouble::new(format!("{last}: {e}")))? + 1;
+        make_table(target)?;
+        Writer::on(Way::to(target))
+    }
+
+    /// Starts to write to the table that is there.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn on(way: Way) -> Result<Self, Trouble> {
         let shared = Arc::new(Shared::default());
         let (ours, runtime) = (Arc::clone(&shared), runtime()?);
-        let thread = thread::spawn(move || runtime.block_on(write(&ours, target, first)));
+        let thread = thread::spawn(move || runtime.block_on(write(&ours, &way)));
         Ok(Writer { shared, thread: Some(thread) })
+    }
+
+    /// What it did so far.
+    pub fn so_far<T>(&self, look: impl FnOnce(&Journal) -> T) -> T {
+        look(&self.shared.journal())
     }
 
     /// How many rows were acknowledged so far.
@@ -180,8 +248,7 @@ impl Drop for Writer {
     }
 }
 
-async fn write(shared: &Shared, target: Target, first: i64) {
-    let mut row = first;
+async fn write(shared: &Shared, way: &Way) {
     let mut client: Option<Client> = None;
     while !shared.stop.load(Ordering::SeqCst) {
         sleep(PACE).await;
@@ -191,7 +258,7 @@ async fn write(shared: &Shared, target: Target, first: i64) {
         }
         let sent = Instant::now();
         let (sent_row, outcome) = match client.take() {
-            None => match connect(target).await {
+            None => match reach(shared, way).await {
                 Ok(fresh) => {
                     client = Some(fresh);
                     continue;
@@ -199,12 +266,11 @@ async fn write(shared: &Shared, target: Target, first: i64) {
                 Err(e) => (None, Err(e)),
             },
             Some(open) => {
-                let outcome = insert(&open, row).await;
-                let this = row;
-                row += 1;
+                let row = NEXT.fetch_add(1, Ordering::SeqCst);
+                let outcome = insert(shared, way, &open, row).await;
                 // After any error the connection is suspect, as a client's pool would treat it.
-                client = outcome.is_ok().then_some(open);
-                (Some(this), outcome)
+                client = (outcome.is_ok() || way.stays && !open.is_closed()).then_some(open);
+                (Some(row), outcome)
             }
         };
         let now = Instant::now();
@@ -213,13 +279,34 @@ async fn write(shared: &Shared, target: Target, first: i64) {
     }
 }
 
-async fn connect(target: Target) -> Result<Client, String> {
-    let fresh = timeout(PATIENCE, target.connect("rig writer")).await;
-    fresh.map_err(|_| format!("no connection in {PATIENCE:?}"))?.map_err(|e| e.to_string())
+async fn reach(shared: &Shared, way: &Way) -> Result<Client, String> {
+    let mut whys = String::new();
+    for host in &way.hosts {
+        match patiently(shared, way.connect_within, connect(host)).await {
+            Some(Ok(client)) => return Ok(client),
+            Some(Err(e)) => whys += &format!("{e}; "),
+            None => whys += "no connection in time; ",
+        }
+    }
+    Err(whys)
 }
 
-async fn insert(client: &Client, row: i64) -> Result<(), String> {
+async fn insert(shared: &Shared, way: &Way, client: &Client, row: i64) -> Result<(), String> {
     let sql = format!("insert into rig_rows (id) values ({row})");
-    let done = timeout(PATIENCE, client.simple_query(&sql)).await;
-    done.map_err(|_| format!("no answer in {PATIENCE:?}"))?.map(|_| ()).map_err(|e| explain(&e))
+    let done = patiently(shared, way.answer_within, client.simple_query(&sql)).await;
+    done.ok_or("no answer in time")?.map(|_| ()).map_err(|e| explain(&e))
+}
+
+/// What `work` comes to, unless it takes too long. Endless patience ends with the writer.
+async fn patiently<T>(shared: &Shared, within: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let began = Instant::now();
+    let mut work = pin!(work);
+    let ends = || within == Duration::MAX && shared.stop.load(Ordering::SeqCst);
+    while began.elapsed() < within && !ends() {
+        let step = Duration::from_millis(100).min(within.saturating_sub(began.elapsed()));
+        if let Ok(done) = timeout(step, &mut work).await {
+            return Some(done);
+        }
+    }
+    None
 }

@@ -96,6 +96,7 @@ impl<'a> Script<'a> {
                 }
                 "synchronous_mode_strict" => self.shape.strict = on(value)?,
                 "stop_budget" => self.shape.stop_budget = time(value)?,
+                "failsafe_mode" => self.shape.failsafe = value == "on",
                 _ => {
                     for name in names {
                         self.configured.push((name, setting(word)?));
@@ -170,6 +171,18 @@ pub(super) fn setting(word: &str) -> Result<Setting, String> {
         "check_timeline" => {
             let value = on(value)?;
             Box::new(move |config| config.check_timeline = value)
+        }
+        "use_pg_rewind" => {
+            let value = on(value)?;
+            Box::new(move |config| config.use_pg_rewind = value)
+        }
+        "remove_data_directory_on_rewind_failure" => {
+            let value = on(value)?;
+            Box::new(move |config| config.remove_on_rewind_failure = value)
+        }
+        "remove_data_directory_on_diverged_timelines" => {
+            let value = on(value)?;
+            Box::new(move |config| config.remove_on_divergence = value)
         }
         "may_bootstrap" => {
             let value = on(value)?;

@@ -127,6 +127,8 @@ impl Stage {
                 self.world.freeze_agent(self.named(name)?, true);
                 self.server(name)?.freeze();
             }
+            // The same with its guardian, as when a virtual machine is paused.
+            ["freeze", name, "machine"] => self.world.freeze_machine(name, true),
             ["thaw", name] => {
                 self.watch.wakes(self.named(name)?, self.world.now());
                 self.world.freeze_agent(name, false);
@@ -142,7 +144,7 @@ impl Stage {
             ["lose", name, "answers"] => self.dcs(name)?.set_trip(Trip { answer_lost: true, ..Trip::default() }),
             ["slow", name, "etcd", by] => {
                 let half = time(by)? / 2;
-                self.dcs(name)?.set_trip(Trip { request: half, answer: half, answer_lost: false });
+                self.dcs(name)?.set_trip(Trip { request: half, answer: half, ..Trip::default() });
             }
             ["slow", name, "watch", by] => self.dcs(name)?.set_watch_delay(time(by)?),
             ["etcd", "down"] => self.world.store.set_outage(true),
@@ -166,6 +168,10 @@ impl Stage {
             ["slow", name, what, by] => self.slow(self.named(name)?, what, time(by)?)?,
             ["fail", name, "start"] => self.server(name)?.fail_starts(1),
             ["fail", name, "clone"] => self.server(name)?.fail_clones(1),
+            ["fail", name, "rewind", times] => {
+                self.server(name)?.fail_rewinds(u32::try_from(number(times)?).map_err(|error| error.to_string())?);
+            }
+            ["no", "hints", name] => self.server(name)?.forget_hints(),
             ["disk", name, "hangs"] => self.server(name)?.hang_disk(true),
             ["disk", name, "answers"] => self.server(name)?.hang_disk(false),
             ["empty", name] => self.server(name)?.lose_data(),
@@ -183,6 +189,8 @@ impl Stage {
 
             ["guardian", name, "gone"] => self.guardian(name)?.refuse(true),
             ["guardian", name, "back"] => self.guardian(name)?.refuse(false),
+            ["watchdog", name, "gone"] => self.world.break_watchdog(self.named(name)?, Some("no such device")),
+            ["watchdog", name, "back"] => self.world.break_watchdog(self.named(name)?, None),
 
             // What PostgreSQL does by itself.
             ["replay", name, "pauses"] => self.server(name)?.pause_replay(),
@@ -267,6 +275,7 @@ impl Stage {
             "promotion" => timings.promote = by,
             "checkpoint" => timings.checkpoint = by,
             "clone" => timings.clone = by,
+            "rewind" => timings.rewind = by,
             "initdb" => timings.bootstrap = by,
             _ => known = false,
         });

@@ -8,8 +8,8 @@ use std::time::Duration;
 use regent_tests::rig::{Node, Rig, Settings, Trouble, Writer};
 
 use crate::support::{
-    PATIENCE, fingerprint, foreign_data, loudly, nothing_lost, one_node, postgres_program, routed, says, system_id,
-    turn,
+    PATIENCE, fingerprint, foreign_data, loudly, nothing_failed, nothing_lost, one_node, postgres_program, routed,
+    says, system_id, turn,
 };
 
 /// The files that are not what they were.
@@ -167,10 +167,9 @@ fn garbage_in_etcd_costs_nothing() -> Result<(), Trouble> {
         writer.wait_for(20, PATIENCE)?;
     }
     assert_eq!(rig.wait_whole(PATIENCE)?.name(), primary.name());
-    let journal = writer.finish();
-    let failures: Vec<_> = journal.failures().collect();
-    assert!(failures.is_empty(), "{failures:?}\n{}", primary.tails());
-    nothing_lost(&rig, &journal)?;
+    let journals = [writer.finish()];
+    nothing_failed(primary, &journals);
+    nothing_lost(&rig, &journals)?;
     for node in rig.nodes() {
         assert_eq!(system_id(node)?, id);
         assert!(!node.agent_log().contains("panicked"), "{}", node.tails());
@@ -199,5 +198,5 @@ fn a_stranger_in_the_leader_key_is_believed() -> Result<(), Trouble> {
     })?;
     rig.etcd.delete("/service/demo/leader")?;
     rig.wait_whole(PATIENCE)?;
-    nothing_lost(&rig, &writer.finish())
+    nothing_lost(&rig, &[writer.finish()])
 }

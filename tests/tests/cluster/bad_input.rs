@@ -71,7 +71,7 @@ fn an_agent_waits_for_etcd() -> Result<(), Trouble> {
     assert_eq!(answer.status, 200);
     assert_eq!(node.get("/primary")?.status, 503);
     // As HAProxy's tcp-check speaks.
-    let raw = http::raw(node.ports().rest, "GET /leader HTTP/1.0\r\n\r\n", PATIENCE)?;
+    let raw = http::raw(node.rest(), "GET /leader HTTP/1.0\r\n\r\n", PATIENCE)?;
     assert_eq!(raw.status, 503, "{}", raw.head);
     assert!(!node.data().exists(), "nothing may be made before etcd said that nobody else made it");
     rig.etcd.start()?;

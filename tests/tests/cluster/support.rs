@@ -4,11 +4,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use regent_tests::rig::process::{clean, output};
 use regent_tests::rig::writer::rows_on;
-use regent_tests::rig::{Journal, Node, Rig, Settings, Trouble};
+use regent_tests::rig::{Journal, Node, Rig, Settings, Trouble, Writer};
 
 /// Nothing here takes so long; a busy machine may.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
@@ -64,15 +65,58 @@ pub(crate) fn routed(rig: &Rig, primary: &Node) -> Result<(), Trouble> {
     })
 }
 
+/// Two clients that write at once, one through each check form of HAProxy.
+pub(crate) struct Clients([Writer; 2]);
+
+impl Clients {
+    pub(crate) fn start(rig: &Rig) -> Result<Self, Trouble> {
+        let haproxy = rig.haproxy()?;
+        Ok(Clients([Writer::start(haproxy.by_http())?, Writer::start(haproxy.by_tcp())?]))
+    }
+
+    /// Waits for `count` further acknowledgements of each.
+    pub(crate) fn wait_for(&self, count: usize) -> Result<(), Trouble> {
+        let Clients([http, tcp]) = self;
+        thread::scope(|scope| {
+            let tcp = scope.spawn(|| tcp.wait_for(count, PATIENCE));
+            http.wait_for(count, PATIENCE).map_err(|e| Trouble::new(format!("option httpchk: {e}")))?;
+            let tcp = tcp.join().map_err(|_| Trouble::new("the waiting thread panicked"))?;
+            tcp.map_err(|e| Trouble::new(format!("tcp-check: {e}")))
+        })
+    }
+
+    pub(crate) fn pause(&self, pause: bool) {
+        self.0.iter().for_each(|writer| writer.pause(pause));
+    }
+
+    /// What each did: by `option httpchk`, by `tcp-check`.
+    pub(crate) fn finish(self) -> [Journal; 2] {
+        self.0.map(Writer::finish)
+    }
+}
+
+/// What clients did, for a human.
+pub(crate) fn account([http, tcp]: &[Journal; 2]) -> String {
+    format!("by httpchk {http}; by tcp-check {tcp}")
+}
+
+/// No attempt failed.
+pub(crate) fn nothing_failed(node: &Node, journals: &[Journal]) {
+    let failures: Vec<_> = journals.iter().flat_map(Journal::failures).collect();
+    assert!(failures.is_empty(), "{failures:?}\n{}", node.tails());
+}
+
 /// Every acknowledged row is on the primary; on all nodes, once they have caught up.
-pub(crate) fn nothing_lost(rig: &Rig, journal: &Journal) -> Result<(), Trouble> {
-    for node in rig.nodes() {
-        rig.wait(PATIENCE, &format!("{} has every acknowledged row", node.name()), |_| {
-            match journal.missing_on(node.server()).map_err(|e| e.to_string())?.as_slice() {
-                [] => Ok(()),
-                missing => Err(format!("{} rows are missing: {missing:?}", missing.len())),
-            }
-        })?;
+pub(crate) fn nothing_lost(rig: &Rig, journals: &[Journal]) -> Result<(), Trouble> {
+    for journal in journals {
+        for node in rig.nodes() {
+            rig.wait(PATIENCE, &format!("{} has every acknowledged row", node.name()), |_| {
+                match journal.missing_on(node.server()).map_err(|e| e.to_string())?.as_slice() {
+                    [] => Ok(()),
+                    missing => Err(format!("{} rows are missing: {missing:?}", missing.len())),
+                }
+            })?;
+        }
     }
     Ok(())
 }

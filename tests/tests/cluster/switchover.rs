@@ -13,7 +13,7 @@ fn post(node: &Node, path: &str, body: &str) -> Result<http::Answer, Trouble> {
     let length = body.len();
     let request =
         format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
-    http::raw(node.ports().rest, &request, PATIENCE)
+    http::raw(node.rest(), &request, PATIENCE)
 }
 
 /// The time between the last write on one of `nodes` and the first one on another, as a client sees it who tries both.
@@ -75,7 +75,7 @@ fn a_switchover_over_rest_loses_nothing() -> Result<(), Trouble> {
     writer.wait_for(50, PATIENCE)?;
     let journal = writer.finish();
     loudly(&format!("switchovers: write gaps {gaps:?}; through HAProxy: {journal}"));
-    nothing_lost(&rig, &journal)
+    nothing_lost(&rig, &[journal])
 }
 
 #[test]

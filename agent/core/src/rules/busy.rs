@@ -53,10 +53,24 @@ pub(super) fn cancel_clone_without_source(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
+/// Another member leads now, and the source of a rewind is gone, so that its pg_rewind may wait for ever. Whether it had begun
+/// to change anything shows on the next turn. A source that is still there may let it end.
+pub(super) fn cancel_rewind_without_source(s: &Snapshot) -> Option<Verdict> {
+    let Some(Job::Rewind { from }) = job(s) else { return None };
+    let view = s.view()?;
+    let elsewhere = view.leader.as_ref().is_some_and(|leader| leader.name != *from);
+    (elsewhere && !view.members.contains_key(from)).then(|| {
+        let why = format!("{from}, the source of the rewind, is gone, and another member leads");
+        Verdict::new(Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)), why)
+    })
+}
+
 /// One action at a time.
 pub(super) fn wait_for_job(s: &Snapshot) -> Verdict {
     // A forced stop under way is a demotion: renewing the lease now would only keep the others waiting.
-    let forced = job(s) == Some(&Job::Stop(StopMode::Immediate)) && s.seat() != Seat::Theirs && s.lock_ends().is_some();
+    let forced = matches!(job(s), Some(Job::Stop(mode)) if mode.is_forced())
+        && s.seat() != Seat::Theirs
+        && s.lock_ends().is_some();
     let lease = if forced { Lease::LetRun } else { Lease::Keep };
     let what = job(s).map(|job| format!("{job:?}")).unwrap_or_default();
     let verdict = Verdict::new(Plan::of(lease, Move::Stay), format!("{what} is under way"));
@@ -105,6 +119,19 @@ mod tests {
         let from = |name: &str| Job::Clone { from: name.into() };
         assert_eq!(decide(&standby().empty().job(from("a")).build()).rule, "wait_for_job");
         assert_eq!(decide(&standby().empty().job(from("gone")).build()).rule, "cancel_clone_without_source");
+    }
+
+    #[test]
+    fn cancel_rewind_without_source() {
+        let from = |name: &str| Job::Rewind { from: name.into() };
+        for (s, rule) in [
+            (standby().down().job(from("b")).build(), "wait_for_job"),
+            (standby().down().led_by("c").job(from("b")).build(), "wait_for_job"),
+            (standby().down().led_by("c").without_member("b").job(from("b")).build(), "cancel_rewind_without_source"),
+            (standby().down().vacant().without_member("b").job(from("b")).build(), "wait_for_job"),
+        ] {
+            assert_eq!(decide(&s).rule, rule);
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@ use crate::cluster::{Initialize, Promise};
 use crate::peers::PeerAnswer;
 use crate::plan::{Exit, KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{DataDir, Job, SqlFacts, StopMode, Upstream};
-use crate::snapshot::{Guardian, Seat, Snapshot};
-use crate::units::{Revision, Timeline, WalPosition};
+use crate::snapshot::{Guardian, Seat, Snapshot, Watchdog};
+use crate::units::{MemberName, Revision, Timeline, WalPosition};
 
 pub(super) use super::follower::{
     clear_unfinished_copy, report_unusable_data, stop_server_without_data, wait_after_failed_start,
@@ -39,6 +39,7 @@ pub(super) fn make_the_cluster(s: &Snapshot) -> Option<Verdict> {
     let next = s.memory.bootstrapping && s.postgres.data_dir == DataDir::Empty;
     next.then(|| {
         wait_for_guardian(s)
+            .or_else(|| wait_for_watchdog(s))
             .unwrap_or_else(|| Verdict::new(Plan::of(Lease::Keep, Move::Bootstrap), "making a new cluster"))
     })
 }
@@ -70,6 +71,10 @@ pub(super) fn race_to_bootstrap(s: &Snapshot) -> Option<Verdict> {
     let free = s.postgres.data_dir == DataDir::Empty && view.initialize == Initialize::Absent && view.leader.is_none();
     let allowed = s.config.may_bootstrap && !s.config.tags.nofailover && s.lease.id.is_some();
     (free && allowed).then(|| {
+        // Who cannot lead must not keep others from making it.
+        if let Some(waits) = wait_for_watchdog(s) {
+            return waits;
+        }
         Verdict::new(Plan::of(Lease::StartBootstrap, Move::Stay), "no cluster of this name: trying to make it")
             .again_in(Duration::ZERO)
     })
@@ -145,11 +150,41 @@ fn superseded(s: &Snapshot, own: Timeline) -> Option<String> {
     theirs.then(|| format!("timeline {} was promised to {}", promise.position.timeline, promise.holder))
 }
 
+/// The leader key is gone, but we agreed that its holder goes on: it lost nothing but etcd. Follow it, and do not race.
+pub(super) fn wait_for_failsafe_leader(s: &Snapshot) -> Option<Verdict> {
+    let agreement = s.agreement.as_ref().filter(|_| !s.is_primary())?;
+    let left = s.now.until(agreement.until);
+    Some(super::follower::follow_leader(s).unwrap_or_else(|| {
+        let why = format!("nobody leads, but we agreed that {} goes on; {left:?} are left", agreement.to.name);
+        Verdict::new(Plan::stay(), why).again_in(PATIENCE.min(left))
+    }))
+}
+
+/// The `failsafe` key does not name us: a primary without etcd could not have asked us, and may be going on.
+pub(super) fn wait_outside_failsafe(s: &Snapshot) -> Option<Verdict> {
+    let key = s.view()?.failsafe.as_ref().filter(|key| s.config.failsafe_mode && !key.members.is_empty())?;
+    (!key.members.contains_key(&s.config.name))
+        .then(|| Verdict::new(Plan::stay(), "the failsafe key does not name us: not a candidate").again_in(PATIENCE))
+}
+
+/// What an agent agreed to is forgotten when it is restarted. As long as such a promise may last it runs only if all members
+/// of the `failsafe` key answer: a primary that goes on would be among them.
+pub(super) fn wait_after_start(s: &Snapshot) -> Option<Verdict> {
+    let key = s.view()?.failsafe.as_ref().filter(|_| s.config.failsafe_mode)?;
+    let left = s.config.ttl.saturating_sub(s.memory.since.map_or(Duration::ZERO, |since| s.now.since(since)));
+    let answered = |name: &MemberName| s.fresh_peers().is_some_and(|peers| peers.answers().any(|(who, _)| who == name));
+    let silent =
+        key.members.keys().find(|name| **name != s.config.name && !answered(name)).filter(|_| !left.is_zero())?;
+    let why =
+        format!("just started, and {silent}, to whom we may have promised to wait, does not answer; {left:?} are left");
+    Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE.min(left)))
+}
+
 /// A primary whose timeline has been superseded must not come back as one.
 pub(super) fn demote_stale_primary(s: &Snapshot) -> Option<Verdict> {
     let own = s.own_timeline().filter(|_| s.is_primary())?;
     // A lease that vanished under us is granted anew within milliseconds; more than one turn without one is too long.
-    let no_lease = s.lease.id.is_none() && s.memory.holds.is_none();
+    let no_lease = s.lease.id.is_none() && s.memory.holds.is_none() && !s.is_failsafe();
     let why = superseded(s, own).or_else(|| no_lease.then(|| "a primary without a lease".to_owned()))?;
     Some(Verdict::new(Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)), why))
 }
@@ -174,6 +209,20 @@ pub(super) fn wait_for_guardian(s: &Snapshot) -> Option<Verdict> {
     let Guardian::Absent { why, .. } = &s.guardian else { return None };
     let why = format!("no guardian, no leadership: {why}");
     Some(Verdict::new(Plan::stay(), why).again_in(Duration::from_millis(200)))
+}
+
+/// `watchdog: required`, and it cannot be used: not a candidate, and no primary either.
+pub(super) fn wait_for_watchdog(s: &Snapshot) -> Option<Verdict> {
+    let why = match &s.watchdog {
+        Watchdog::Ready => return None,
+        Watchdog::Awaited => {
+            return Some(Verdict::new(Plan::stay(), "waiting for the watchdog").again_in(Duration::from_millis(100)));
+        }
+        Watchdog::Failed(why) => why,
+    };
+    let next = if s.is_primary() { Move::Stop(StopMode::Immediate) } else { Move::Stay };
+    let why = format!("the watchdog is required and cannot be used: {why}");
+    Some(Verdict::new(Plan::of(Lease::Keep, next), why).again_in(PATIENCE))
 }
 
 /// A running primary that lost nothing but the key takes it back; tags, lag and peers are not asked.
@@ -211,7 +260,7 @@ pub(super) fn wait_behind(s: &Snapshot) -> Option<Verdict> {
     let cluster = s.view()?.timeline()?;
     let own = s.standby()?.timeline?;
     // "Ahead" of the recorded timeline is only a history that was not written yet.
-    let why = (own < cluster).then(|| super::follower::divergence(s, cluster)).flatten()?;
+    let why = (own < cluster).then(|| super::repair::divergence(s, cluster)).flatten()?;
     Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE))
 }
 
@@ -303,6 +352,7 @@ mod tests {
     use crate::plan::{Lease, Move};
     use crate::postgres::{FinishedJob, Job, StopMode, Upstream};
     use crate::rules::decide;
+    use crate::snapshot::Watchdog;
     use crate::units::{Lsn, Timeline};
 
     #[test]
@@ -314,6 +364,25 @@ mod tests {
         assert_eq!(decide(&new().with(|s| s.config.may_bootstrap = false)).rule, "wait_empty");
         assert_eq!(decide(&standby().vacant().empty().build()).rule, "wait_empty", "the cluster exists");
         assert_eq!(decide(&new().being_made_by_another().build()).rule, "wait_empty");
+    }
+
+    #[test]
+    fn without_a_required_watchdog_nobody_takes_the_key_or_makes_a_cluster() {
+        let failed = Watchdog::Failed("no such device".into());
+        for watchdog in [failed.clone(), Watchdog::Awaited] {
+            for server in [primary().vacant(), standby().vacant().alone()] {
+                let decision = decide(&server.watchdog(watchdog.clone()).build());
+                assert_eq!((decision.rule, decision.plan.lease), ("wait_for_watchdog", Lease::Keep));
+            }
+            let new = standby().vacant().uninitialized().empty().alone().watchdog(watchdog.clone()).build();
+            assert_eq!(decide(&new).plan.lease, Lease::Keep, "the right to make a cluster is left to others");
+            let won = standby().vacant().empty().bootstrapping().watchdog(watchdog).build();
+            assert_eq!(decide(&won).plan.postgres, Move::Stay);
+        }
+        let stops = decide(&primary().vacant().watchdog(failed).build()).plan.postgres;
+        assert_eq!(stops, Move::Stop(StopMode::Immediate), "no primary without key and watchdog");
+        let awaits = decide(&primary().vacant().watchdog(Watchdog::Awaited).build()).plan.postgres;
+        assert_eq!(awaits, Move::Stay);
     }
 
     #[test]
@@ -391,6 +460,43 @@ mod tests {
     }
 
     #[test]
+    fn who_agreed_to_another_primary_takes_no_part_until_that_ends() {
+        let s = standby().vacant().alone().failsafe().agreed_to_b(secs(5)).build();
+        assert_eq!((decide(&s).rule, decide(&s).plan.lease), ("wait_for_failsafe_leader", Lease::Keep));
+        let elsewhere = standby().vacant().agreed_to_b(secs(5)).with(|s| {
+            s.postgres.sql.as_mut().unwrap().upstream = None;
+        });
+        assert!(matches!(decide(&elsewhere).plan.postgres, Move::Follow(_)), "it is followed meanwhile");
+        let holder = standby().holding_the_key().promised("a", 2).agreed_to_b(secs(5)).build();
+        assert_eq!((decide(&holder).rule, decide(&holder).plan.lease), ("yield_to_failsafe_leader", Lease::Release));
+    }
+
+    #[test]
+    fn who_is_not_in_the_failsafe_key_is_no_candidate() {
+        let outside = |s: &mut crate::snapshot::Snapshot| {
+            s.dcs.as_mut().unwrap().failsafe.as_mut().unwrap().members.remove(&s.config.name);
+        };
+        assert_eq!(decide(&standby().vacant().alone().failsafe().with(outside)).rule, "wait_outside_failsafe");
+        let off = standby().vacant().alone().failsafe().with(|s| (outside(s), s.config.failsafe_mode = false).1);
+        assert_eq!(decide(&off).rule, "run_for_leader");
+        let primary = primary().vacant().failsafe().with(outside);
+        assert_eq!(decide(&primary).rule, "keep_leading", "it would not lead by a race");
+    }
+
+    #[test]
+    fn a_restarted_agent_may_have_agreed_to_something() {
+        let young = |s: &mut crate::snapshot::Snapshot| s.memory.since = Some(s.now.minus(secs(29)));
+        let race = || standby().vacant().at(Lsn(1_000)).failsafe().unreachable("b").answers("c", 1_000);
+        assert_eq!(decide(&race().with(young)).rule, "wait_after_start");
+        assert_eq!(decide(&race().build()).rule, "run_for_leader", "older than any promise");
+        assert_eq!(
+            decide(&race().answers("b", 1_000).with(young)).rule,
+            "run_for_leader",
+            "all answer, none is a primary"
+        );
+    }
+
+    #[test]
     fn wait_behind() {
         let lagging = |lag: u64| standby().vacant().at(Lsn(1_000)).leader_wrote(Lsn(1_000 + lag)).alone();
         assert_eq!(decide(&lagging(1_048_576).build()).rule, "run_for_leader");
@@ -430,6 +536,26 @@ mod tests {
             a.failover_priority = 2;
         });
         assert_eq!(decide(&former.build()).rule, "run_for_leader", "b led last: no preference for what was just lost");
+    }
+
+    #[test]
+    fn nobody_waits_long_for_the_member_that_was_just_lost() {
+        let within = |s: &crate::snapshot::Snapshot| {
+            decide(s)
+                .plan
+                .ask
+                .into_iter()
+                .map(|(name, question)| (name.to_string(), question.within))
+                .collect::<Vec<_>>()
+        };
+        let (short, long) = (std::time::Duration::from_millis(300), secs(2));
+        let race = standby().vacant().build();
+        assert_eq!(within(&race), [("b".to_owned(), short), ("c".to_owned(), long)], "b led");
+        let gone = standby().vacant().with(|s| {
+            let view = s.dcs.as_mut().expect("reachable");
+            view.members.remove(&"c".into());
+        });
+        assert_eq!(within(&gone), [("b".to_owned(), short), ("c".to_owned(), short)], "c's key went with its lease");
     }
 
     #[test]

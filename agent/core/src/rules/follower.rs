@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::cluster::{ClusterView, Member};
+use crate::cluster::Member;
 use crate::plan::{Lease, Move, Plan, Verdict};
-use crate::postgres::{ClusterState, DataDir, Job, StopMode, Upstream};
+use crate::postgres::{DataDir, Job, StopMode, Upstream};
 use crate::snapshot::Snapshot;
-use crate::units::{Lsn, MemberName, Timeline};
+use crate::units::MemberName;
 
 /// How soon to look again at something that changes without an event.
 const SOON: Duration = Duration::from_millis(500);
@@ -50,7 +50,7 @@ pub(super) fn just_failed(s: &Snapshot, which: fn(&Job) -> bool) -> Option<(Dura
 }
 
 /// A member that can be copied or followed: it runs, and its address is known.
-fn serves(member: &Member) -> Option<&String> {
+pub(super) fn serves(member: &Member) -> Option<&String> {
     member.conn_url.as_ref().filter(|_| member.state == "running")
 }
 
@@ -89,104 +89,15 @@ pub(super) fn report_unusable_data(s: &Snapshot) -> Option<Verdict> {
         DataDir::Present(present) if present.control.is_none() && !s.postgres.is_up() => {
             "its control file cannot be read; restore it, or empty the directory to have it cloned".to_owned()
         }
-        DataDir::Unreadable(_) | DataDir::Present(_) | DataDir::Empty | DataDir::Unfinished => return None,
+        DataDir::HalfRewound if !s.postgres.is_up() => format!(
+            "pg_rewind began to change it and did not end, so that no server may start on it. {}",
+            super::repair::BY_HAND
+        ),
+        DataDir::Unreadable(_) | DataDir::Present(_) | DataDir::Empty | DataDir::Unfinished | DataDir::HalfRewound => {
+            return None;
+        }
     };
     Some(Verdict::new(Plan::stay(), format!("the data directory cannot be used, and was left as it is: {why}")))
-}
-
-/// What the cluster's history says of a log that ends at `lsn` on `timeline`.
-enum Ancestry {
-    /// It is part of the leader's log.
-    Shared,
-    /// It goes on where the leader's log branched off: these bytes are nobody else's.
-    Diverged { forked_at: Option<Lsn> },
-    /// Cannot be told from what is known.
-    Unclear,
-}
-
-/// X3, from the history that the leader published. The comparison is with the line of the own timeline.
-fn ancestry(view: &ClusterView, cluster: Timeline, own: Timeline, lsn: Lsn, at_fork_is_too_far: bool) -> Ancestry {
-    match own.cmp(&cluster) {
-        std::cmp::Ordering::Equal => return Ancestry::Shared,
-        std::cmp::Ordering::Greater => return Ancestry::Diverged { forked_at: None },
-        std::cmp::Ordering::Less => {}
-    }
-    let lines = view.history.as_deref().unwrap_or_default();
-    match lines.iter().find(|line| line.parent == own) {
-        Some(line) if lsn > line.switched_at || (at_fork_is_too_far && lsn == line.switched_at) => {
-            Ancestry::Diverged { forked_at: Some(line.switched_at) }
-        }
-        Some(_) => Ancestry::Shared,
-        // The line is missing: either this history is complete without it, or its leader has not written it yet.
-        None if tells_all(view, cluster) => Ancestry::Diverged { forked_at: None },
-        None => Ancestry::Unclear,
-    }
-}
-
-/// Does the published history reach up to where `cluster` began? Its last line then names the timeline that `cluster` branched
-/// off: the one before by number, as PostgreSQL counts, or the one that the promise of a skipped number names.
-fn tells_all(view: &ClusterView, cluster: Timeline) -> bool {
-    let Some(last) = view.history.as_deref().and_then(<[_]>::last) else { return false };
-    let promised = view.promise.as_ref().map(|key| &key.promise).filter(|promise| promise.position.timeline == cluster);
-    last.parent.next() == cluster || promised.is_some_and(|promise| promise.parent == last.parent)
-}
-
-/// Where the local log ends for certain, and whether an end exactly at a fork is already beyond it.
-///
-/// A former primary that shut down wrote its checkpoint *at* `checkpoint`, so that record must lie before the fork. What a
-/// crashed one wrote after its last checkpoint is known only once it has been replayed.
-fn local_end(s: &Snapshot) -> Option<(Timeline, Lsn, bool)> {
-    if let Some(sql) = s.standby() {
-        return Some((sql.timeline?, sql.position(), false));
-    }
-    let control = s.postgres.control().filter(|_| !s.postgres.is_up())?;
-    Some(match (control.state, control.min_recovery) {
-        (
-            ClusterState::ShutDown
-            | ClusterState::ShuttingDown
-            | ClusterState::InCrashRecovery
-            | ClusterState::InProduction
-            | ClusterState::StartingUp,
-            _,
-        )
-        | (ClusterState::ShutDownInRecovery | ClusterState::InArchiveRecovery, None) => {
-            (control.timeline, control.checkpoint, true)
-        }
-        (ClusterState::ShutDownInRecovery | ClusterState::InArchiveRecovery, Some((timeline, lsn))) => {
-            (timeline.max(control.timeline), lsn, false)
-        }
-    })
-}
-
-/// The reason why this member's log cannot follow the cluster's, if it is certain.
-pub(super) fn divergence(s: &Snapshot, cluster: Timeline) -> Option<String> {
-    let (own, lsn, at_fork_is_too_far) = local_end(s)?;
-    match ancestry(s.view()?, cluster, own, lsn, at_fork_is_too_far) {
-        Ancestry::Shared | Ancestry::Unclear => None,
-        Ancestry::Diverged { forked_at } => {
-            let fork =
-                forked_at.map(|at| format!("forked off at {at}")).unwrap_or_else(|| "does not contain it".into());
-            Some(format!(
-                "the local log ends at {lsn} on timeline {own}, but the cluster's timeline {cluster} {fork}: this member \
-                 needs pg_rewind against the leader, or an empty data_dir to be cloned again. Nothing was changed"
-            ))
-        }
-    }
-}
-
-/// The leader's timeline, once it is a primary and says so (X1: before that its timeline is still its old one).
-fn leader_timeline(s: &Snapshot) -> Option<Timeline> {
-    let (_, leader) = s.view()?.leader_member()?;
-    leader.timeline.filter(|_| matches!(leader.role.as_str(), "primary" | "master"))
-}
-
-/// Down, with a log that the cluster does not have: stay down and say so.
-pub(super) fn stay_down_diverged(s: &Snapshot) -> Option<Verdict> {
-    if s.postgres.is_up() {
-        return None;
-    }
-    let why = divergence(s, leader_timeline(s)?)?;
-    Some(Verdict::new(Plan::stay(), why))
 }
 
 /// A start failed a moment ago.
@@ -203,7 +114,11 @@ fn upstream(s: &Snapshot) -> Upstream {
         Some(Upstream::Member { name: name.clone(), conn_url })
     };
     let wished = s.config.tags.replicatefrom.as_ref().and_then(of);
-    wished.or_else(|| of(&view.leader.as_ref()?.name)).unwrap_or(Upstream::Nobody)
+    let without_key = || {
+        let to = &s.agreement.as_ref().filter(|_| view.leader.is_none())?.to;
+        Some(Upstream::Member { name: to.name.clone(), conn_url: to.conn_url.clone() })
+    };
+    wished.or_else(|| of(&view.leader.as_ref()?.name)).or_else(without_key).unwrap_or(Upstream::Nobody)
 }
 
 /// Down, and nothing against it: come up as a standby.
@@ -222,12 +137,6 @@ pub(super) fn start_as_standby(s: &Snapshot) -> Option<Verdict> {
 pub(super) fn wait_while_starting(s: &Snapshot) -> Option<Verdict> {
     (s.standby().is_none())
         .then(|| Verdict::new(Plan::stay(), "PostgreSQL does not answer queries (yet)").again_in(SOON))
-}
-
-/// It runs, and its log is not the cluster's: it will never stream. Down with a reason is better than up and stale.
-pub(super) fn stop_diverged(s: &Snapshot) -> Option<Verdict> {
-    let why = divergence(s, leader_timeline(s)?)?;
-    Some(Verdict::new(Plan::of(Lease::Keep, Move::Stop(StopMode::Fast)), why))
 }
 
 /// `host:port` of a `postgres://host:port/dbname`.
@@ -289,9 +198,8 @@ pub(super) fn stay_standby(s: &Snapshot) -> Verdict {
 mod tests {
     use crate::fixture::{primary, secs, standby};
     use crate::plan::{Lease, Move};
-    use crate::postgres::{ClusterState, DataDir, FinishedJob, Job, StopMode, Upstream};
+    use crate::postgres::{DataDir, FinishedJob, Job, StopMode, Upstream};
     use crate::rules::decide;
-    use crate::units::{Lsn, Timeline};
 
     #[test]
     fn demote_when_another_leads() {
@@ -351,54 +259,6 @@ mod tests {
         );
     }
 
-    /// Leader b is primary on timeline 2, which forked off timeline 1 at 1000.
-    fn after_failover() -> crate::fixture::Builder {
-        standby().cluster_on_timeline(2, &[(1, 1_000)])
-    }
-
-    #[test]
-    fn a_stopped_former_primary_rejoins_only_when_its_checkpoint_lies_before_the_fork() {
-        for (state, checkpoint, rule) in [
-            (ClusterState::ShutDown, 999, "start_as_standby"),
-            (ClusterState::ShutDown, 1_000, "stay_down_diverged"),
-            (ClusterState::ShutDown, 1_001, "stay_down_diverged"),
-            (ClusterState::InProduction, 900, "start_as_standby"), // replay will tell
-            (ClusterState::InProduction, 1_500, "stay_down_diverged"),
-        ] {
-            let s = after_failover().on_timeline(1).down().control(state, checkpoint).build();
-            assert_eq!(decide(&s).rule, rule, "{state:?} at {checkpoint}");
-        }
-    }
-
-    #[test]
-    fn a_running_standby_beyond_the_fork_is_stopped_and_one_before_it_follows() {
-        for (lsn, rule) in [(999, "stay_standby"), (1_000, "stay_standby"), (1_001, "stop_diverged")] {
-            let s = after_failover().on_timeline(1).at(Lsn(lsn)).build();
-            assert_eq!(decide(&s).rule, rule, "at {lsn}");
-        }
-        let lost_timeline = after_failover().on_timeline(3).at(Lsn(10)).build();
-        assert_eq!(decide(&lost_timeline).rule, "stop_diverged", "a timeline that the cluster does not know");
-        let not_yet_primary = after_failover().on_timeline(3).member("b", |m| m.role = "replica".into()).build();
-        assert_eq!(decide(&not_yet_primary).rule, "stay_standby", "no verdict before the leader is a primary (X1)");
-    }
-
-    #[test]
-    fn a_timeline_that_history_skips_is_diverged() {
-        let s = || standby().cluster_on_timeline(3, &[(1, 1_000)]).on_timeline(2).at(Lsn(1_100));
-        assert_eq!(
-            decide(&s().build()).rule,
-            "stay_standby",
-            "unclear: the leader may not have written its history yet"
-        );
-        let skipped = s().promised("b", 3).with(|s| {
-            let key = s.dcs.as_mut().expect("reachable").promise.as_mut().expect("promised");
-            key.promise.parent = Timeline(1);
-        });
-        assert_eq!(decide(&skipped).rule, "stop_diverged", "timeline 3 was promised as a branch of 1");
-        let s = standby().cluster_on_timeline(4, &[(1, 1_000), (3, 2_000)]).on_timeline(2).at(Lsn(1_100));
-        assert_eq!(decide(&s.build()).rule, "stop_diverged");
-    }
-
     #[test]
     fn follow_leader() {
         let new_leader = standby().led_by("c").build();
@@ -439,12 +299,5 @@ mod tests {
         let mut cluster_paused = paused();
         cluster_paused.config.pause = true;
         assert_eq!(decide(&cluster_paused).rule, "hands_off");
-    }
-
-    #[test]
-    fn unclear_ancestry_is_no_verdict() {
-        let s = standby().cluster_on_timeline(2, &[]).on_timeline(1).at(Lsn(5_000)).build();
-        assert_eq!(decide(&s).rule, "stay_standby");
-        assert_eq!(s.own_timeline(), Some(Timeline(1)));
     }
 }

@@ -14,6 +14,9 @@ fn stopping(s: &Snapshot) -> Option<StopMode> {
         Job::Stop(mode) => Some(mode),
         Job::Bootstrap
         | Job::Clone { .. }
+        | Job::Rewind { .. }
+        | Job::GiveUpData
+        | Job::DiscardOldCopy
         | Job::Start { .. }
         | Job::Promote
         | Job::Follow
@@ -39,16 +42,19 @@ pub(super) fn leave_living_namesake(s: &Snapshot) -> Option<Verdict> {
 /// Stop accepting writes while the lease is still ours.
 ///
 /// etcd gives the lease to another member at `lock_ends`, whether or not we can hear it. We must be down before, so we
-/// start `stop_budget` early: the time an immediate stop may take, plus clock drift. The lease is left to run out: a renewal
-/// that succeeds now would only keep the others waiting for a server that is going down.
+/// start `stop_budget` early: the time a forced stop may take. Half of it is for a fast stop, so that standbys within reach get
+/// what was acknowledged. The lease is left to run out: a renewal that succeeds now would only keep the others waiting for a
+/// server that is going down.
 pub(super) fn stop_before_lease_ends(s: &Snapshot) -> Option<Verdict> {
     let must_stop_at = s.must_stop_at().filter(|_| s.may_write() && !s.config.pause)?;
-    if s.now < must_stop_at || stopping(s) == Some(StopMode::Immediate) {
+    if s.now < must_stop_at || stopping(s).is_some_and(StopMode::is_forced) {
         return None;
     }
     let left = s.now.until(s.lock_ends()?);
+    let in_time = left > s.config.stop_budget / 2 && !s.hangs();
+    let mode = if in_time { StopMode::FastThenImmediate } else { StopMode::Immediate };
     Some(Verdict::new(
-        Plan::of(Lease::LetRun, Move::Stop(StopMode::Immediate)),
+        Plan::of(Lease::LetRun, Move::Stop(mode)),
         format!("our lease ends in {left:?} and was not renewed; a stop may take {:?}", s.config.stop_budget),
     ))
 }
@@ -69,7 +75,7 @@ pub(super) fn stop_bootstrap_without_key(s: &Snapshot) -> Option<Verdict> {
         Some(Initialize::Absent | Initialize::Garbage { .. }) => "`initialize` is no longer ours",
         None if s.lease.ends.is_some_and(|ends| s.now < ends.minus(s.config.stop_budget)) => return None,
         None if s.memory.named => {
-            let up = s.postgres.is_up() && stopping(s) != Some(StopMode::Immediate);
+            let up = s.postgres.is_up() && !stopping(s).is_some_and(StopMode::is_forced);
             let postgres = if up { Move::Stop(StopMode::Immediate) } else { Move::Stay };
             return Some(Verdict::new(
                 Plan::of(Lease::Keep, postgres),
@@ -165,7 +171,9 @@ pub(super) fn release_when_stopped(s: &Snapshot) -> Option<Verdict> {
 
 /// Ordered to stop, down, and nothing left to give back.
 pub(super) fn exit_when_stopped(s: &Snapshot) -> Option<Verdict> {
-    (s.order == Order::Stop && !s.postgres.is_up() && stopping(s).is_none())
+    // A rewind that is broken off leaves a directory that must be cloned.
+    let rewinding = matches!(s.job.as_ref().map(|running| &running.job), Some(Job::Rewind { .. }));
+    (s.order == Order::Stop && !s.postgres.is_up() && stopping(s).is_none() && !rewinding)
         .then(|| Verdict::new(Plan::stay().and_exit(Exit::Done), "ordered to stop, and PostgreSQL is down"))
 }
 
@@ -247,6 +255,9 @@ mod tests {
         }
         let reachable = primary().stop_budget(secs(5)).lease_ends_in(secs(5)).build();
         assert_eq!(decide(&reachable).rule, "stop_before_lease_ends", "also when reads work and only renewals fail");
+        assert_eq!(decide(&reachable).plan.postgres, Move::Stop(StopMode::FastThenImmediate), "standbys get the rest");
+        let late = primary().stop_budget(secs(4)).lease_ends_in(secs(2)).build();
+        assert_eq!(decide(&late).plan.postgres, Move::Stop(StopMode::Immediate), "no time for politeness");
         let promoting = standby().holding_the_key().lease_ends_in(secs(1)).job(Job::Promote).build();
         assert_eq!(decide(&promoting).plan.postgres, Move::Stop(StopMode::Immediate), "a promotion is a write to come");
         assert_eq!(decide(&promoting).plan.lease, Lease::LetRun, "nobody renews a lease while going down by force");
@@ -256,8 +267,10 @@ mod tests {
     fn stop_before_lease_ends_escalates_a_fast_stop_only_once() {
         let fast = primary().lease_ends_in(secs(1)).job(Job::Stop(StopMode::Fast)).build();
         assert_eq!(decide(&fast).plan.postgres, Move::Stop(StopMode::Immediate));
-        let immediate = primary().lease_ends_in(secs(1)).job(Job::Stop(StopMode::Immediate)).build();
-        assert_eq!(decide(&immediate).rule, "wait_for_job");
+        for forced in [StopMode::FastThenImmediate, StopMode::Immediate] {
+            let stopping = primary().lease_ends_in(secs(1)).job(Job::Stop(forced)).build();
+            assert_eq!(decide(&stopping).rule, "wait_for_job");
+        }
     }
 
     #[test]
@@ -274,6 +287,12 @@ mod tests {
         assert_eq!(decide(&released.build()).rule, "exit_when_stopped");
         let paused = primary().ordered_to_stop().paused().build();
         assert_eq!((decide(&paused).rule, decide(&paused).plan.postgres), ("leave_postgres_in_pause", Move::Stay));
+    }
+
+    #[test]
+    fn an_ordered_stop_lets_a_rewind_end() {
+        let rewinding = standby().down().ordered_to_stop().job(Job::Rewind { from: "b".into() }).build();
+        assert_eq!(decide(&rewinding).rule, "wait_for_job");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::cluster::{ConfigKey, HistoryLine, Initialize, Status};
 use crate::memory::Role;
 use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{ClusterState, DataDir, Job, Process, SqlFacts, StopMode, Upstream};
-use crate::snapshot::{Guardian, Seat, Snapshot};
+use crate::snapshot::{Guardian, Seat, Snapshot, Watchdog};
 use crate::units::Timeline;
 
 /// How soon to look again at something that changes without an event.
@@ -38,6 +38,7 @@ pub(super) fn give_up_lost_data(s: &Snapshot) -> Option<Verdict> {
     let lost = match &s.postgres.data_dir {
         DataDir::Empty => "the data directory is empty".to_owned(),
         DataDir::Unfinished => "the data directory is unfinished".to_owned(),
+        DataDir::HalfRewound => "the data directory is half-rewound".to_owned(),
         DataDir::Unusable(why) => format!("the data directory is unusable: {why}"),
         DataDir::Unreadable(why) if s.sql().is_none() => format!("the data directory cannot be read: {why}"),
         DataDir::Unreadable(_) | DataDir::Present(_) => return None,
@@ -60,10 +61,26 @@ pub(super) fn give_up_after_failed_start(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
+/// A stopped postmaster, a dead disk: it keeps its clients waiting, and would for ever while its lease is renewed. The
+/// claim ends, so the lease follows; it has until then to come back.
+pub(super) fn let_lease_of_hung_server_run(s: &Snapshot) -> Option<Verdict> {
+    let since = s.memory.silent_since.filter(|_| s.hangs() && s.postgres.is_up())?;
+    let why = format!("PostgreSQL has answered no connection for {:?}: not renewing the lease", s.now.since(since));
+    Some(Verdict::new(Plan::of(Lease::LetRun, Move::Stay), why).again_in(SOON))
+}
+
+/// It hung until it was stopped at the end of its lease: what made it hang may well be here still.
+pub(super) fn give_up_hung_server(s: &Snapshot) -> Option<Verdict> {
+    (s.hangs() && !s.postgres.is_up()).then(|| {
+        let why = "PostgreSQL hung and was stopped: giving the leader key back";
+        Verdict::new(Plan::of(Lease::Release, Move::Stay), why)
+    })
+}
+
 /// Could another member be promoted now?
 enum Successor {
     /// The others must be asked first.
-    Ask(Plan),
+    Ask(Box<Plan>),
     Ready,
     Nobody,
 }
@@ -73,7 +90,7 @@ fn successor(s: &Snapshot) -> Successor {
     if whom.is_empty() {
         return Successor::Nobody;
     }
-    let Some(peers) = s.fresh_peers() else { return Successor::Ask(Plan::ask(whom)) };
+    let Some(peers) = s.fresh_peers() else { return Successor::Ask(Box::new(Plan::ask(whom))) };
     let mine = s.memory.last_position.unwrap_or_default().max(s.cluster_position());
     let cluster_timeline = s.view().and_then(crate::cluster::ClusterView::timeline);
     let listed = |name| super::synchronous::is_listed(s, name);
@@ -105,6 +122,25 @@ pub(super) fn give_up_without_guardian(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
+/// `watchdog: required`, and it cannot be used: a primary stops, and the key goes to a member that has one.
+pub(super) fn give_up_without_watchdog(s: &Snapshot) -> Option<Verdict> {
+    let why = match &s.watchdog {
+        Watchdog::Ready => return None,
+        // What runs goes on for the moment that the answer takes.
+        Watchdog::Awaited if s.is_primary() => return None,
+        Watchdog::Awaited => return Some(Verdict::new(Plan::stay(), "waiting for the watchdog").again_in(SOON)),
+        Watchdog::Failed(why) => why,
+    };
+    let plan = if s.is_primary() {
+        Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate))
+    } else if !s.postgres.is_up() || s.standby().is_some() {
+        Plan::of(Lease::Release, Move::Stay)
+    } else {
+        Plan::stay()
+    };
+    Some(Verdict::new(plan, format!("the watchdog is required and cannot be used: {why}")).again_in(SOON))
+}
+
 /// `primary_start_timeout: 0`: the operator prefers failover to crash recovery, if there is somebody to fail over to.
 pub(super) fn prefer_failover_to_start(s: &Snapshot) -> Option<Verdict> {
     let asked_for = s.config.primary_start_timeout.is_zero() && !s.postgres.is_up() && s.memory.role == Role::Primary;
@@ -113,7 +149,7 @@ pub(super) fn prefer_failover_to_start(s: &Snapshot) -> Option<Verdict> {
     }
     match successor(s) {
         Successor::Ask(ask) => {
-            Some(Verdict::new(ask, "PostgreSQL is down and primary_start_timeout is 0: who could take over?"))
+            Some(Verdict::new(*ask, "PostgreSQL is down and primary_start_timeout is 0: who could take over?"))
         }
         Successor::Ready => Some(Verdict::new(
             Plan::of(Lease::Release, Move::Stay),
@@ -164,7 +200,7 @@ fn starting_for(s: &Snapshot) -> Option<Duration> {
 pub(super) fn give_up_slow_start(s: &Snapshot) -> Option<Verdict> {
     let took = starting_for(s).filter(|took| *took > s.config.primary_start_timeout)?;
     match successor(s) {
-        Successor::Ask(ask) => Some(Verdict::new(ask, format!("starting for {took:?}: who could take over?"))),
+        Successor::Ask(ask) => Some(Verdict::new(*ask, format!("starting for {took:?}: who could take over?"))),
         Successor::Ready => Some(Verdict::new(
             Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
             format!(
@@ -180,6 +216,13 @@ pub(super) fn give_up_slow_start(s: &Snapshot) -> Option<Verdict> {
 pub(super) fn wait_for_start(s: &Snapshot) -> Option<Verdict> {
     let took = starting_for(s)?;
     Some(Verdict::new(Plan::stay(), format!("PostgreSQL has been starting for {took:?}")).again_in(SOON))
+}
+
+/// The key came to us although we agreed that another primary goes on: it goes back, unused.
+pub(super) fn yield_to_failsafe_leader(s: &Snapshot) -> Option<Verdict> {
+    let agreement = s.agreement.as_ref().filter(|_| s.standby().is_some() && !s.may_write())?;
+    let why = format!("we agreed that {} goes on without etcd: giving the leader key back", agreement.to.name);
+    Some(Verdict::new(Plan::of(Lease::Release, Move::Stay), why))
 }
 
 /// The key is mine, but a later timeline was promised to somebody else: this server must not go on writing on its own.
@@ -303,7 +346,7 @@ pub(super) fn checkpoint_after_promotion(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
-/// `status` and `history`, as far as they are not true yet.
+/// `status`, `history` and `failsafe`, as far as they are not true yet.
 pub(super) fn records(s: &Snapshot) -> Vec<KeyWrite> {
     let Some((view, sql)) = s.view().zip(s.sql()).filter(|(_, sql)| !sql.in_recovery && s.seat() == Seat::Mine) else {
         return Vec::new();
@@ -317,6 +360,7 @@ pub(super) fn records(s: &Snapshot) -> Vec<KeyWrite> {
     if let Some(lines) = history(s, sql).filter(|lines| Some(lines) != view.history.as_ref()) {
         keys.push(KeyWrite::History(lines));
     }
+    keys.extend(s.failsafe_to_write().map(KeyWrite::Failsafe));
     keys
 }
 
@@ -351,11 +395,12 @@ pub(super) fn lead(s: &Snapshot) -> Verdict {
 #[cfg(test)]
 mod tests {
     use crate::cluster::HistoryLine;
-    use crate::fixture::{primary, secs, standby};
-    use crate::memory::Role;
+    use crate::fixture::{Builder, primary, secs, standby};
+    use crate::memory::{LeaseOutcome, Role};
     use crate::plan::{KeyWrite, Lease, Move};
-    use crate::postgres::{DataDir, Job, StopMode, Upstream};
+    use crate::postgres::{DataDir, Job, Probe, StopMode, Upstream};
     use crate::rules::decide;
+    use crate::snapshot::Watchdog;
     use crate::units::{Lsn, Timeline};
 
     #[test]
@@ -366,6 +411,30 @@ mod tests {
         assert!(matches!(decide(&adopting).plan.lease, Lease::Adopt { .. }));
         assert_eq!(decide(&adopting).rule, "adopt_leader_key");
         assert_eq!(decide(&primary().build()).rule, "lead");
+    }
+
+    #[test]
+    fn the_holder_keeps_the_failsafe_key_and_only_while_its_lease_alone_carries_it() {
+        let wanted = |s: &crate::snapshot::Snapshot| {
+            s.failsafe_to_write().map(|key| key.members.into_keys().collect::<Vec<_>>())
+        };
+        let leading = || primary().failsafe();
+        assert_eq!(wanted(&leading().build()), None, "it says so already");
+        let new = leading().with(|s| s.dcs.as_mut().unwrap().failsafe = None);
+        assert_eq!(wanted(&new), Some(["a", "b", "c"].map(Into::into).into()));
+        assert!(decide(&new).plan.keys.iter().any(|key| matches!(key, KeyWrite::Failsafe(_))));
+        let missing = |since: u64| {
+            leading().with(|s| {
+                s.dcs.as_mut().unwrap().members.remove(&"c".into());
+                s.memory.topology.missing.insert("c".into(), s.now.minus(secs(since)));
+            })
+        };
+        assert_eq!(wanted(&missing(29)), None, "its member key may come back");
+        assert_eq!(wanted(&missing(30)), Some(["a", "b"].map(Into::into).into()));
+        let late = leading().lease_ends_in(secs(3)).with(|s| s.dcs.as_mut().unwrap().failsafe = None);
+        assert_eq!(wanted(&late), None, "who is added has promised nothing");
+        let off = leading().with(|s| (s.config.failsafe_mode, s.dcs.as_mut().unwrap().failsafe) = (false, None));
+        assert_eq!(wanted(&off), None);
     }
 
     #[test]
@@ -386,6 +455,39 @@ mod tests {
     }
 
     #[test]
+    fn let_lease_of_hung_server_run() {
+        let silent = |long| {
+            primary().with(|s| {
+                (s.postgres.sql, s.postgres.probe) = (None, Probe::Silent);
+                s.memory.silent_since = Some(s.now.minus(long));
+            })
+        };
+        let patience = primary().build().config.retry_timeout;
+        assert_eq!(
+            decide(&silent(patience - secs(1))).plan.lease,
+            Lease::Keep,
+            "one silence is evidence of nothing (O1)"
+        );
+        assert!(decide(&silent(secs(0))).look_again < secs(1), "but is looked into");
+        let hung = silent(patience);
+        assert_eq!((decide(&hung).rule, decide(&hung).plan.lease), ("let_lease_of_hung_server_run", Lease::LetRun));
+        assert_eq!(decide(&hung).plan.postgres, Move::Stay, "until the lease ends it may come back");
+        let answers = primary().with(|s| s.memory = hung.memory.clone());
+        let memory = answers.memory.after(&answers, &decide(&answers), LeaseOutcome::NotTried);
+        assert_eq!(memory.silent_since, None);
+    }
+
+    #[test]
+    fn give_up_hung_server() {
+        let stopped = |silent_for| primary().down().with(|s| s.memory.silent_since = Some(s.now.minus(silent_for)));
+        let patience = primary().build().config.retry_timeout;
+        let hung = stopped(patience);
+        assert_eq!((decide(&hung).rule, decide(&hung).plan.lease), ("give_up_hung_server", Lease::Release));
+        let crashed = stopped(patience - secs(1));
+        assert_eq!(decide(&crashed).rule, "restart_crashed_primary", "a crash is often preceded by a failed look");
+    }
+
+    #[test]
     fn without_a_guardian_nobody_becomes_a_primary_and_a_primary_goes_on() {
         let promoting = || standby().holding_the_key().promised("a", 2);
         for server in [promoting(), primary().down()] {
@@ -397,6 +499,25 @@ mod tests {
         assert_eq!(decide(&primary().unguarded_for(secs(60)).build()).rule, "lead");
         let restarted = primary().key_on_lease(77).unguarded_for(secs(60)).build();
         assert_eq!(decide(&restarted).rule, "adopt_leader_key", "its guardian follows; an outage would not help");
+    }
+
+    #[test]
+    fn without_a_required_watchdog_a_primary_stops_and_then_gives_the_key_back() {
+        let with = |server: &Builder, watchdog: Watchdog| decide(&server.clone().watchdog(watchdog).build());
+        let failed = || Watchdog::Failed("no such device".into());
+        let promoting = standby().holding_the_key().promised("a", 2);
+        for (server, lease, postgres) in [
+            (primary(), Lease::Keep, Move::Stop(StopMode::Immediate)),
+            (promoting.clone(), Lease::Release, Move::Stay),
+            (primary().down(), Lease::Release, Move::Stay),
+        ] {
+            let decision = with(&server, failed());
+            assert_eq!(decision.rule, "give_up_without_watchdog");
+            assert_eq!((decision.plan.lease, decision.plan.postgres), (lease, postgres));
+            assert_ne!(with(&server, Watchdog::Ready).rule, "give_up_without_watchdog");
+        }
+        assert_eq!(with(&primary(), Watchdog::Awaited).rule, "lead", "a slow answer is no outage");
+        assert_eq!(with(&promoting, Watchdog::Awaited).plan.postgres, Move::Stay);
     }
 
     #[test]

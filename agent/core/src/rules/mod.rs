@@ -10,12 +10,14 @@ mod guard;
 mod isolated;
 mod leader;
 mod pause;
+mod repair;
 mod switchover;
 mod synchronous;
 
 use std::time::Duration;
 
 use crate::plan::{Decision, Verdict};
+use crate::postgres::Probe;
 use crate::snapshot::{Seat, Snapshot};
 
 /// One row: a plain function that answers or passes, and the failure it prevents.
@@ -92,6 +94,7 @@ pub const BUSY: Table = Table {
         busy::cancel_promotion_without_lock ["A2 CY1"] "promotion after losing the lock";
         busy::cancel_start_without_lock     ["A3 C6"]  "a former primary that comes up writable beside the new one";
         busy::cancel_clone_without_source   ["B13"]    "a clone that can never end, from a member that is gone";
+        busy::cancel_rewind_without_source  ["X8"]     "a rewind that never ends, to a former leader that is gone";
     },
     otherwise: otherwise!(busy::wait_for_job ["A1 A4"] "two actions on one data directory"),
 };
@@ -117,12 +120,16 @@ pub const LEADER: Table = Table {
         leader::give_up_lost_data          ["C10"]       "a lock held by a member without data";
         switchover::release_to_successor   ["D3 D4 S7"]  "a hand-over that waits for the TTL";
         leader::give_up_after_failed_start ["C9 T3"]     "a primary that cannot start and keeps the lock";
+        leader::let_lease_of_hung_server_run ["22.3 I1"] "clients that wait for a server which will never answer, while its agent keeps the lock";
+        leader::give_up_hung_server        ["22.3 I1"]   "a restart on the disk that has just hung";
         leader::give_up_without_guardian   ["22.3 I3"]   "a new primary that nobody stops when its agent freezes";
+        leader::give_up_without_watchdog   ["L9 V3"]     "a primary that nothing resets when its machine hangs, where the operator demands it";
         leader::prefer_failover_to_start   ["C1"]        "an outage as long as crash recovery, although a standby is ready";
         leader::restart_crashed_primary    ["C2"]        "a failover where a restart in place is faster and loses nothing";
         leader::start_uncertain_as_standby ["C4"]        "a writable start from an uncertain state";
         leader::give_up_slow_start         ["C7"]        "an unbounded outage in crash recovery";
         leader::wait_for_start             ["C7 C8"]     "a second start while the first one runs";
+        leader::yield_to_failsafe_leader   ["F5 S13"]    "a promotion beside a primary that goes on with our agreement";
         leader::demote_behind_the_promise  ["S2 S8"]     "two histories under one timeline number";
         leader::record_own_timeline        ["L11 S2"]    "a timeline given to another member although it is in use";
         leader::promise_next_timeline      ["S2 S8"]     "two histories under one timeline number";
@@ -151,15 +158,18 @@ pub const FOLLOWER: Table = Table {
         follower::stop_server_without_data  ["C10"]     "a server that serves what nobody can restart";
         follower::clear_unfinished_copy     ["B13"]     "a member that stays out because its clone was interrupted";
         follower::clone                     ["B2 B13"]  "an empty member that never joins";
-        follower::report_unusable_data      ["B8 C11"]  "an unknown data directory overwritten";
-        follower::stay_down_diverged        ["X3 X8"]   "a server started on a log that the cluster does not have";
+        repair::rewind_diverged             ["X1 X3 X4 X5 X6 C3"] "a member that stays out although pg_rewind could bring it back; or a rewind that believes a stale control file";
+        repair::give_up_diverged_data       ["X8 X9"]   "a member that stays out although its operator wants it cloned";
+        follower::report_unusable_data      ["B8 C11 X8"] "an unknown data directory overwritten, a half-rewound one started";
+        repair::stay_down_diverged          ["X3 X8"]   "a server started on a log that the cluster does not have";
         follower::wait_after_failed_start   ["C5"]      "a start tried a hundred times a second";
         follower::start_as_standby          ["C5 B14"]  "a member that stays down";
         follower::wait_while_starting       ["W6"]      "a verdict on a server that does not know its own position yet";
-        follower::stop_diverged             ["X3 W6"]   "a standby that silently stopped to follow";
+        repair::stop_diverged               ["X3 W6"]   "a standby that silently stopped to follow";
         follower::follow_leader             ["W5 B15"]  "a standby that streams from a former leader";
         follower::resume_replay             ["W4"]      "a standby that falls behind for ever, without a word";
         follower::prepare_slots             ["P4"]      "seconds without replication after a failover";
+        repair::discard_old_copy            ["DESIGN 6"] "a disk that fills up with copies nobody needs";
     },
     otherwise: otherwise!(follower::stay_standby ["W"] "needless action"),
 };
@@ -176,15 +186,18 @@ pub const ELECTION: Table = Table {
         election::clear_unfinished_copy     ["B13"]      "a member that stays out because its clone was interrupted";
         election::race_to_bootstrap         ["B1"]       "two clusters under one name";
         election::wait_empty                ["B3"]       "a copy of nothing";
-        election::report_unusable_data      ["B8 C11"]   "an unknown data directory overwritten";
+        election::report_unusable_data      ["B8 C11 X8"]   "an unknown data directory overwritten";
         election::wait_after_failed_start   ["C5"]       "a start tried a hundred times a second";
         switchover::stay_down_for_successor ["D5"]       "a former primary that starts just when somebody else takes over";
         election::start_without_upstream    ["C5 R3"]    "a member that cannot stand because it is down";
         election::wait_while_starting       ["R3"]       "a leader whose position is unknown";
+        election::wait_for_failsafe_leader  ["F5"]       "a race against a primary that lost nothing but etcd";
         election::demote_stale_primary      ["R5 R20 S2"] "a primary that slept through another promotion and steals the lock back";
         election::wait_for_guardian         ["22.3 I3"]  "a leader that nobody stops when its agent freezes";
+        election::wait_for_watchdog         ["R10 V3"]   "a leader that nothing resets when its machine hangs, where the operator demands it";
         election::keep_leading              ["R5"]       "a promotion where nothing was lost but the key";
         election::wait_nofailover           ["R7"]       "a leader that the operator ruled out";
+        election::wait_outside_failsafe     ["R11"]      "a leader that the primary without etcd could not have asked";
         election::wait_for_lease            ["DL8"]      "a key without a lease";
         synchronous::wait_unlisted          ["R8 R12 S12"] "a leader without acknowledged commits";
         switchover::run_as_candidate        ["R9 S10"]   "a candidate that was asked for and does not come";
@@ -194,6 +207,7 @@ pub const ELECTION: Table = Table {
         switchover::leave_it_to_candidate   ["S13 S14"]  "another leader than the one that was asked for";
         switchover::leave_it_to_others      ["S16"]      "a switchover that ends where it began";
         election::wait_for_living_primary   ["R16"]      "two primaries: the old one lost the key and is not fenced yet";
+        election::wait_after_start          ["F5 22.4"]  "a race against a primary whom we promised to wait for, before we were restarted";
         election::wait_for_member_ahead     ["R17"]      "needless loss: another member has more of the log";
         election::wait_for_priority         ["R18"]      "the operator's preference ignored";
         synchronous::wait_for_votes         ["R19 Q8"]   "a leader elected by members that lack acknowledged commits";
@@ -206,6 +220,8 @@ pub const ISOLATED: Table = Table {
     title: "etcd did not answer (ha-rules section 9)",
     rows: rules! {
         isolated::stop_without_lease     ["F2"]    "two primaries: we write, and know of no lease that allows it";
+        isolated::ask_to_go_on           ["F3 F10"] "an outage of etcd that becomes an outage of the database";
+        isolated::go_on_by_agreement     ["F3 S13"] "a demotion although nobody could have been promoted";
         isolated::restart_read_only      ["F2 D"]  "readers without a server while etcd is away";
     },
     otherwise: otherwise!(isolated::hold ["F1 F6 O1"] "an outage made out of a DCS hiccup"),
@@ -247,6 +263,9 @@ pub fn table(s: &Snapshot) -> &'static Table {
     }
 }
 
+/// How soon a silent server is looked at again.
+const SILENCE: Duration = Duration::from_millis(500);
+
 fn decided(s: &Snapshot, rule: &'static str, verdict: Verdict) -> Decision {
     // Whoever accepts writes wakes in time to stop, whatever the rule thought.
     let before_stop = s.must_stop_at().filter(|_| s.may_write()).map(|at| s.now.until(at));
@@ -254,6 +273,8 @@ fn decided(s: &Snapshot, rule: &'static str, verdict: Verdict) -> Decision {
         true => verdict.look_again.unwrap_or(s.config.loop_wait).min(s.config.loop_wait),
         false => Duration::ZERO, // Answers are decided on at once: a moment later they are stale.
     };
+    // A server that keeps silent is looked at again until it is known whether it hangs.
+    let wanted = if s.postgres.probe == Probe::Silent { wanted.min(SILENCE) } else { wanted };
     let look_again = before_stop.map_or(wanted, |left| wanted.min(left));
     Decision { rule, plan: verdict.plan, why: verdict.why, look_again }
 }

@@ -8,7 +8,7 @@ use super::election::{PATIENCE, could_lead, run_for_leader};
 use super::follower::just_failed;
 use super::guard::{final_status, shutdown_position};
 use crate::cluster::Failover;
-use crate::peers::PeerAnswer;
+use crate::peers::{PeerAnswer, Question};
 use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{Job, StopMode};
 use crate::snapshot::Snapshot;
@@ -101,15 +101,16 @@ pub(super) fn checkpoint_ahead(s: &Snapshot) -> Option<Verdict> {
 }
 
 /// Whom a hand-over could reach: the one that was named, or all.
-fn candidates(s: &Snapshot, asked: &Failover) -> BTreeMap<MemberName, String> {
-    let members = s.view().into_iter().flat_map(|view| view.members.iter());
-    let meant = members.filter(|(name, member)| {
-        let named = asked.candidate.as_ref().is_none_or(|candidate| candidate == *name);
+fn candidates(s: &Snapshot, asked: &Failover) -> BTreeMap<MemberName, Question> {
+    let mut whom = s.peers_to_ask();
+    whom.retain(|name, _| {
+        let is_member = s.view().is_some_and(|view| view.members.contains_key(name));
+        let named = asked.candidate.as_ref().is_none_or(|candidate| candidate == name);
         // A failover to a member that lacks commits is the operator's word; a switchover loses none.
         let complete = asked.leader.is_none() || super::synchronous::is_listed(s, name);
-        **name != s.config.name && named && complete && !member.tags.nofailover
+        is_member && named && complete
     });
-    meant.filter_map(|(name, member)| Some((name.clone(), member.api_url.clone()?))).collect()
+    whom
 }
 
 /// Nobody stops a primary before somebody fit was heard.

@@ -181,10 +181,8 @@ mod tests {
     }
 
     fn waited_for(s: &Snapshot) -> String {
-        match decide(s).plan.postgres {
-            Move::SetSyncNames(names) => names.unwrap_or("the user's".into()),
-            other => format!("{other:?}"),
-        }
+        let next = decide(s).plan.postgres;
+        if let Move::SetSyncNames(names) = next { names.unwrap_or("the user's".into()) } else { format!("{next:?}") }
     }
 
     const ASYNC: &[(&str, &str)] = &[("b", "async"), ("c", "async")];
@@ -212,8 +210,7 @@ mod tests {
     #[test]
     fn wait_for_standbys() {
         let on = |listed_now: &[&str], names, senders| {
-            let s = primary().but(mode(SyncMode::On)).but(listed("a", listed_now, 0)).but(waits(names, senders));
-            s
+            primary().but(mode(SyncMode::On)).but(listed("a", listed_now, 0)).but(waits(names, senders))
         };
         assert_eq!(waited_for(&on(&[], "", ASYNC).build()), "b");
         assert_eq!(waited_for(&on(&[], "", ASYNC).with(|s| s.config.synchronous_node_count = 2)), "2 (b,c)");

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use regent_core::units::{LeaseId, SystemId};
 
 use super::*;
-use crate::keys::{encode_history, encode_promise, encode_status};
+use crate::keys::{encode_failsafe, encode_history, encode_promise, encode_status};
 
 const LEASE: LeaseId = LeaseId(77);
 
@@ -186,9 +186,23 @@ fn members_are_read_by_name_and_stay_when_they_cannot_be_read() {
 
 #[test]
 fn unknown_keys_are_nobodys_business() {
-    let keys = [("regent/x", "?"), ("sync", "?"), ("failover", "{}"), ("failsafe", ""), ("0/leader", "n1"), ("", "")];
+    let keys = [("regent/x", "?"), ("failover", "{}"), ("0/leader", "n1"), ("", "")];
     let view = read(&keys).view;
     assert_eq!(view, ClusterView { revision: Revision(9), ..ClusterView::default() });
+}
+
+#[test]
+fn the_failsafe_key_is_read_as_a_whole_or_not_at_all() {
+    let key = |text: &str| read(&[(FAILSAFE, text)]).view.failsafe.expect("there is a key").members;
+    let captured = r#"{"n1":"http://127.0.0.1:8001/patroni","n2":"http://127.0.0.1:8002/patroni"}"#;
+    let members = key(captured);
+    assert_eq!(members[&MemberName::from("n2")], "http://127.0.0.1:8002/patroni");
+    assert_eq!(encode_failsafe(&FailsafeKey { members, modified: Revision(0) }), captured);
+    for garbage in ["", "[]", "null", "{", r#"{"n1": 8008}"#] {
+        assert!(key(garbage).is_empty(), "{garbage}");
+        assert_eq!(read(&[(FAILSAFE, garbage)]).view.garbage.len(), 1);
+    }
+    assert!(read(&[]).view.failsafe.is_none());
 }
 
 #[test]
