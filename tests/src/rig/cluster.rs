@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -338,7 +339,12 @@ fn bring(programs: &mut Programs, dir: &Path) -> Result<(), Trouble> {
         let here = bin.join(name);
         let readable = fs::metadata(&*program)?.permissions().mode() & 0o005 == 0o005;
         if !readable || fs::hard_link(&*program, &here).is_err() {
-            fs::copy(&*program, &here)?;
+            // By another process: a file that is open for writing here is so in what other rigs are just starting, and not
+            // executable.
+            let copied = Command::new("cp").arg(&*program).arg(&here).status()?;
+            if !copied.success() {
+                return Err(Trouble::new(format!("cp {} {}: {copied}", program.display(), here.display())));
+            }
             fs::set_permissions(&here, fs::Permissions::from_mode(0o755))?;
         }
         *program = here;

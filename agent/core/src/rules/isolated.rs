@@ -66,6 +66,9 @@ pub(super) fn restart_read_only(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
+/// How soon etcd is read again after a failure: it may have been a matter of a moment, and a server be down meanwhile.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// Nothing is known to have changed: go on.
 pub(super) fn hold(s: &Snapshot) -> Verdict {
     let cause = s.dcs.as_ref().err().map(ToString::to_string).unwrap_or_default();
@@ -73,9 +76,9 @@ pub(super) fn hold(s: &Snapshot) -> Verdict {
         Some(ends) => format!("{cause}; our lease lasts {:?} more", s.now.until(ends)),
         None => cause,
     };
-    let verdict = Verdict::new(Plan::stay(), why);
+    let verdict = Verdict::new(Plan::stay(), why).again_in(RETRY);
     match next_round(s).filter(|_| s.config.failsafe_mode && s.is_primary()) {
-        Some(at) => verdict.again_in(s.now.until(at).max(Duration::from_millis(50))),
+        Some(at) => verdict.again_in(s.now.until(at).clamp(Duration::from_millis(50), RETRY)),
         None => verdict,
     }
 }
