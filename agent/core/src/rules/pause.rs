@@ -25,11 +25,14 @@ pub(super) fn take_key_as_primary(s: &Snapshot) -> Option<Verdict> {
     ours.then(|| super::election::take_as_primary(s, "paused, and a primary of this cluster runs here")).flatten()
 }
 
-/// The holder goes on keeping status, history and identity.
+/// The holder goes on keeping status, history and identity, and whom its server waits for: commits must not hang on a standby
+/// that an operator stopped.
 pub(super) fn keep_records_in_pause(s: &Snapshot) -> Option<Verdict> {
     (s.seat() == Seat::Mine && s.is_primary()).then(|| {
         super::leader::repair_identity(s)
             .or_else(|| super::leader::restore_config(s))
+            .or_else(|| super::synchronous::publish_sync(s))
+            .or_else(|| super::synchronous::wait_for_standbys(s))
             .unwrap_or_else(|| super::leader::lead(s))
     })
 }

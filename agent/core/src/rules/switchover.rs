@@ -8,6 +8,7 @@ use super::election::{PATIENCE, could_lead, run_for_leader};
 use super::follower::just_failed;
 use super::guard::{final_status, shutdown_position};
 use crate::cluster::Failover;
+use crate::config::SyncMode;
 use crate::peers::{PeerAnswer, Question};
 use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{Job, StopMode};
@@ -38,8 +39,7 @@ fn due_here(s: &Snapshot) -> Option<&Failover> {
 
 /// Time until a request is due that was asked for later.
 pub(super) fn due_in(s: &Snapshot) -> Option<Duration> {
-    let at = request(s)?.schedule.as_ref()?.at?;
-    Some(at.saturating_sub(s.wall))
+    request(s)?.schedule.as_ref()?.at?.checked_sub(s.wall).filter(|left| !left.is_zero())
 }
 
 /// Who was named in a request that is due.
@@ -50,6 +50,11 @@ pub(super) fn candidate(s: &Snapshot) -> Option<&MemberName> {
 /// A failover to this very member was asked for, whatever it lacks.
 pub(super) fn asked_for_me(s: &Snapshot) -> bool {
     due(s).is_some_and(|asked| asked.leader.is_none() && asked.candidate.as_ref() == Some(&s.config.name))
+}
+
+/// The leader was asked to go: whoever comes next must not lack what it acknowledged.
+pub(super) fn is_switchover(s: &Snapshot) -> bool {
+    due(s).is_some_and(|asked| asked.leader.is_some())
 }
 
 /// The winner takes the request off the table (R22).
@@ -142,18 +147,26 @@ fn unfit(s: &Snapshot, answer: &PeerAnswer) -> Option<String> {
     }
 }
 
-/// Who of those that answered is fit, or why nobody is.
+/// Who of those that answered is fit, or why nobody is. With a quorum, and nobody named, there must be as many as one of them
+/// needs votes.
 fn fit(s: &Snapshot, asked: &Failover) -> Result<MemberName, String> {
     let whom = candidates(s, asked);
     let answers = s.fresh_peers().into_iter().flat_map(|peers| peers.answers());
-    let mut reasons = Vec::new();
+    let (mut heirs, mut reasons) = (Vec::new(), Vec::new());
     for (name, answer) in answers.filter(|(name, _)| whom.contains_key(*name)) {
         match unfit(s, answer) {
-            None => return Ok(name.clone()),
+            None => heirs.push(name.clone()),
             Some(why) => reasons.push(format!("{name}: {why}")),
         }
     }
-    Err(if reasons.is_empty() { "no candidate answers".to_owned() } else { reasons.join("; ") })
+    let votes = if asked.candidate.is_some() { 0 } else { super::synchronous::votes_needed(s) };
+    if heirs.len() <= votes && !heirs.is_empty() {
+        return Err(format!("{} are fit, and one of them needs {votes} votes of others", heirs.len()));
+    }
+    heirs.into_iter().next().ok_or_else(|| match reasons.is_empty() {
+        true => "no candidate answers".to_owned(),
+        false => reasons.join("; "),
+    })
 }
 
 /// Nobody is fit: better this primary than none.
@@ -202,9 +215,11 @@ pub(super) fn stay_down_for_successor(s: &Snapshot) -> Option<Verdict> {
     Some(Verdict::new(Plan::stay(), "handed over: waiting for the next leader").again_in(left))
 }
 
-/// I am the one that was named: no question of lag, priority or preference is left.
+/// I am the one that was named: no question of lag, priority or preference is left. But a switchover loses no commit: with a
+/// quorum this member may be the one that lacks it, so it needs its votes.
 pub(super) fn run_as_candidate(s: &Snapshot) -> Option<Verdict> {
-    (candidate(s)? == &s.config.name).then(|| run_for_leader(s))
+    let votes = is_switchover(s) && s.config.synchronous_mode == SyncMode::Quorum;
+    (candidate(s)? == &s.config.name && !votes).then(|| run_for_leader(s))
 }
 
 /// Somebody else was named, and answers: it is that one's turn. But not for ever: a candidate that did not come within a

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::election::PATIENCE;
 use super::leader::records;
-use super::switchover::asked_for_me;
+use super::switchover::{asked_for_me, is_switchover};
 use crate::cluster::SyncState;
 use crate::config::SyncMode;
 use crate::peers::PeerAnswer;
 use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
-use crate::snapshot::{Order, Snapshot};
+use crate::snapshot::{Order, Seat, Snapshot};
 use crate::sync::{Todo, before_promotion, lists, next};
 use crate::units::MemberName;
 
@@ -25,6 +25,11 @@ fn active(s: &Snapshot) -> Option<&SyncState> {
 /// May this member be promoted, as far as acknowledged commits go? Everybody, when nobody is waited for.
 pub(super) fn has_all_commits(s: &Snapshot, name: &MemberName) -> bool {
     active(s).is_none_or(|sync| lists(sync.standbys.iter().chain([&sync.leader]), name))
+}
+
+/// Votes that whoever takes over from me needs beside its own (FP).
+pub(super) fn votes_needed(s: &Snapshot) -> usize {
+    active(s).filter(|_| s.config.synchronous_mode == SyncMode::Quorum).map_or(0, |sync| sync.quorum)
 }
 
 /// May this member take over from me, the leader, without losing a commit?
@@ -92,9 +97,11 @@ pub(super) fn settles_in(s: &Snapshot) -> Option<Duration> {
     next(s).is_some().then_some(SETTLING)
 }
 
-/// Not every acknowledged commit is here: a manual failover to this very member may want it all the same, nothing else.
+/// Not every acknowledged commit is here: a manual failover to this very member may want it all the same, nothing else. With a
+/// quorum the votes tell, but a switchover goes to a voter (R8).
 pub(super) fn wait_unlisted(s: &Snapshot) -> Option<Verdict> {
-    let sync = active(s).filter(|_| s.config.synchronous_mode == SyncMode::On && !asked_for_me(s))?;
+    let listed_only = s.config.synchronous_mode == SyncMode::On || is_switchover(s);
+    let sync = active(s).filter(|_| listed_only && !asked_for_me(s))?;
     (!has_all_commits(s, &s.config.name)).then(|| {
         let names: Vec<_> = sync.standbys.iter().chain([&sync.leader]).map(ToString::to_string).collect();
         let why = format!("synchronous mode: only {} may lead", names.join(" or "));
@@ -113,8 +120,12 @@ pub(super) fn wait_for_votes(s: &Snapshot) -> Option<Verdict> {
     let votes = answers
         .filter(|(name, a)| lists(voters(), name) && !a.nofailover && !a.watchdog_failed && no_farther(a))
         .count();
+    // The last primary has all that it acknowledged. But if another member has had the key since, it may have been promoted, and
+    // this log rewound or copied, although `sync` does not say so yet.
+    let nobody_since = s.view()?.promise.as_ref().is_none_or(|key| lists([&key.promise.holder], &s.config.name));
+    let last_primary = nobody_since && lists([&sync.leader], &s.config.name);
     // Whoever is no voter needs one more.
-    let enough = votes >= sync.quorum + usize::from(!me) || lists([&sync.leader], &s.config.name);
+    let enough = votes >= sync.quorum + usize::from(!me) || last_primary;
     (!enough).then(|| {
         let why = format!("quorum: {votes} votes of {} that are needed", sync.quorum + usize::from(!me));
         Verdict::new(Plan::stay(), why).again_in(PATIENCE)
@@ -127,7 +138,8 @@ pub(super) fn ask_to_be_released(s: &Snapshot) -> Option<Verdict> {
     let listed = active(s).is_some_and(|sync| lists(&sync.standbys, &s.config.name));
     let patience = s.config.loop_wait * 2;
     let waited = s.memory.ordered_since.map_or(Duration::ZERO, |since| s.now.since(since));
-    let wanted = s.order == Order::Stop && listed && s.standby().is_some() && s.job.is_none();
+    let somebody_waits = listed && s.seat() == Seat::Theirs;
+    let wanted = s.order == Order::Stop && somebody_waits && s.standby().is_some() && s.job.is_none();
     (wanted && waited < patience).then(|| {
         Verdict::new(Plan::stay(), "ordered to stop: the primary is to stop waiting for this standby first")
             .again_in(SETTLING)
@@ -282,6 +294,13 @@ mod tests {
         assert!(matches!(decide(&vacant().answers("c", 1_000).build()).plan.lease, Lease::Take { .. }));
         let stranger = standby().vacant().but(mode(SyncMode::Quorum)).but(listed("b", &["c"], 1)).answers("c", 1_000);
         assert_eq!(decide(&stranger.build()).rule, "wait_for_votes", "who is no voter needs one more");
+        let last = |holder: &'static str| {
+            let led =
+                standby().vacant().but(mode(SyncMode::Quorum)).but(listed("a", &["b", "c"], 1)).promised(holder, 1);
+            decide(&led.unreachable("b").unreachable("c").build())
+        };
+        assert!(matches!(last("a").plan.lease, Lease::Take { .. }), "it has all that it acknowledged");
+        assert_eq!(last("b").rule, "wait_for_votes", "another one may have been promoted since");
     }
 
     #[test]
@@ -291,5 +310,6 @@ mod tests {
         let long = ordered().with(|s| s.memory.ordered_since = Some(s.now.minus(Duration::from_secs(20))));
         assert_eq!(decide(&long).rule, "stop_postgres_when_ordered");
         assert_eq!(decide(&ordered().but(listed("b", &[], 0)).build()).rule, "stop_postgres_when_ordered");
+        assert_eq!(decide(&ordered().vacant().build()).rule, "stop_postgres_when_ordered", "nobody waits for it");
     }
 }
