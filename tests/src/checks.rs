@@ -10,7 +10,7 @@ use regent_core::quorum;
 use regent_core::sync::Waits;
 use regent_core::units::Timeline;
 use regent_dcs::memory::MemoryStore;
-use regent_pgctl::fake::{FakeNetwork, Transition};
+use regent_pgctl::fake::{FakeNetwork, FakePostgres, Rejected, Transition};
 
 use crate::world::World;
 
@@ -51,6 +51,8 @@ struct Seen {
     frozen: BTreeSet<String>,
     /// Acknowledged writes are not lost, and who has most of the log is not the question.
     synchronous: bool,
+    /// Writes that a primary acknowledged alone while `/sync` named it: nobody who lacks them may follow it.
+    alone: BTreeSet<u64>,
     demotions: u64,
     promotions: Vec<(Duration, String)>,
 }
@@ -68,6 +70,10 @@ impl Seen {
         let next = own.find(|(when, ..)| *when > at).map_or(Duration::MAX, |(when, ..)| *when);
         before.2.then_some(next)
     }
+}
+
+fn sync_key(store: &MemoryStore) -> Option<serde_json::Value> {
+    store.raw("sync").and_then(|raw| serde_json::from_slice(&raw).ok())
 }
 
 impl Watch {
@@ -154,7 +160,8 @@ impl Watch {
     fn nothing_acknowledged_is_lost(&self, network: &FakeNetwork, winner: &str, now: Duration) {
         let Some(node) = network.node(winner) else { return };
         let has: BTreeSet<u64> = node.records().into_iter().collect();
-        let lost: Vec<u64> = network.acknowledged().into_iter().filter(|id| !has.contains(id)).collect();
+        let alone = self.0.borrow().alone.clone();
+        let lost: Vec<u64> = network.acknowledged().into_iter().chain(alone).filter(|id| !has.contains(id)).collect();
         if !lost.is_empty() {
             self.found(
                 "S3",
@@ -164,11 +171,22 @@ impl Watch {
         }
     }
 
+    /// A client wrote, and was told so at once, or waits for standbys.
+    pub fn wrote(&self, network: &FakeNetwork, store: &MemoryStore, node: &FakePostgres, id: u64) {
+        let answer = node.insert(id);
+        if matches!(answer, Ok(_) | Err(Rejected::Waits)) {
+            self.one_writer(network, network.now());
+        }
+        let named = || sync_key(store).is_some_and(|sync| sync["leader"] == node.name().as_str());
+        if answer.is_ok() && self.0.borrow().synchronous && named() {
+            self.0.borrow_mut().alone.insert(id);
+        }
+    }
+
     /// S5: at this instant, whatever set of standbys acknowledges a commit meets whatever set could elect a primary (Q0); in
     /// the mode `on` that is: nobody is listed that the server does not wait for.
     pub fn sync_is_sound(&self, network: &FakeNetwork, store: &MemoryStore) {
-        let stored = store.raw("sync").and_then(|raw| serde_json::from_slice::<serde_json::Value>(&raw).ok());
-        let Some(sync) = stored.filter(|_| self.0.borrow().synchronous) else { return };
+        let Some(sync) = sync_key(store).filter(|_| self.0.borrow().synchronous) else { return };
         let holder = store.leader().map(|(name, _)| name.0);
         for name in network.writable_now().into_iter().filter(|name| Some(name) == holder.as_ref()) {
             let waits = network.node(&name).map(|node| Waits::parse(&node.sync_names())).unwrap_or_default();

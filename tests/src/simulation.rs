@@ -222,9 +222,7 @@ fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
             }
             for node in &nodes {
                 id += 1;
-                if node.insert(id).is_ok() {
-                    watch.one_writer(&network, network.now());
-                }
+                watch.wrote(&network, &store, node, id);
             }
             watch.sync_is_sound(&network, &store);
         }

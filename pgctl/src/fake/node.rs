@@ -69,6 +69,12 @@ impl FakePostgres {
         });
     }
 
+    /// The member whose server this is.
+    #[must_use]
+    pub fn name(&self) -> MemberName {
+        self.node(|node| node.name.clone())
+    }
+
     // ---- a client
 
     /// Writes; an acknowledged write is in this node's log, and nowhere else yet.

@@ -315,9 +315,7 @@ impl Stage {
                 }
                 for node in &nodes {
                     written.set(written.get() + 1);
-                    if node.insert(written.get()).is_ok() {
-                        watch.one_writer(&network, network.now());
-                    }
+                    watch.wrote(&network, &store, node, written.get());
                 }
                 watch.sync_is_sound(&network, &store);
             }
