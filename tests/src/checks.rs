@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use regent_core::config::SyncMode;
 use regent_core::quorum;
-use regent_core::sync::Waits;
 use regent_core::units::Timeline;
 use regent_dcs::memory::MemoryStore;
 use regent_pgctl::fake::{FakeNetwork, FakePostgres, Rejected, Transition};
@@ -188,8 +187,12 @@ impl Watch {
     pub fn sync_is_sound(&self, network: &FakeNetwork, store: &MemoryStore) {
         let Some(sync) = sync_key(store).filter(|_| self.0.borrow().synchronous) else { return };
         let holder = store.leader().map(|(name, _)| name.0);
-        for name in network.writable_now().into_iter().filter(|name| Some(name) == holder.as_ref()) {
-            let waits = network.node(&name).map(|node| Waits::parse(&node.sync_names())).unwrap_or_default();
+        let writable = network.writable_now().into_iter().filter(|name| Some(name) == holder.as_ref());
+        let waits = |name: String| {
+            let waits = network.node(&name).map(|node| node.waits()).unwrap_or_default();
+            waits.into_iter().map(move |waits| (name.clone(), waits))
+        };
+        for (name, waits) in writable.flat_map(waits) {
             let voters = sync["sync_standby"].as_str().unwrap_or_default();
             let state = quorum::State {
                 me: name.clone(),

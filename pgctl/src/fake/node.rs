@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use regent_core::postgres::{PgState, StopMode, Upstream};
+use regent_core::sync::Waits;
 use regent_core::units::{Lsn, MemberName, Timeline};
 
 use super::look::look;
@@ -139,12 +140,12 @@ impl FakePostgres {
         })
     }
 
-    /// `synchronous_standby_names` in force.
+    /// What a commit may be acknowledged by at this instant; each of them is enough, as WAL senders reload one by one.
     #[must_use]
-    pub fn sync_names(&self) -> String {
-        self.node(|node| match &node.data {
-            Data::Present(cluster) => cluster.sync_names.clone(),
-            Data::Empty | Data::Unfinished | Data::HalfRewound => String::new(),
+    pub fn waits(&self) -> Vec<Waits> {
+        self.with(|world, index| match &world.nodes[index].data {
+            Data::Present(cluster) => cluster.waits(world.now),
+            Data::Empty | Data::Unfinished | Data::HalfRewound => Vec::new(),
         })
     }
 

@@ -69,6 +69,22 @@ mod tests {
     }
 
     #[test]
+    fn commits_do_not_hang_on_a_standby_that_was_stopped_in_pause() {
+        let listed = |s: &mut crate::snapshot::Snapshot| {
+            s.config.synchronous_mode = crate::config::SyncMode::On;
+            s.postgres.sql.as_mut().expect("answers").sync_names = "b".into();
+            let sync = crate::cluster::SyncState { leader: "a".into(), standbys: ["b".into()].into(), quorum: 0 };
+            s.dcs.as_mut().expect("reachable").sync = Some(sync);
+        };
+        let d = decide(&primary().paused().with(listed));
+        assert!(matches!(d.plan.keys[..], [crate::plan::KeyWrite::Sync { .. }, ..]), "unlisted first: {}", d.rule);
+        let unlisted = primary().paused().but(listed).with(|s| {
+            s.dcs.as_mut().expect("reachable").sync.as_mut().expect("active").standbys.clear();
+        });
+        assert_eq!(decide(&unlisted).plan.postgres, Move::SetSyncNames(Some(String::new())));
+    }
+
+    #[test]
     fn the_key_stays_true_in_pause() {
         let (kept, released) = (decide(&primary().paused().build()), decide(&primary().paused().down().build()));
         assert_eq!((kept.rule, kept.plan.lease), ("keep_records_in_pause", Lease::Keep));
