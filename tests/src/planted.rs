@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use regent::agent::Judge;
 use regent_core::cluster::{Initialize, SyncState};
+use regent_core::config::SyncMode;
 use regent_core::fence::Fence;
 use regent_core::plan::{Decision, KeyWrite, Lease, Move, Plan, Verdict};
 use regent_core::postgres::{DataDir, Job, StopMode, Upstream};
@@ -104,13 +105,11 @@ pub const BUGS: &[Bug] = &[
     // Synchronous replication.
     judges("a standby is listed before the server waits for it", || judging(publish_first)),
     judges("a standby is listed as soon as the server is told to wait", || judging(no_settling)),
-    judges("the server stops waiting for a standby that is still listed", || {
-        judging(|s| without(s, &["publish_sync"]))
-    }),
+    judges("the server stops waiting for a standby that is still listed", || judging(unlist_last)),
     judges("whoever is up may lead, listed or not", || {
         judging(|s| without(s, &["wait_unlisted", "wait_for_member_ahead"]))
     }),
-    judges("no votes are counted", || judging(|s| without(s, &["wait_for_votes", "wait_for_member_ahead"]))),
+    judges("no votes are counted", || judging(no_votes)),
     judges("a member votes for two", || judging(vote_twice)),
 ];
 
@@ -297,6 +296,20 @@ fn publish_first(s: &Snapshot) -> Decision {
     instead(s, Verdict::new(Plan::stay().and_write(keys), "planted"))
 }
 
+/// A standby that went away: first the server, and then the list.
+fn unlist_last(s: &Snapshot) -> Decision {
+    let real = decide(s);
+    let [KeyWrite::Sync { sync: Some(next), .. }, ..] = &real.plan.keys[..] else { return record(s, real) };
+    let fewer =
+        s.view().and_then(|view| view.sync.as_ref()).is_some_and(|sync| next.standbys.len() < sync.standbys.len());
+    let names = Waits::all_of(&next.standbys.iter().map(|name| name.as_str().to_ascii_lowercase()).collect());
+    let told = s.sql().is_none_or(|sql| sql.sync_names == names);
+    if !fewer || told || s.job.is_some() || !s.is_primary() || s.config.synchronous_mode != SyncMode::On {
+        return record(s, real);
+    }
+    instead(s, Verdict::new(Plan::of(Lease::Keep, Move::SetSyncNames(Some(names))), "planted").again_in(Duration::ZERO))
+}
+
 /// What was told to the server is taken for done.
 fn no_settling(s: &Snapshot) -> Decision {
     let mut hasty = s.clone();
@@ -307,6 +320,12 @@ fn no_settling(s: &Snapshot) -> Decision {
     record(s, decide(&hasty))
 }
 
+/// In quorum mode whoever asks first wins: elsewhere a member that is ahead is waited for as ever.
+fn no_votes(s: &Snapshot) -> Decision {
+    let quorum = s.config.synchronous_mode == SyncMode::Quorum;
+    without(s, if quorum { &["wait_for_votes", "wait_for_member_ahead"] } else { &[] })
+}
+
 /// Each member that answers counts as two.
 fn vote_twice(s: &Snapshot) -> Decision {
     let mut twice = s.clone();
@@ -315,7 +334,8 @@ fn vote_twice(s: &Snapshot) -> Decision {
     {
         sync.quorum /= 2;
     }
-    without(&twice, &["wait_for_member_ahead"])
+    let quorum = s.config.synchronous_mode == SyncMode::Quorum;
+    without(&twice, if quorum { &["wait_for_member_ahead"] } else { &[] })
 }
 
 /// As soon as a stop is due or under way, or etcd is silent: "we are going down anyway".

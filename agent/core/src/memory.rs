@@ -151,7 +151,7 @@ impl Memory {
         self.ordered_since = (seen.order == Order::Stop).then_some(self.ordered_since.unwrap_or(seen.now));
         if let Some(sql) = seen.sql() {
             self.primary_since = (!sql.in_recovery).then_some(self.primary_since.unwrap_or(seen.now));
-            self.sync_names = (!sql.in_recovery).then(|| Since::after(self.sync_names.take(), sql, seen.now));
+            self.sync_names = Some(Since::after(self.sync_names.take(), sql, seen.now));
             self.recovering = false;
             self.starting_since = None;
             self.met = true;

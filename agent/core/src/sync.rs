@@ -311,7 +311,13 @@ pub fn before_promotion(s: &Snapshot) -> Option<Todo> {
             strict(s, text.unwrap_or_default())
         }
     };
-    (Waits::parse(&standby.sync_names) != Waits::parse(&wanted)).then_some(Todo::WaitFor(Some(wanted)))
+    if Waits::parse(&standby.sync_names) != Waits::parse(&wanted) {
+        return Some(Todo::WaitFor(Some(wanted)));
+    }
+    // Others may be promoted on what is published: no commit may be acknowledged by the names before these.
+    let since = s.memory.sync_names.as_ref().filter(|since| since.names == standby.sync_names);
+    let in_force = since.is_some_and(|since| s.now.since(since.at) >= SETTLES);
+    (s.config.synchronous_mode == SyncMode::Quorum && !in_force).then_some(Todo::Settle)
 }
 
 /// Since when the server waits for whom it waits for, and where its log was when every WAL sender went by it.
@@ -326,11 +332,13 @@ pub struct Since {
 }
 
 impl Since {
-    /// What is known after another look at a primary.
+    /// What is known after another look.
     #[must_use]
     pub fn after(old: Option<Since>, sql: &SqlFacts, now: crate::units::Instant) -> Since {
         match old.filter(|old| old.names == sql.sync_names) {
             None => Since { names: sql.sync_names.clone(), at: now, mark: None },
+            // What a standby has was acknowledged by another server's names.
+            Some(old) if sql.in_recovery => Since { mark: None, ..old },
             Some(old) if old.mark.is_none() && now.since(old.at) >= SETTLES => {
                 Since { mark: Some(sql.flush_lsn), ..old }
             }

@@ -270,6 +270,15 @@ mod tests {
         assert_eq!(waited_for(&stale), "", "Y10");
         let quorum = won().but(mode(SyncMode::Quorum)).but(listed("b", &["a", "c"], 1)).build();
         assert_eq!(waited_for(&quorum), "ANY 1 (b,c)", "Q7");
+        let told = |ago: u64| {
+            won().but(mode(SyncMode::Quorum)).but(listed("b", &["a", "c"], 1)).with(|s| {
+                let names = String::from("ANY 1 (b,c)");
+                s.memory.sync_names = Some(Since { names: names.clone(), at: s.now.minus(secs(ago)), mark: None });
+                s.postgres.sql.as_mut().expect("answers").sync_names = names;
+            })
+        };
+        assert_eq!(decide(&told(0)).rule, "prepare_promotion", "some WAL sender may not go by it yet");
+        assert_eq!(decide(&told(2)).rule, "promote");
     }
 
     #[test]
