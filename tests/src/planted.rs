@@ -109,8 +109,6 @@ pub const BUGS: &[Bug] = &[
     judges("whoever is up may lead, listed or not", || {
         judging(|s| without(s, &["wait_unlisted", "wait_for_member_ahead"]))
     }),
-    judges("no votes are counted", || judging(no_votes)),
-    judges("a member votes for two", || judging(vote_twice)),
 ];
 
 fn judging(decide: fn(&Snapshot) -> Decision) -> Make {
@@ -303,7 +301,8 @@ fn unlist_last(s: &Snapshot) -> Decision {
     let fewer =
         s.view().and_then(|view| view.sync.as_ref()).is_some_and(|sync| next.standbys.len() < sync.standbys.len());
     let names = Waits::all_of(&next.standbys.iter().map(|name| name.as_str().to_ascii_lowercase()).collect());
-    let told = s.sql().is_none_or(|sql| sql.sync_names == names);
+    let long_since = |since: &Since| since.names == names && s.now.since(since.at) >= Duration::from_secs(2);
+    let told = s.memory.sync_names.as_ref().is_none_or(long_since);
     if !fewer || told || s.job.is_some() || !s.is_primary() || s.config.synchronous_mode != SyncMode::On {
         return record(s, real);
     }
@@ -318,24 +317,6 @@ fn no_settling(s: &Snapshot) -> Decision {
         hasty.memory.sync_names = Some(Since { names, at: s.now, mark });
     }
     record(s, decide(&hasty))
-}
-
-/// In quorum mode whoever asks first wins: elsewhere a member that is ahead is waited for as ever.
-fn no_votes(s: &Snapshot) -> Decision {
-    let quorum = s.config.synchronous_mode == SyncMode::Quorum;
-    without(s, if quorum { &["wait_for_votes", "wait_for_member_ahead"] } else { &[] })
-}
-
-/// Each member that answers counts as two.
-fn vote_twice(s: &Snapshot) -> Decision {
-    let mut twice = s.clone();
-    if let Ok(view) = &mut twice.dcs
-        && let Some(sync) = &mut view.sync
-    {
-        sync.quorum /= 2;
-    }
-    let quorum = s.config.synchronous_mode == SyncMode::Quorum;
-    without(&twice, if quorum { &["wait_for_member_ahead"] } else { &[] })
 }
 
 /// As soon as a stop is due or under way, or etcd is silent: "we are going down anyway".
