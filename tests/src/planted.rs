@@ -109,6 +109,7 @@ pub const BUGS: &[Bug] = &[
     judges("whoever is up may lead, listed or not", || {
         judging(|s| without(s, &["wait_unlisted", "wait_for_member_ahead"]))
     }),
+    judges("no votes are counted", || judging(no_votes)),
 ];
 
 fn judging(decide: fn(&Snapshot) -> Decision) -> Make {
@@ -317,6 +318,12 @@ fn no_settling(s: &Snapshot) -> Decision {
         hasty.memory.sync_names = Some(Since { names, at: s.now, mark });
     }
     record(s, decide(&hasty))
+}
+
+/// In quorum mode whoever asks first wins: elsewhere a member that is ahead is waited for as ever.
+fn no_votes(s: &Snapshot) -> Decision {
+    let quorum = s.config.synchronous_mode == SyncMode::Quorum;
+    without(s, if quorum { &["wait_for_votes", "wait_for_member_ahead"] } else { &[] })
 }
 
 /// As soon as a stop is due or under way, or etcd is silent: "we are going down anyway".
