@@ -110,6 +110,7 @@ pub const BUGS: &[Bug] = &[
         judging(|s| without(s, &["wait_unlisted", "wait_for_member_ahead"]))
     }),
     judges("no votes are counted", || judging(no_votes)),
+    judges("a member votes for two", || judging(vote_twice)),
 ];
 
 fn judging(decide: fn(&Snapshot) -> Decision) -> Make {
@@ -324,6 +325,18 @@ fn no_settling(s: &Snapshot) -> Decision {
 fn no_votes(s: &Snapshot) -> Decision {
     let quorum = s.config.synchronous_mode == SyncMode::Quorum;
     without(s, if quorum { &["wait_for_votes", "wait_for_member_ahead"] } else { &[] })
+}
+
+/// Each member that answers counts as two.
+fn vote_twice(s: &Snapshot) -> Decision {
+    let mut twice = s.clone();
+    if let Ok(view) = &mut twice.dcs
+        && let Some(sync) = &mut view.sync
+    {
+        sync.quorum /= 2;
+    }
+    let quorum = s.config.synchronous_mode == SyncMode::Quorum;
+    without(&twice, if quorum { &["wait_for_member_ahead"] } else { &[] })
 }
 
 /// As soon as a stop is due or under way, or etcd is silent: "we are going down anyway".
