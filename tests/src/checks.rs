@@ -215,8 +215,14 @@ impl Watch {
         }
     }
 
-    /// Nobody is promoted while a healthy standby that could have been asked had writes that the winner lacks (R17).
+    /// Nobody is promoted while a healthy standby that could have been asked had writes that the winner lacks (R17); but for a
+    /// candidate that the operator named, whose lag is not looked at again (S10).
     fn best_candidate_won(&self, network: &FakeNetwork, winner: &str, now: Duration) {
+        let lines = crate::trace::lines();
+        let ran = lines.iter().rfind(|line| line.member == winner && line.rule.starts_with("run_"));
+        if ran.is_some_and(|line| line.rule == "run_as_candidate") {
+            return;
+        }
         let Some(node) = network.node(winner) else { return };
         let mine: BTreeSet<u64> = node.records().into_iter().collect();
         let settled: BTreeSet<u64> = network
