@@ -14,6 +14,4 @@ mod guardian;
 mod peer_tool;
 mod rewind;
 mod support;
-mod switchover;
-mod synchronous;
 mod watchdog;
