@@ -101,7 +101,9 @@ const SENTENCES: &[Sentence] = &[
         let late = s.may_write() && s.must_stop_at().is_some_and(|at| s.now >= at) && !s.config.pause;
         let stopping = matches!(p.postgres, Move::Stop(_))
             || matches!(s.job.as_ref().map(|j| &j.job), Some(crate::postgres::Job::Stop(_)));
-        implies(late, stopping && p.lease == Lease::LetRun)
+        // A cluster that is not made after all: its server is stopped, and nobody else's data has its identity.
+        let unmade = p.postgres == Move::SetAside && p.lease == Lease::AbandonBootstrap;
+        implies(late, stopping && p.lease == Lease::LetRun || unmade)
     }),
     ("a server that may write does not go on beside another leader", |s, p| {
         let beside = s.may_write() && s.seat() == Seat::Theirs && !s.config.pause && s.order == Order::Run;

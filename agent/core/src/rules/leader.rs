@@ -164,7 +164,8 @@ pub(super) fn restart_crashed_primary(s: &Snapshot) -> Option<Verdict> {
     let DataDir::Present(present) = &s.postgres.data_dir else { return None };
     let control = present.control.as_ref().filter(|control| control.state.was_primary())?;
     let crashed = !s.postgres.is_up() && s.memory.role == Role::Primary && !present.standby_signal;
-    crashed.then(|| {
+    let in_time = s.must_stop_at().is_some_and(|at| s.now < at);
+    (crashed && in_time).then(|| {
         let cause = match control.state {
             ClusterState::ShutDown => "was shut down",
             ClusterState::StartingUp
