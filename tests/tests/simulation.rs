@@ -133,12 +133,13 @@ fn seeds() {
     assert!(tally.seeds < 1_000 || missed.is_empty(), "never happened where it must cause no failover: {missed:?}");
 }
 
-/// A run that does not catch one is red.
+/// A run that does not catch one is red. `REGENT_PLANTED` picks those whose name contains it.
 #[test]
 fn every_planted_bug_is_found() {
     let budget = number("REGENT_PLANTED_SEEDS", 600);
     let mut missed = Vec::new();
-    for bug in BUGS {
+    let only = std::env::var("REGENT_PLANTED").unwrap_or_default();
+    for bug in BUGS.iter().filter(|bug| bug.name.contains(&only)) {
         match (0..budget).find_map(|seed| bug.found_by(seed)) {
             Some(outcome) => {
                 let found = &outcome.findings[0];

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::synchronous;
 use crate::cluster::{ClusterView, ConfigKey, PromiseKey};
 use crate::cluster::{Initialize, Promise};
 use crate::peers::PeerAnswer;
@@ -15,7 +16,7 @@ pub(super) use super::follower::{
 };
 
 /// How often a candidate that has to wait looks again, at the latest.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why the making of the cluster cannot go on: its job failed, or what it made does not run any more.
 fn bootstrap_failure(s: &Snapshot) -> Option<String> {
@@ -313,7 +314,9 @@ fn ahead(answer: &PeerAnswer, mine: &SqlFacts) -> bool {
 /// Another candidate has more of the log: leave it to that one.
 pub(super) fn wait_for_member_ahead(s: &Snapshot) -> Option<Verdict> {
     let mine = s.standby()?;
-    let (name, answer) = rivals(s).find(|(_, answer)| ahead(answer, mine))?;
+    // What only an unlisted member has, or the old primary, was acknowledged to nobody.
+    let counts = |name| synchronous::has_all_commits(s, name) && !synchronous::wrote_last(s, name);
+    let (name, answer) = rivals(s).find(|(name, answer)| counts(name) && ahead(answer, mine))?;
     let why = format!("{name} is ahead: {} against our {}", answer.position, mine.position());
     Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE))
 }
@@ -322,10 +325,14 @@ pub(super) fn wait_for_member_ahead(s: &Snapshot) -> Option<Verdict> {
 pub(super) fn wait_for_priority(s: &Snapshot) -> Option<Verdict> {
     let mine = s.standby()?;
     let former = s.memory.last_led.as_ref().map(|led| &led.leader);
-    let (name, answer) = rivals(s).find(|(name, answer)| {
-        let equal = answer.timeline == mine.timeline && answer.position == mine.position() && answer.position.0 > 0;
-        equal && answer.failover_priority > s.config.tags.failover_priority && Some(*name) != former
-    })?;
+    let (name, answer) =
+        rivals(s).filter(|(name, _)| synchronous::has_all_commits(s, name)).find(|(name, answer)| {
+            let equal = answer.timeline == mine.timeline && answer.position == mine.position() && answer.position.0 > 0;
+            equal
+                && answer.failover_priority > s.config.tags.failover_priority
+                && Some(*name) != former
+                && !synchronous::wrote_last(s, name)
+        })?;
     let why = format!("{name} is as far and has failover_priority {}", answer.failover_priority);
     Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE))
 }
