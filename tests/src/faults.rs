@@ -49,6 +49,8 @@ pub enum Kind {
     EtcdElection,
     /// One member's requests to etcd and their answers take this long.
     SlowEtcd(String, Duration),
+    /// etcd's answers to one member take this long, its requests do not: a lease counts from long before its answer.
+    LateAnswers(String, Duration),
     /// etcd's answers to one member get lost, its requests do not.
     LoseAnswers(String),
     /// One member's connections to etcd break as soon as a request has arrived.
@@ -98,6 +100,7 @@ impl Kind {
             | Kind::ErraticEtcd(a, _)
             | Kind::StepWall(a, ..)
             | Kind::SlowEtcd(a, _)
+            | Kind::LateAnswers(a, _)
             | Kind::LoseAnswers(a)
             | Kind::SlowWatch(a, _)
             | Kind::SlowReplication(a, _)
@@ -130,6 +133,7 @@ impl Kind {
             Kind::StepWall(a, by, back) => Kind::StepWall(aim(a), *by, *back),
             Kind::CutEtcd(a) => Kind::CutEtcd(aim(a)),
             Kind::SlowEtcd(a, by) => Kind::SlowEtcd(aim(a), *by),
+            Kind::LateAnswers(a, by) => Kind::LateAnswers(aim(a), *by),
             Kind::LoseAnswers(a) => Kind::LoseAnswers(aim(a)),
             Kind::SlowWatch(a, by) => Kind::SlowWatch(aim(a), *by),
             Kind::CutReplication(a, b) => Kind::CutReplication(aim(a), aim(b)),
@@ -164,7 +168,7 @@ pub fn harmless(fault: &Fault, shape: &Shape, leader: &str) -> bool {
         Kind::EtcdElection => short,
         Kind::CutEtcd(_) | Kind::LoseAnswers(_) => shape.failsafe || !on_leader || short,
         Kind::ResetEtcd(_) => !on_leader || short,
-        Kind::SlowEtcd(_, by) => !on_leader || *by <= Duration::from_millis(200),
+        Kind::SlowEtcd(_, by) | Kind::LateAnswers(_, by) => !on_leader || *by <= Duration::from_millis(200),
         Kind::SlowWatch(..) | Kind::CutReplication(..) | Kind::SlowReplication(..) | Kind::StepWall(..) => true,
         Kind::FreezeGuardian(_) | Kind::KillGuardian(_) => true,
         Kind::KillServer(_) | Kind::KillNode(_) | Kind::StopAgent(_) | Kind::ErraticEtcd(..) => !on_leader,
@@ -190,6 +194,7 @@ fn spare_guardians(faults: &mut Vec<Fault>, shape: &Shape) {
         | Kind::EtcdOutage
         | Kind::EtcdElection
         | Kind::SlowEtcd(..)
+        | Kind::LateAnswers(..)
         | Kind::LoseAnswers(_)
         | Kind::ResetEtcd(_)
         | Kind::ErraticEtcd(..)
@@ -234,7 +239,7 @@ pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span
         // One of them falls into the making of the cluster and of its first copies.
         faults.push(one(rng, shape, names, Duration::ZERO, Duration::from_secs(8)));
     }
-    if rng.one_in(5) {
+    if rng.one_in(3) {
         faults.extend(two_misfortunes(rng, shape, from, span));
     }
     if shape.failsafe && rng.one_in(3) {
@@ -264,11 +269,11 @@ pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span
 /// Two of the leader: etcd is away from it, and then nobody is left who would stop its server in time.
 fn two_misfortunes(rng: &mut Rng, shape: &Shape, from: Duration, span: Duration) -> [Fault; 2] {
     let (at, lasts) = (rng.between(from, from + span), rng.between(shape.ttl, shape.ttl * 3));
-    let later = at + rng.between(Duration::from_millis(500), shape.ttl / 3);
+    let later = at + rng.between(Duration::from_millis(500), shape.ttl / 2);
     let name = LEADER.to_owned();
-    let first = match rng.below(5) {
-        0 => Kind::SlowEtcd(name.clone(), rng.between(Duration::from_secs(1), Duration::from_secs(3))),
-        1 => Kind::ErraticEtcd(name.clone(), rng.draw()),
+    let first = match rng.below(6) {
+        0 | 1 => Kind::LateAnswers(name.clone(), rng.between(Duration::from_secs(1), Duration::from_secs(3))),
+        2 => Kind::ErraticEtcd(name.clone(), rng.draw()),
         _ => Kind::CutEtcd(name.clone()),
     };
     let second = match rng.below(3) {
@@ -340,6 +345,9 @@ impl World {
             Kind::CutEtcd(name) => self.nodes[name].dcs.set_cut(true),
             Kind::EtcdOutage | Kind::EtcdElection => self.store.set_outage(true),
             Kind::SlowEtcd(name, by) => self.nodes[name].dcs.set_trip(slow(*by)),
+            Kind::LateAnswers(name, by) => {
+                self.nodes[name].dcs.set_trip(Trip { answer: *by, ..Trip::default() });
+            }
             Kind::LoseAnswers(name) => {
                 self.nodes[name].dcs.set_trip(Trip { answer_lost: true, ..Trip::default() });
             }
@@ -373,9 +381,11 @@ impl World {
             Kind::FreezeNode(name) => self.freeze_machine(name, false),
             Kind::CutEtcd(name) => self.nodes[name].dcs.set_cut(false),
             Kind::EtcdOutage | Kind::EtcdElection => self.store.set_outage(false),
-            Kind::SlowEtcd(name, _) | Kind::LoseAnswers(name) | Kind::ResetEtcd(name) | Kind::ErraticEtcd(name, _) => {
-                self.nodes[name].dcs.set_trip(Trip::default())
-            }
+            Kind::SlowEtcd(name, _)
+            | Kind::LateAnswers(name, _)
+            | Kind::LoseAnswers(name)
+            | Kind::ResetEtcd(name)
+            | Kind::ErraticEtcd(name, _) => self.nodes[name].dcs.set_trip(Trip::default()),
             Kind::SlowWatch(name, _) => self.nodes[name].dcs.set_watch_delay(Duration::from_millis(2)),
             Kind::CutReplication(a, b) => self.network.heal(a, b),
             Kind::SlowReplication(name, _) => {

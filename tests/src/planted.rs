@@ -64,14 +64,19 @@ pub const BUGS: &[Bug] = &[
     alone("the key is released before the server is stopped", || unguarded(release_before_stop)),
     judges("renewed while it goes down: the inspector sees it", || inspected(renew_while_demoting)),
     // Clocks, leases, answers.
-    judges("the deadline counts from the answer", || renewing(Renewals::FromTheAnswer)),
+    Bug {
+        // The fast stop before the deadline would hide it.
+        name: "the deadline counts from the answer",
+        make: || Make { renewals: Renewals::FromTheAnswer, ..fencing(killed_only) },
+        control: || fencing(killed_only),
+    },
     judges("a renewal without an answer counts as one", || renewing(Renewals::UnknownIsHeld)),
     judges("a renewal without an answer is a lost lease", || renewing(Renewals::UnknownIsLost)),
     judges("any error of etcd is a lost lease", || judging(error_is_loss)),
     judges("deadlines by the wall clock", || timed(Time::Wall)),
     judges("time stands still while the machine sleeps", || timed(Time::Awake)),
     Bug {
-        // The fast stop before the deadline would hide it.
+        // And this.
         name: "a clock that is 2 % slower than allowed for",
         make: || Make { time: Time::Slow(20_000), ..fencing(killed_only) },
         control: || fencing(killed_only),
