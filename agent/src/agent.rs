@@ -536,7 +536,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             ttl: core.ttl,
             doubts: self.doubts,
             // One lost answer must not cost the lease: a renewal that is not answered soon is sent again (ha-rules 22.2, r).
-            patience: (core.ttl / 8).clamp(Duration::from_millis(300), Duration::from_secs(2)),
+            patience: (core.ttl / 16).clamp(Duration::from_millis(300), Duration::from_secs(1)),
         }));
     }
 

@@ -240,6 +240,10 @@ impl Watch {
             if !peer.is_standby() || peer.end().map(|(timeline, _)| timeline) > node.end().map(|(t, _)| t) {
                 continue;
             }
+            // What belongs to another cluster is nobody's loss here.
+            if peer.system_id() != node.system_id() {
+                continue;
+            }
             let lost: Vec<u64> =
                 peer.records().into_iter().filter(|id| settled.contains(id) && !mine.contains(id)).collect();
             if !lost.is_empty() && !self.is_a_lost_branch(&peer.end(), &node.end()) {

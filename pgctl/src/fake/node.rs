@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use regent_core::postgres::{PgState, StopMode, Upstream};
 use regent_core::sync::Waits;
-use regent_core::units::{Lsn, MemberName, Timeline};
+use regent_core::units::{Lsn, MemberName, SystemId, Timeline};
 
 use super::look::look;
 use super::wal::{CHECKPOINT_BYTES, Kind, WRITE_BYTES};
@@ -119,6 +119,15 @@ impl FakePostgres {
         self.node(|node| match &node.data {
             Data::Present(cluster) => cluster.log.writes(),
             Data::Empty | Data::Unfinished | Data::HalfRewound => Vec::new(),
+        })
+    }
+
+    /// Which cluster this node's data belongs to, if it has any.
+    #[must_use]
+    pub fn system_id(&self) -> Option<SystemId> {
+        self.node(|node| match &node.data {
+            Data::Present(cluster) => Some(cluster.control.system_id),
+            Data::Empty | Data::Unfinished | Data::HalfRewound => None,
         })
     }
 
