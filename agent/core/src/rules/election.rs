@@ -167,17 +167,21 @@ pub(super) fn wait_outside_failsafe(s: &Snapshot) -> Option<Verdict> {
         .then(|| Verdict::new(Plan::stay(), "the failsafe key does not name us: not a candidate").again_in(PATIENCE))
 }
 
+/// How long what this agent agreed to before it was restarted, and has forgotten, may still last.
+pub(super) fn may_have_promised(s: &Snapshot) -> Option<Duration> {
+    s.view()?.failsafe.as_ref().filter(|_| s.config.failsafe_mode)?;
+    let lasts = s.view()?.takes_ttl_for(s.config.ttl);
+    let left = lasts.saturating_sub(s.memory.since.map_or(Duration::ZERO, |since| s.now.since(since)));
+    Some(left).filter(|left| !left.is_zero())
+}
+
 /// What an agent agreed to is forgotten when it is restarted. As long as such a promise may last it runs only if all members
 /// of the `failsafe` key answer: a primary that goes on would be among them.
 pub(super) fn wait_after_start(s: &Snapshot) -> Option<Verdict> {
-    let key = s.view()?.failsafe.as_ref().filter(|_| s.config.failsafe_mode)?;
-    let left = s
-        .view()?
-        .takes_ttl_for(s.config.ttl)
-        .saturating_sub(s.memory.since.map_or(Duration::ZERO, |since| s.now.since(since)));
+    let left = may_have_promised(s)?;
     let answered = |name: &MemberName| s.fresh_peers().is_some_and(|peers| peers.answers().any(|(who, _)| who == name));
-    let silent =
-        key.members.keys().find(|name| **name != s.config.name && !answered(name)).filter(|_| !left.is_zero())?;
+    let members = &s.view()?.failsafe.as_ref()?.members;
+    let silent = members.keys().find(|name| **name != s.config.name && !answered(name))?;
     let why =
         format!("just started, and {silent}, to whom we may have promised to wait, does not answer; {left:?} are left");
     Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE.min(left)))

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::election::{PATIENCE, could_lead, run_for_leader};
+use super::election::{PATIENCE, could_lead, may_have_promised, run_for_leader};
 use super::follower::just_failed;
 use super::guard::{final_status, shutdown_position};
 use crate::cluster::Failover;
@@ -216,10 +216,12 @@ pub(super) fn stay_down_for_successor(s: &Snapshot) -> Option<Verdict> {
 }
 
 /// I am the one that was named: no question of lag, priority or preference is left. But a switchover loses no commit: with a
-/// quorum this member may be the one that lacks it, so it needs its votes.
+/// quorum this member may be the one that lacks it, so it needs its votes; and who was just restarted may have agreed that a
+/// primary without etcd goes on: it asks the others like everybody else.
 pub(super) fn run_as_candidate(s: &Snapshot) -> Option<Verdict> {
     let votes = is_switchover(s) && s.config.synchronous_mode == SyncMode::Quorum;
-    (candidate(s)? == &s.config.name && !votes).then(|| run_for_leader(s))
+    let asks = votes || may_have_promised(s).is_some();
+    (candidate(s)? == &s.config.name && !asks).then(|| run_for_leader(s))
 }
 
 /// Somebody else was named, and answers: it is that one's turn. But not for ever: a candidate that did not come within a
@@ -343,6 +345,14 @@ mod tests {
         assert_eq!(decide(&silent).rule, "run_for_leader", "it does not answer (S14)");
         let relieved = standby().vacant().but(asked(Some("a"), None)).answers("c", 1_000).build();
         assert_eq!(decide(&relieved).rule, "leave_it_to_others");
+    }
+
+    #[test]
+    fn a_candidate_that_was_just_restarted_may_have_agreed_that_another_one_goes_on() {
+        let named = || standby().vacant().failsafe().unreachable("b").answers("c", 1_000).but(asked(None, Some("a")));
+        assert_eq!(decide(&named().build()).rule, "run_as_candidate");
+        let young = named().with(|s| s.memory.since = Some(s.now.minus(secs(29))));
+        assert_eq!(decide(&young).rule, "wait_after_start");
     }
 
     #[test]
