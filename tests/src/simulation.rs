@@ -198,7 +198,8 @@ fn allow_repair(world: &mut World, rng: &mut Rng) {
         let (takes, fails) = (rng.between(Duration::from_millis(200), Duration::from_secs(20)), rng.below(8));
         let Some(node) = world.nodes.get(&name) else { continue };
         node.postgres.tune(|timings| timings.rewind = takes);
-        node.postgres.fail_rewinds(u32::try_from(fails.saturating_sub(4)).unwrap_or(0));
+        let fails = u32::try_from(fails.saturating_sub(4)).unwrap_or(0);
+        if rng.one_in(2) { node.postgres.break_rewinds(fails) } else { node.postgres.fail_rewinds(fails) }
     }
 }
 

@@ -236,6 +236,11 @@ impl FakePostgres {
         self.node(|node| node.failing_rewinds = count);
     }
 
+    /// The next `count` rewinds fail when they have begun to change the data directory.
+    pub fn break_rewinds(&self, count: u32) {
+        self.node(|node| node.breaking_rewinds = count);
+    }
+
     /// Neither checksums nor `wal_log_hints`: pg_rewind is impossible.
     pub fn forget_hints(&self) {
         self.node(|node| {
@@ -454,6 +459,11 @@ impl Postgres for FakePostgres {
                 return Ok(true);
             }
             world.give_up_copy(index, Data::HalfRewound);
+            let node = &mut world.nodes[index];
+            if let Some(left) = node.breaking_rewinds.checked_sub(1) {
+                node.breaking_rewinds = left;
+                return Err(failed("pg_rewind", "planned fault, halfway".to_owned()));
+            }
             Ok(false)
         })?;
         if !nothing_to_do {

@@ -75,6 +75,7 @@ pub(super) struct Node {
     pub(super) failing_starts: u32,
     pub(super) failing_clones: u32,
     pub(super) failing_rewinds: u32,
+    pub(super) breaking_rewinds: u32,
     /// A directory was moved aside.
     pub(super) old_copy: bool,
     pub(super) settings: Option<Settings>,
@@ -184,6 +185,7 @@ impl World {
             failing_starts: 0,
             failing_clones: 0,
             failing_rewinds: 0,
+            breaking_rewinds: 0,
             old_copy: false,
             settings: None,
             build: None,
