@@ -108,6 +108,8 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
             let write = match key.clone() {
                 KeyWrite::Identify { id, seen } => Write::Identify { id, seen },
                 KeyWrite::Config { seen } => Write::PutConfig { config: self.layers.restorable(), seen },
+                KeyWrite::ClearFailover { seen } => Write::ClearFailover { seen },
+                KeyWrite::Sync { sync, seen } => Write::PutSync { sync, seen, lease },
                 KeyWrite::Status(status) => Write::PutStatus { status, lease },
                 KeyWrite::History(lines) => Write::PutHistory { lines, lease },
                 KeyWrite::Failsafe(key) => Write::PutFailsafe { key, lease },
@@ -194,6 +196,10 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
             }
             Move::ResumeReplay => {
                 self.jobs.start(Job::ResumeReplay, now, async move { postgres.resume_replay().await }).await;
+            }
+            Move::SetSyncNames(names) => {
+                let work = async move { postgres.set_sync_names(names.as_deref()).await };
+                self.jobs.start(Job::SetSyncNames, now, work).await;
             }
             Move::RemoveUnfinished => {
                 self.jobs.start(Job::RemoveUnfinished, now, async move { postgres.remove_unfinished().await }).await;

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use regent_core::config::SyncMode;
 use regent_core::failsafe::Notice;
 use regent_core::fence::Fence;
 use regent_core::inspector::{Objection, inspect};
 use regent_core::memory::{LeaseOutcome, Memory, Role};
 use regent_core::peers::{PeerReply, Question};
 use regent_core::plan::{Decision, Exit, Lease, Move, Plan};
-use regent_core::postgres::Job;
+use regent_core::postgres::{Job, WalSender};
 use regent_core::rules::decide;
 use regent_core::snapshot::{Guardian, LeaseView, NoView, Order, Peers, Snapshot, Watchdog};
 use regent_core::units::{Instant, LeaseId, MemberName, Revision};
@@ -260,6 +261,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         }
         let mut seen = Snapshot {
             now,
+            wall: self.seams.clock.wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default(),
             dice: self.seams.clock.dice(),
             config: self.effective.core.clone(),
             dcs,
@@ -534,7 +536,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             ttl: core.ttl,
             doubts: self.doubts,
             // One lost answer must not cost the lease: a renewal that is not answered soon is sent again (ha-rules 22.2, r).
-            patience: (core.ttl / 8).clamp(Duration::from_millis(300), Duration::from_secs(2)),
+            patience: (core.ttl / 16).clamp(Duration::from_millis(300), Duration::from_secs(1)),
         }));
     }
 
@@ -617,7 +619,13 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         let postgres = self.seams.postgres.observe(LOOK_PATIENCE.min(patience)).await;
         let kind = |s: &regent_core::postgres::PgState| {
             let sql = s.sql.as_ref();
-            (s.process, s.probe, sql.map(|sql| (sql.in_recovery, sql.streaming, sql.timeline)))
+            // Whom commits wait for, and who could acknowledge them, only where somebody is waited for.
+            let waits = seen.config.synchronous_mode != SyncMode::Off;
+            let senders = sql.filter(|_| waits).map(|sql| {
+                let sender = |s: &WalSender| (s.application_name.clone(), s.state.clone(), s.sync_state.clone());
+                sql.replication.iter().map(sender).collect::<Vec<_>>()
+            });
+            (s.process, s.probe, sql.map(|sql| (sql.in_recovery, sql.streaming, sql.timeline)), senders)
         };
         let news = kind(&postgres) != kind(&seen.postgres);
         let lock = *self.channels.lease.borrow();

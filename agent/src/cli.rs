@@ -75,13 +75,13 @@ scope: demo
 name: pg1
 restapi: {listen: '127.0.0.1:8008'}
 etcd3: {host: '127.0.0.1:2379'}
-bootstrap: {dcs: {ttl: 30, synchronous_mode: on}}
+bootstrap: {dcs: {ttl: 30, max_timelines_history: 3}}
 postgresql: {listen: '127.0.0.1:5432', data_dir: /pg/data}
 ";
         let of = |text: &str| Sources::new(None, [("PATRONI_CONFIGURATION".to_owned(), text.to_owned())]);
         assert_eq!(
             validate(&of(text)),
-            Ok(vec!["not supported yet: synchronous_mode; they have no effect".to_owned()])
+            Ok(vec!["not supported yet: max_timelines_history; they have no effect".to_owned()])
         );
         let errors = validate(&of(&text.replace("ttl: 30", "ttl: 30s"))).unwrap_err().to_string();
         assert!(errors.contains("bootstrap.dcs.ttl"), "{errors}");

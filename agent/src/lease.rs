@@ -14,13 +14,14 @@
 //! `ends` is the fence deadline D of DESIGN section 4: it counts from the moment a renewal was *sent*, as etcd starts its own
 //! count no earlier than that.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use regent_core::snapshot::LeaseView;
 use regent_core::units::{Instant, LeaseId};
 use regent_dcs::{Dcs, DcsError, Lease};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::clock::Clock;
 
@@ -56,6 +57,8 @@ pub async fn keep<D: Dcs, C: Clock>(
     state: watch::Sender<LeaseView>,
 ) {
     let mut calls: JoinSet<(Instant, Answer)> = JoinSet::new();
+    // Oldest first.
+    let mut under_way: VecDeque<AbortHandle> = VecDeque::new();
     let mut ttl_asked = Duration::ZERO;
     let mut doubts = 0;
     // When the next call is due; a call that is not answered within the claim's patience does not hold up the next one.
@@ -63,22 +66,24 @@ pub async fn keep<D: Dcs, C: Clock>(
     loop {
         let claim = *claims.borrow_and_update();
         let fresh = claim.filter(|claim| clock.now().since(claim.as_of) <= claim.good_for);
-        if let Some(claim) = fresh.filter(|_| tokio::time::Instant::now() >= due && calls.len() < CALLS) {
+        if let Some(claim) = fresh.filter(|_| tokio::time::Instant::now() >= due) {
             let lease = state.borrow().id.filter(|_| ttl_asked == claim.ttl);
             let (dcs, sent) = (dcs.clone(), clock.now());
             // A renewal may be answered late; a grant that is not answered soon is asked for again.
             let within = if lease.is_some() { claim.ttl / 2 } else { GRANT_PATIENCE.min(claim.ttl / 2) };
-            match lease {
-                Some(id) => drop(
-                    calls.spawn_local(async move { (sent, Answer::Renewed(id, dcs.keep_alive(id, within).await)) }),
-                ),
-                None => {
-                    // Two grants would be two leases: one at a time, and only its own answer counts.
-                    calls.abort_all();
-                    ttl_asked = claim.ttl;
-                    drop(calls.spawn_local(async move { (sent, Answer::Granted(dcs.grant(claim.ttl, within).await)) }));
+            // Two grants would be two leases: one at a time, and only its own answer counts.
+            let room = if lease.is_some() { CALLS - 1 } else { 0 };
+            under_way.retain(|call| !call.is_finished());
+            under_way.drain(..under_way.len().saturating_sub(room)).for_each(|call| call.abort());
+            under_way.push_back(match lease {
+                Some(id) => {
+                    calls.spawn_local(async move { (sent, Answer::Renewed(id, dcs.keep_alive(id, within).await)) })
                 }
-            }
+                None => {
+                    ttl_asked = claim.ttl;
+                    calls.spawn_local(async move { (sent, Answer::Granted(dcs.grant(claim.ttl, within).await)) })
+                }
+            });
             due = tokio::time::Instant::now() + if lease.is_some() { claim.patience } else { within };
         }
         tokio::select! {
@@ -100,7 +105,7 @@ pub async fn keep<D: Dcs, C: Clock>(
                     };
                 }
             }
-            () = tokio::time::sleep_until(due), if fresh.is_some() && calls.len() < CALLS => {}
+            () = tokio::time::sleep_until(due), if fresh.is_some() => {}
             changed = claims.changed() => {
                 if changed.is_err() {
                     return;
@@ -115,8 +120,9 @@ pub async fn keep<D: Dcs, C: Clock>(
     }
 }
 
-/// How many renewals may be under way at once: an etcd that answers late answers all the same.
-const CALLS: usize = 4;
+/// How many renewals may be under way at once: an etcd that answers late answers all the same. The oldest makes room for
+/// the next one, so that the first second after an outage has a renewal in it.
+const CALLS: usize = 8;
 /// How long an answer to a grant is waited for.
 const GRANT_PATIENCE: Duration = Duration::from_secs(2);
 /// The pause after a call that failed at once.
@@ -220,6 +226,13 @@ mod tests {
             self.clock.now().until(self.state.borrow().ends.unwrap_or_default())
         }
 
+        /// One claim, with renewals as often as this.
+        async fn claim_every(&self, patience: Duration) {
+            let as_of = self.clock.now();
+            self.claims.send_replace(Some(Claim { as_of, good_for: SECOND * 6, ttl: TTL, doubts: 0, patience }));
+            sleep(patience).await;
+        }
+
         /// Claims every second for so long, as a loop that turns does.
         async fn claim_for(&self, seconds: u32) {
             for _ in 0..seconds {
@@ -291,6 +304,24 @@ mod tests {
             bench.claim_for(3).await;
             assert_eq!(bench.state.borrow().id, id);
             assert!(bench.left() > TTL / 2, "{:?}", bench.left());
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_second_after_an_outage_has_a_renewal_in_it() {
+        keeping(async |bench: Bench| {
+            bench.claim_for(3).await;
+            bench.dcs.set_cut(true);
+            // Long enough for more calls than may be under way at once, which are all still waited for.
+            let began = bench.left();
+            while bench.left() > began.saturating_sub(SECOND * 5) {
+                bench.claim_every(SECOND / 4).await;
+            }
+            bench.dcs.set_cut(false);
+            bench.claim_every(SECOND / 4).await;
+            bench.claim_every(SECOND / 4).await;
+            assert!(bench.left() > TTL * 9 / 10, "{:?}", bench.left());
         })
         .await;
     }

@@ -23,6 +23,7 @@ use regent_core::peers::{PeerReply, Question};
 use regent_core::plan::Exit;
 use regent_core::snapshot::LeaseView;
 use regent_core::units::MemberName;
+use regent_dcs::Dcs;
 use regent_dcs::etcd::{EtcdDcs, EtcdSettings};
 use regent_pgctl::real::Server;
 use tokio::signal::unix::{SignalKind, signal};
@@ -44,6 +45,9 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// How long a write that a client of the REST API waits for may take.
+const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Errors of the start go to stderr as they are, also when the log goes elsewhere.
 #[expect(clippy::print_stderr, reason = "the one place that speaks before, or without, a log")]
@@ -118,13 +122,19 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
     let exit = tokio::task::LocalSet::new().block_on(&runtime, async move {
         let dcs = EtcdDcs::connect(etcd).await.map_err(|error| error.to_string())?;
+        let writer = dcs.clone();
         let seams = Seams { dcs, postgres: Server::new(effective.postgres.clone()), clock, network };
         let channels = Channels { commands: inbox, claims, lease: lease_view, guardian, watchdog, failsafe, status };
         let agent = Agent::new(seams, channels, Box::new(layers), Judge::default())?;
         tokio::task::spawn_local(signals(commands.clone())?);
         tokio::task::spawn_local(async move {
-            while let Some(api::Command::Reload) = asked.recv().await {
-                let _ = commands.send(Command::Reload).await; // The loop is gone only when the process ends.
+            while let Some(command) = asked.recv().await {
+                match command {
+                    // The loop is gone only when the process ends.
+                    api::Command::Reload => drop(commands.send(Command::Reload).await),
+                    // Nobody waits any more when the client has gone.
+                    api::Command::Write { write, reply } => drop(reply.send(writer.write(write, WRITE_PATIENCE).await)),
+                }
             }
         });
         notify(sd_notify::NotifyState::Ready);

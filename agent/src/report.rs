@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use regent_core::memory::{Memory, Role};
 use regent_core::plan::{Decision, Move};
 use regent_core::postgres::{ClusterState, DataDir, Job, Probe};
-use regent_core::snapshot::{Seat, Snapshot, Watchdog};
+use regent_core::snapshot::{Order, Seat, Snapshot, Watchdog};
+use regent_core::sync::lists;
 use regent_core::units::Instant;
 use serde_json::{Map, Value, json};
 
@@ -81,6 +82,8 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         failover_priority: if effective.core.tags.nofailover { 0 } else { effective.core.tags.failover_priority },
         system_id: seen.local_system_id().or_else(|| seen.view().and_then(|view| view.initialize.system_id())),
         maximum_lag_on_failover: effective.core.maximum_lag_on_failover,
+        synchronous_mode: effective.core.synchronous_mode,
+        loop_wait: effective.core.loop_wait,
         ttl: view.map_or(effective.core.ttl, |view| view.takes_ttl_for(effective.core.ttl)),
         next_turn_due: seen.now + effective.core.loop_wait,
         guardian: guardian.clone(),
@@ -117,6 +120,8 @@ pub fn first_status(effective: &Effective, now: Instant) -> Status {
         failover_priority: if effective.core.tags.nofailover { 0 } else { effective.core.tags.failover_priority },
         system_id: None,
         maximum_lag_on_failover: effective.core.maximum_lag_on_failover,
+        synchronous_mode: effective.core.synchronous_mode,
+        loop_wait: effective.core.loop_wait,
         ttl: effective.core.ttl,
         next_turn_due: now + effective.core.loop_wait + Duration::from_secs(5),
         guardian: None,
@@ -148,6 +153,7 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
             | Move::Checkpoint
             | Move::CreateSlots(_)
             | Move::ResumeReplay
+            | Move::SetSyncNames(_)
             | Move::RemoveUnfinished,
             _,
         ) => {}
@@ -198,8 +204,15 @@ pub fn member(seen: &Snapshot, status: &Status, effective: &Effective, checkpoin
     if writes && !checkpointed && seen.seat() == Seat::Mine {
         put("checkpoint_after_promote", json!(false));
     }
-    if !effective.tags.is_empty() {
-        put("tags", Value::Object(effective.tags.clone()));
+    let mut tags = effective.tags.clone();
+    let listed = seen.view().and_then(|view| view.sync.as_ref());
+    if seen.order == Order::Stop && listed.is_some_and(|sync| lists(&sync.standbys, &seen.config.name)) {
+        // "Stop waiting for me": the primary drops it from `sync` (dcs.md 3.3).
+        tags.insert("nosync".to_owned(), json!(true));
+        tags.insert("sync_priority".to_owned(), json!(0));
+    }
+    if !tags.is_empty() {
+        put("tags", Value::Object(tags));
     }
     let sql = status.sql.as_ref();
     if let Some(pending) = sql.map(|sql| &sql.pending_restart).filter(|pending| !pending.is_empty()) {

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use regent_core::cluster::ClusterView;
+use regent_core::config::SyncMode;
 use regent_core::peers::PeerAnswer;
 use regent_core::postgres::SqlFacts;
 use regent_core::units::{Instant, SystemId};
@@ -61,6 +62,10 @@ pub struct Status {
     pub system_id: Option<SystemId>,
     /// Dynamic setting `maximum_lag_on_failover`, bytes.
     pub maximum_lag_on_failover: u64,
+    /// `synchronous_mode` in force.
+    pub synchronous_mode: SyncMode,
+    /// The longest pause between two turns of the loop.
+    pub loop_wait: Duration,
     /// TTL in force, or what Patroni members take it for.
     pub ttl: Duration,
     /// The next turn of the loop is due by this moment.

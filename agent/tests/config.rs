@@ -73,7 +73,8 @@ fn the_compose_seed_means_what_its_author_meant() {
     assert_eq!(parameter("unix_socket_directories"), Some("/var/run/postgresql"));
     assert_eq!(serde_json::Value::Object(all.tags.clone()), json!({}));
     let later: Vec<_> = all.warnings.iter().filter(|line| line.starts_with("not supported yet")).collect();
-    assert_eq!(later, ["not supported yet: synchronous_mode; they have no effect"]);
+    assert_eq!(later, Vec::<&String>::new());
+    assert_eq!(all.core.synchronous_mode, regent_core::config::SyncMode::On);
     assert!(all.core.use_pg_rewind);
 }
 

@@ -23,7 +23,10 @@ impl Bench {
     fn new() -> Bench {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("data")).unwrap();
-        std::fs::copy("/bin/sleep", dir.path().join("postgres")).unwrap();
+        // By another process: a child that another test forks meanwhile would hold our copy open for writing, and a program
+        // that is open for writing cannot be run.
+        let copied = Command::new("cp").arg("/bin/sleep").arg(dir.path().join("postgres")).status().unwrap();
+        assert!(copied.success());
         Bench { dir, servers: Vec::new(), guardians: Vec::new() }
     }
 

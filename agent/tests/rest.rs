@@ -13,5 +13,7 @@ mod documents;
 mod health;
 #[path = "rest/peers.rs"]
 mod peers;
+#[path = "rest/requests.rs"]
+mod requests;
 #[path = "rest/wire.rs"]
 mod wire;

@@ -5,15 +5,17 @@
 //!
 //! [`ClusterView::garbage`]: regent_core::cluster::ClusterView::garbage
 
-use regent_core::cluster::{FailsafeKey, HistoryLine, Promise, Status};
+use regent_core::cluster::{FailsafeKey, HistoryLine, Promise, Status, SyncState};
 use regent_core::units::{LeaseId, MemberName, Revision};
 use serde_json::{Map, Value, json};
 
 mod lenient;
 mod member;
 mod parse;
+mod schedule;
 
 pub use parse::parse;
+pub use schedule::{ScheduleError, schedule};
 
 /// Cluster identity.
 pub const INITIALIZE: &str = "initialize";
@@ -21,6 +23,10 @@ pub const INITIALIZE: &str = "initialize";
 pub const LEADER: &str = "leader";
 /// Dynamic configuration.
 pub const CONFIG: &str = "config";
+/// Who has every acknowledged commit.
+pub const SYNC: &str = "sync";
+/// A switchover or failover that was asked for.
+pub const FAILOVER: &str = "failover";
 /// Timeline history.
 pub const HISTORY: &str = "history";
 /// What the leader says of its log.
@@ -126,6 +132,27 @@ pub fn encode_history(lines: &[HistoryLine]) -> String {
         Value::Array(fields)
     };
     Value::Array(lines.iter().map(line).collect()).to_string()
+}
+
+/// The value of `sync` (dcs.md 3.6).
+#[must_use]
+pub fn encode_sync(sync: &SyncState) -> String {
+    let names: Vec<&str> = sync.standbys.iter().map(MemberName::as_str).collect();
+    let standbys = if names.is_empty() { Value::Null } else { json!(names.join(",")) };
+    json!({ "leader": sync.leader.as_str(), "quorum": sync.quorum, "sync_standby": standbys }).to_string()
+}
+
+/// The value of `failover` (dcs.md 3.5).
+#[must_use]
+pub fn encode_failover(leader: Option<&MemberName>, candidate: Option<&MemberName>, at: Option<&str>) -> String {
+    let mut object = Map::new();
+    let fields = [("leader", leader.map(MemberName::as_str)), ("member", candidate.map(MemberName::as_str))];
+    for (field, value) in fields.into_iter().chain([("scheduled_at", at)]) {
+        if let Some(value) = value {
+            object.insert(field.to_owned(), json!(value));
+        }
+    }
+    Value::Object(object).to_string()
 }
 
 /// The value of `failsafe`: `api_url` by member (dcs.md 3.9).

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use regent_core::cluster::{ClusterView, FailsafeKey, HistoryLine, Promise, Status};
+use regent_core::cluster::{ClusterView, FailsafeKey, HistoryLine, Promise, Status, SyncState};
 use regent_core::units::{LeaseId, MemberName, Revision, SystemId};
 
 pub mod etcd;
@@ -151,6 +151,29 @@ pub enum Write {
         lines: Vec<HistoryLine>,
         /// The holder's lease.
         lease: LeaseId,
+    },
+    /// 4.5: `sync`, by the holder (LEASE(`leader`) = lease), when MOD(`sync`) = `seen` (CREATE = 0 when `None`).
+    PutSync {
+        /// The content; `None` deletes the key.
+        sync: Option<SyncState>,
+        /// Revision of the key that the decision saw.
+        seen: Option<Revision>,
+        /// The holder's lease.
+        lease: LeaseId,
+    },
+    /// 3.5: `failover`: somebody asks for a switchover or failover; what was asked before is forgotten.
+    RequestFailover {
+        /// The leader to be relieved; `None`: a failover.
+        leader: Option<MemberName>,
+        /// Who is to lead.
+        candidate: Option<MemberName>,
+        /// When, ISO 8601 with offset.
+        scheduled_at: Option<String>,
+    },
+    /// 4.7: MOD(`failover`) = `seen` → `failover` = {}.
+    ClearFailover {
+        /// Revision of the request that was seen.
+        seen: Revision,
     },
     /// 3.9: `failsafe`, only for the holder. MOD(`failsafe`) = `key.modified` (0: no key) as well, so that no late write puts an older
     /// topology back (the peer compares nothing).

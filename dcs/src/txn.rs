@@ -4,7 +4,7 @@
 use regent_core::units::{LeaseId, Revision};
 
 use crate::Write;
-use crate::keys::{self, CONFIG, FAILSAFE, HISTORY, INITIALIZE, LEADER, PROMISE, STATUS};
+use crate::keys::{self, CONFIG, FAILOVER, FAILSAFE, HISTORY, INITIALIZE, LEADER, PROMISE, STATUS, SYNC};
 
 /// All of `compares` hold: all of `changes` happen, in one revision. Otherwise nothing does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +99,15 @@ impl From<&Write> for Txn {
             Write::PutHistory { lines, lease } => {
                 Txn::new([Compare::Lease(LEADER, *lease)], [put(HISTORY, keys::encode_history(lines))])
             }
+            Write::PutSync { sync, seen, lease } => {
+                let change = sync.as_ref().map_or(Change::Delete(SYNC), |sync| put(SYNC, keys::encode_sync(sync)));
+                Txn::new([Compare::unchanged(SYNC, *seen), Compare::Lease(LEADER, *lease)], [change])
+            }
+            Write::RequestFailover { leader, candidate, scheduled_at } => {
+                let request = keys::encode_failover(leader.as_ref(), candidate.as_ref(), scheduled_at.as_deref());
+                Txn::new([], [put(FAILOVER, request)])
+            }
+            Write::ClearFailover { seen } => Txn::new([Compare::Modified(FAILOVER, *seen)], [put(FAILOVER, "{}")]),
             Write::PutFailsafe { key, lease } => {
                 let seen = (key.modified != Revision::default()).then_some(key.modified);
                 Txn::new(

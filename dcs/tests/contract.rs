@@ -8,7 +8,7 @@ mod support;
 
 use std::time::Duration;
 
-use regent_core::cluster::{ConfigKey, FailsafeKey, HistoryLine, Initialize, Status};
+use regent_core::cluster::{ConfigKey, FailsafeKey, HistoryLine, Initialize, Status, SyncState};
 use regent_core::units::{LeaseId, Lsn, MemberName, Revision, SystemId, Timeline};
 use regent_dcs::etcd::EtcdDcs;
 use regent_dcs::memory::{MemoryDcs, MemoryStore};
@@ -106,6 +106,8 @@ on_both! {
     a_restarted_holder_adopts_its_key
     only_the_holder_writes_status_and_history
     only_the_holder_writes_the_failsafe_key_and_only_over_what_it_saw
+    only_the_holder_writes_sync_and_only_over_what_it_saw
+    a_request_is_cleared_only_if_it_is_the_one_that_was_seen
     config_is_restored_only_over_what_was_seen
     a_lease_that_is_gone_is_said_to_be_gone
     renewals_keep_a_lease_and_its_end_takes_all_keys_at_once
@@ -299,6 +301,45 @@ async fn only_the_holder_writes_the_failsafe_key_and_only_over_what_it_saw(bench
     bench.meddle("failsafe", Some("?")).await;
     let garbage = read(&dcs).await.view.failsafe.unwrap();
     assert!(garbage.members.is_empty() && garbage.modified > second);
+}
+
+async fn only_the_holder_writes_sync_and_only_over_what_it_saw(bench: impl Bench) {
+    let dcs = bench.dcs();
+    let lease = lease(&dcs).await;
+    let put = |standbys: &[&str], seen| {
+        let standbys = standbys.iter().map(|n| name(n)).collect();
+        Write::PutSync { sync: Some(SyncState { leader: name("n1"), standbys, quorum: 0 }), seen, lease }
+    };
+    refused(&dcs, put(&[], None)).await;
+    done(&dcs, take("n1", lease, 1, None)).await;
+    refused(&dcs, put(&[], Some(Revision(1)))).await;
+    let first = done(&dcs, put(&[], None)).await;
+    refused(&dcs, put(&["n2"], None)).await;
+    let second = done(&dcs, put(&["n2"], Some(first))).await;
+    refused(&dcs, put(&[], Some(first))).await;
+    let view = read(&dcs).await.view;
+    assert_eq!((view.sync.map(|sync| sync.standbys.len()), view.sync_seen), (Some(1), Some(second)));
+    refused(&dcs, Write::PutSync { sync: None, seen: Some(first), lease }).await;
+    done(&dcs, Write::PutSync { sync: None, seen: Some(second), lease }).await;
+    assert_eq!(read(&dcs).await.view.sync_seen, None);
+    dcs.revoke(lease, LONG).await.unwrap();
+    refused(&dcs, put(&["n2"], None)).await;
+}
+
+async fn a_request_is_cleared_only_if_it_is_the_one_that_was_seen(bench: impl Bench) {
+    let dcs = bench.dcs();
+    let ask = |candidate: &str| Write::RequestFailover {
+        leader: Some(name("n1")),
+        candidate: Some(name(candidate)),
+        scheduled_at: None,
+    };
+    let first = done(&dcs, ask("n2")).await;
+    let second = done(&dcs, ask("n3")).await;
+    refused(&dcs, Write::ClearFailover { seen: first }).await;
+    let asked = read(&dcs).await.view.failover.unwrap();
+    assert_eq!((asked.candidate, asked.modified), (Some(name("n3")), second));
+    done(&dcs, Write::ClearFailover { seen: second }).await;
+    assert_eq!(read(&dcs).await.view.failover, None);
 }
 
 async fn config_is_restored_only_over_what_was_seen(bench: impl Bench) {

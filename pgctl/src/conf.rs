@@ -62,6 +62,8 @@ pub(crate) fn write(settings: &Settings, role: &Role) -> Result<(), PgError> {
     write_signals(&settings.data_dir, role, mode)
 }
 
+const SYNC_NAMES: &str = "synchronous_standby_names";
+
 pub(crate) fn main_file(settings: &Settings) -> PathBuf {
     settings.config_dir.join("postgresql.conf")
 }
@@ -104,7 +106,15 @@ fn main(settings: &Settings, role: &Role) -> String {
         text.push_str(&guc::line(name, value));
         text.push('\n');
     };
-    for (name, value) in effective(settings) {
+    let mut all = effective(settings);
+    // An agent that was restarted does not know what it said; the server must go on waiting for the same standbys.
+    let said_before = || settings.synchronous.then(|| setting_in(&main_file(settings), SYNC_NAMES)).flatten();
+    if let Some(names) = settings.sync_names.clone().or_else(said_before) {
+        all.insert(SYNC_NAMES, names);
+    } else if settings.synchronous {
+        all.insert(SYNC_NAMES, String::new());
+    }
+    for (name, value) in all {
         if !matches!(name, "hba_file" | "ident_file") {
             put(name, &value);
         }
@@ -309,6 +319,8 @@ pub(crate) mod tests {
             post_bootstrap: None,
             recovery_conf: text(&[("restore_command", "false")]),
             use_slots: true,
+            synchronous: false,
+            sync_names: None,
             custom_conf: None,
             pg_ctl_timeout: 60,
         }

@@ -8,7 +8,9 @@
 //!
 //! - A log is a row of records; a standby follows an upstream exactly while its log is a prefix of the upstream's, across
 //!   any number of timelines. One that is ahead of the switch point stays where it is and does not stream.
-//! - Replication is asynchronous: a record is at the standby `replication_delay` after it was at the upstream and the link
+//! - A write is acknowledged when the standbys of `synchronous_standby_names` have it. A changed list counts at once,
+//!   but for half a second the one before it is enough, too: WAL senders reload one by one.
+//! - Replication takes its time: a record is at the standby `replication_delay` after it was at the upstream and the link
 //!   was up. What was delivered before a crash or a cut stays, nothing else comes.
 //! - A cut link, a frozen peer and a peer with a stuck disk look the same to a WAL receiver: it says `streaming` until
 //!   `wal_timeout`. A dead peer on a live link is noticed at once.
@@ -256,6 +258,12 @@ impl FakeNetwork {
     #[must_use]
     pub fn split_timelines(&self) -> BTreeSet<(SystemId, Timeline)> {
         self.with(|world| world.split.clone())
+    }
+
+    /// Ids of the writes that were acknowledged because standbys had them (S3: on every later primary).
+    #[must_use]
+    pub fn acknowledged(&self) -> Vec<u64> {
+        self.with(|world| world.acknowledged.clone())
     }
 
     /// What no agent may ask of PostgreSQL's tools, and one did: the invariant, and what happened.

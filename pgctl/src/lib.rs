@@ -92,6 +92,10 @@ pub trait Postgres: Clone + 'static {
     /// `pg_wal_replay_resume()` on a standby (W4).
     async fn resume_replay(&self) -> Result<(), PgError>;
 
+    /// Sets `synchronous_standby_names` and returns when the server goes by it; `None`: what the settings say. It stays in force
+    /// over restarts of the server, and of the agent while the settings say that a synchronous mode is on.
+    async fn set_sync_names(&self, names: Option<&str>) -> Result<(), PgError>;
+
     /// Creates the physical slots that are missing on a running server. On a primary they reserve WAL at
     /// once (P4), and one that reserves nothing and is not in use is made anew; on a standby they reserve nothing.
     async fn create_slots(&self, names: &[String]) -> Result<(), PgError>;

@@ -40,13 +40,16 @@ SELECT r AS in_recovery,
        CASE WHEN r THEN w.latest_end_lsn END AS latest_end_lsn,
        r AND current_setting('restore_command') <> '' AS restores_from_archive,
        CASE WHEN r THEN current_setting('primary_conninfo') END AS conninfo,
+       current_setting('synchronous_standby_names') AS sync_names,
        pg_postmaster_start_time() AS started_at,
        current_setting('server_version_num') AS server_version,
        pg_conf_load_time() AS configured_at
   FROM (SELECT pg_is_in_recovery() AS r OFFSET 0) AS x LEFT JOIN pg_stat_wal_receiver AS w ON true;
 SELECT slot_name FROM pg_replication_slots
  WHERE pg_is_in_recovery() OR active OR restart_lsn IS NOT NULL ORDER BY 1;
-SELECT usename, application_name, host(client_addr) AS client_addr, state, sync_state, sync_priority
+SELECT usename, application_name, host(client_addr) AS client_addr, state, sync_state, sync_priority,
+       CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN replay_lsn
+            WHEN 'remote_write' THEN write_lsn ELSE flush_lsn END AS position
   FROM pg_stat_replication ORDER BY pid";
 
 /// Settings that a restart could change, asked again only when the configuration was loaded anew.
@@ -414,6 +417,7 @@ fn facts_of(row: &SimpleQueryRow) -> Result<SqlFacts, String> {
         started_at: text(row, "started_at"),
         server_version: optional(row, "server_version")?.unwrap_or_default(),
         slots: Vec::new(),
+        sync_names: text(row, "sync_names"),
         replication: Vec::new(),
         pending_restart: Vec::new(),
     })
@@ -427,6 +431,7 @@ fn sender_of(row: &SimpleQueryRow) -> WalSender {
         state: text(row, "state"),
         sync_state: text(row, "sync_state"),
         sync_priority: text(row, "sync_priority").parse().unwrap_or_default(),
+        position: row.get("position").and_then(|text| text.parse().ok()),
     }
 }
 

@@ -83,6 +83,10 @@ impl Server {
         *locked(&self.shared.postmaster) = postmaster;
     }
 
+    pub(crate) fn remember_sync_names(&self, names: Option<&str>) {
+        locked(&self.shared.settings).sync_names = names.map(str::to_owned);
+    }
+
     pub(crate) fn remember_upstream(&self, upstream: Option<Upstream>) {
         *locked(&self.shared.upstream) = upstream;
     }
@@ -156,7 +160,7 @@ impl Server {
     }
 
     /// What the running server is, for new settings: from what we told it, else from its files (B15).
-    async fn present_role(&self) -> Result<Role, PgError> {
+    pub(crate) async fn present_role(&self) -> Result<Role, PgError> {
         let on_disk = self.files("reading the configuration", |settings| Ok(conf::role_on_disk(settings))).await?;
         let upstream = locked(&self.shared.upstream).clone();
         match (on_disk, upstream) {
@@ -250,7 +254,12 @@ impl Postgres for Server {
         self.set_failed_aside().await
     }
 
-    async fn configure(&self, settings: Settings) -> Result<(), PgError> {
+    async fn set_sync_names(&self, names: Option<&str>) -> Result<(), PgError> {
+        self.wait_for(names).await
+    }
+
+    async fn configure(&self, mut settings: Settings) -> Result<(), PgError> {
+        settings.sync_names = self.settings().sync_names;
         *locked(&self.shared.settings) = settings;
         *locked(&self.shared.remembered) = Remembered::default();
         self.shared.session.lock().await.reset();

@@ -184,6 +184,37 @@ impl Server {
         }
     }
 
+    /// Another `synchronous_standby_names`, and waits until the server has taken that.
+    pub(crate) async fn wait_for(&self, names: Option<&str>) -> Result<(), PgError> {
+        let Some(postmaster) = self.running().await? else {
+            return Err(PgError::Refused("the server does not run: it waits for nobody".to_owned()));
+        };
+        self.remember_sync_names(names);
+        let role = self.present_role().await?;
+        self.files("writing the configuration", move |settings| conf::write(settings, &role)).await?;
+        postmaster.signal(Signal::HUP)?;
+        let Some(names) = names else { return Ok(()) };
+        let what = "synchronous_standby_names";
+        let settings = self.settings();
+        let client = query::command(&settings, &settings.database, what).await?;
+        let applied =
+            format!("SELECT current_setting('synchronous_standby_names') = {} AS applied", escape_literal(names));
+        let deadline = Instant::now() + QUESTION;
+        loop {
+            let rows = query::execute(&client, &applied, what, QUESTION).await?;
+            if rows.first().and_then(|row| row.get("applied")) == Some("t") {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(PgError::Refused(format!(
+                    "the server was reloaded but keeps another {what}; see its log, and what ALTER SYSTEM left in {}",
+                    settings.data_dir.join("postgresql.auto.conf").display()
+                )));
+            }
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
     /// Stops the server.
     pub(crate) async fn end(&self, mode: StopMode, within: Duration) -> Result<(), PgError> {
         // A hung disk must not keep a server alive: a handle is enough.

@@ -53,6 +53,10 @@ pub struct Settings {
     pub recovery_conf: BTreeMap<String, String>,
     /// `postgresql.use_slots`.
     pub use_slots: bool,
+    /// A synchronous mode is on: the agent says whom the server waits for, and what it said last stays in force.
+    pub synchronous: bool,
+    /// What the agent said: `synchronous_standby_names`.
+    pub sync_names: Option<String>,
     /// `postgresql.custom_conf`.
     pub custom_conf: Option<PathBuf>,
     /// `postgresql.pg_ctl_timeout`, seconds.

@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use regent_core::config::SyncMode;
+use regent_core::quorum;
 use regent_core::units::Timeline;
-use regent_pgctl::fake::{FakeNetwork, Transition};
+use regent_dcs::memory::MemoryStore;
+use regent_pgctl::fake::{FakeNetwork, FakePostgres, Rejected, Transition};
 
 use crate::world::World;
 
@@ -45,6 +48,10 @@ struct Seen {
     /// Members that a fault touched, until when nobody may expect them to have voted.
     disturbed: BTreeMap<String, Duration>,
     frozen: BTreeSet<String>,
+    /// Acknowledged writes are not lost, and who has most of the log is not the question.
+    synchronous: bool,
+    /// Writes that a primary acknowledged alone while `/sync` named it: nobody who lacks them may follow it.
+    alone: BTreeSet<u64>,
     demotions: u64,
     promotions: Vec<(Duration, String)>,
 }
@@ -64,10 +71,15 @@ impl Seen {
     }
 }
 
+fn sync_key(store: &MemoryStore) -> Option<serde_json::Value> {
+    store.raw("sync").and_then(|raw| serde_json::from_slice(&raw).ok())
+}
+
 impl Watch {
     /// Watches every transition of every server, from now on.
     pub fn over(world: &World) -> Watch {
         let watch = Watch::default();
+        watch.0.borrow_mut().synchronous = world.shape.synchronous != SyncMode::Off;
         let (seen, network) = (watch.clone(), world.network.clone());
         world.network.on_transition(Box::new(move |node, transition| seen.transition(&network, node, transition)));
         watch
@@ -122,7 +134,10 @@ impl Watch {
             }
             Transition::Promoted => {
                 self.0.borrow_mut().promotions.push((now, node.to_owned()));
-                self.best_candidate_won(network, node, now);
+                self.nothing_acknowledged_is_lost(network, node, now);
+                if !self.0.borrow().synchronous {
+                    self.best_candidate_won(network, node, now);
+                }
             }
             Transition::Started | Transition::Stopping | Transition::Stopped | Transition::Crashed => {}
         }
@@ -140,8 +155,74 @@ impl Watch {
         }
     }
 
-    /// Nobody is promoted while a healthy standby that could have been asked had writes that the winner lacks (R17).
+    /// S3, S4: a new primary has every write that was acknowledged because standbys had it.
+    fn nothing_acknowledged_is_lost(&self, network: &FakeNetwork, winner: &str, now: Duration) {
+        let Some(node) = network.node(winner) else { return };
+        let has: BTreeSet<u64> = node.records().into_iter().collect();
+        let alone = self.0.borrow().alone.clone();
+        let lost: Vec<u64> = network.acknowledged().into_iter().chain(alone).filter(|id| !has.contains(id)).collect();
+        if !lost.is_empty() {
+            self.found(
+                "S3",
+                now,
+                format!("{winner} was promoted without {} acknowledged writes: {lost:?}", lost.len()),
+            );
+        }
+    }
+
+    /// A client wrote, and was told so at once, or waits for standbys.
+    pub fn wrote(&self, network: &FakeNetwork, store: &MemoryStore, node: &FakePostgres, id: u64) {
+        let answer = node.insert(id);
+        if matches!(answer, Ok(_) | Err(Rejected::Waits)) {
+            self.one_writer(network, network.now());
+        }
+        let named = || sync_key(store).is_some_and(|sync| sync["leader"] == node.name().as_str());
+        if answer.is_ok() && self.0.borrow().synchronous && named() {
+            self.0.borrow_mut().alone.insert(id);
+        }
+    }
+
+    /// S5: at this instant, whatever set of standbys acknowledges a commit meets whatever set could elect a primary (Q0); in
+    /// the mode `on` that is: nobody is listed that the server does not wait for.
+    pub fn sync_is_sound(&self, network: &FakeNetwork, store: &MemoryStore) {
+        let Some(sync) = sync_key(store).filter(|_| self.0.borrow().synchronous) else { return };
+        let holder = store.leader().map(|(name, _)| name.0);
+        let writable = network.writable_now().into_iter().filter(|name| Some(name) == holder.as_ref());
+        let waits = |name: String| {
+            let waits = network.node(&name).map(|node| node.waits()).unwrap_or_default();
+            waits.into_iter().map(move |waits| (name.clone(), waits))
+        };
+        for (name, waits) in writable.flat_map(waits) {
+            let voters = sync["sync_standby"].as_str().unwrap_or_default();
+            let state = quorum::State {
+                me: name.clone(),
+                leader: sync["leader"].as_str().unwrap_or_default().to_owned(),
+                quorum: sync["quorum"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or_default(),
+                voters: voters.split(',').filter(|voter| !voter.is_empty()).map(str::to_owned).collect(),
+                numsync: waits.numsync,
+                sync: waits.names,
+                confirmed: 0,
+                active: quorum::Names::new(),
+                wanted: 0,
+            };
+            if !state.overlaps() {
+                self.found(
+                    "S5",
+                    network.now(),
+                    format!("{name} waits for {} of {:?}, /sync is {sync}", state.numsync, state.sync),
+                );
+            }
+        }
+    }
+
+    /// Nobody is promoted while a healthy standby that could have been asked had writes that the winner lacks (R17); but for a
+    /// candidate that the operator named, whose lag is not looked at again (S10).
     fn best_candidate_won(&self, network: &FakeNetwork, winner: &str, now: Duration) {
+        let lines = crate::trace::lines();
+        let ran = lines.iter().rfind(|line| line.member == winner && line.rule.starts_with("run_"));
+        if ran.is_some_and(|line| line.rule == "run_as_candidate") {
+            return;
+        }
         let Some(node) = network.node(winner) else { return };
         let mine: BTreeSet<u64> = node.records().into_iter().collect();
         let settled: BTreeSet<u64> = network
@@ -157,6 +238,10 @@ impl Watch {
             };
             let Some(peer) = network.node(other).filter(|_| other != winner && !disturbed) else { continue };
             if !peer.is_standby() || peer.end().map(|(timeline, _)| timeline) > node.end().map(|(t, _)| t) {
+                continue;
+            }
+            // What belongs to another cluster is nobody's loss here.
+            if peer.system_id() != node.system_id() {
                 continue;
             }
             let lost: Vec<u64> =

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use regent_core::units::MemberName;
+use regent_dcs::keys::encode_failover;
 use regent_dcs::memory::Trip;
 
 use crate::rng::Rng;
@@ -72,6 +74,8 @@ pub enum Kind {
     FreezeNextPromoted(Duration),
     /// Whoever is promoted next is killed, agent and server, this long after; it is started again at the end.
     KillNextPromoted(Duration),
+    /// An operator asks for another leader: away from this one if it leads then, to that one if one is named.
+    Switchover(String, Option<String>),
 }
 
 /// Stands for whoever holds the leader key when the fault begins.
@@ -101,8 +105,9 @@ impl Kind {
             | Kind::SlowWatch(a, _)
             | Kind::SlowReplication(a, _)
             | Kind::SlowStart(a, _)
-            | Kind::FailStart(a) => vec![a],
-            Kind::CutReplication(a, b) => vec![a, b],
+            | Kind::FailStart(a)
+            | Kind::Switchover(a, None) => vec![a],
+            Kind::CutReplication(a, b) | Kind::Switchover(a, Some(b)) => vec![a, b],
             Kind::EtcdOutage | Kind::EtcdElection | Kind::FreezeNextPromoted(_) | Kind::KillNextPromoted(_) => {
                 Vec::new()
             }
@@ -139,6 +144,7 @@ impl Kind {
             Kind::EtcdElection => Kind::EtcdElection,
             Kind::FreezeNextPromoted(after) => Kind::FreezeNextPromoted(*after),
             Kind::KillNextPromoted(after) => Kind::KillNextPromoted(*after),
+            Kind::Switchover(a, to) => Kind::Switchover(aim(a), to.clone()),
         }
     }
 }
@@ -167,7 +173,7 @@ pub fn harmless(fault: &Fault, shape: &Shape, leader: &str) -> bool {
         Kind::FreezeGuardian(_) | Kind::KillGuardian(_) => true,
         Kind::KillServer(_) | Kind::KillNode(_) | Kind::StopAgent(_) | Kind::ErraticEtcd(..) => !on_leader,
         Kind::SlowStart(..) | Kind::FailStart(_) => true,
-        Kind::FreezeNextPromoted(_) | Kind::KillNextPromoted(_) => false,
+        Kind::FreezeNextPromoted(_) | Kind::KillNextPromoted(_) | Kind::Switchover(..) => false,
     }
 }
 
@@ -197,7 +203,8 @@ fn spare_guardians(faults: &mut Vec<Fault>, shape: &Shape) {
         | Kind::SlowReplication(..)
         | Kind::SlowStart(..)
         | Kind::FailStart(_)
-        | Kind::StepWall(..) => false,
+        | Kind::StepWall(..)
+        | Kind::Switchover(..) => false,
     };
     let away: Vec<_> =
         faults.iter().filter(|fault| agent(fault)).map(|fault| (fault.at, fault.at + fault.lasts)).collect();
@@ -248,6 +255,12 @@ pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span
     spare_guardians(&mut faults, shape);
     if faults.is_empty() {
         faults.push(Fault { at: from, lasts: Duration::ZERO, kind: Kind::EtcdElection });
+    }
+    if rng.one_in(4) {
+        let from_whom = if rng.one_in(8) { rng.pick(names).clone() } else { LEADER.to_owned() };
+        let to = rng.one_in(2).then(|| rng.pick(names).clone());
+        let at = rng.between(from, from + span);
+        faults.push(Fault { at, lasts: Duration::ZERO, kind: Kind::Switchover(from_whom, to) });
     }
     faults.sort_by_key(|fault| fault.at);
     faults
@@ -351,6 +364,10 @@ impl World {
             Kind::SlowStart(name, by) => self.nodes[name].postgres.tune(|t| (t.start, t.recovery) = (*by, *by)),
             Kind::FailStart(name) => self.nodes[name].postgres.fail_starts(1),
             Kind::KillNextPromoted(after) => self.kill_next_promoted(*after),
+            Kind::Switchover(leader, to) => {
+                let (leader, to) = (MemberName::from(leader.as_str()), to.as_deref().map(MemberName::from));
+                self.store.put_raw("failover", encode_failover(Some(&leader), to.as_ref(), None));
+            }
         }
     }
 
@@ -389,7 +406,11 @@ impl World {
                 self.spare_the_promoted();
                 self.start_all();
             }
-            Kind::KillServer(_) | Kind::KillGuardian(_) | Kind::StepWall(..) | Kind::FailStart(_) => {}
+            Kind::KillServer(_)
+            | Kind::KillGuardian(_)
+            | Kind::StepWall(..)
+            | Kind::FailStart(_)
+            | Kind::Switchover(..) => {}
         }
     }
 }

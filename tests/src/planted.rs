@@ -10,12 +10,15 @@
 use std::time::Duration;
 
 use regent::agent::Judge;
-use regent_core::cluster::Initialize;
+use regent_core::cluster::{Initialize, SyncState};
+use regent_core::config::SyncMode;
 use regent_core::fence::Fence;
-use regent_core::plan::{Decision, Lease, Move, Plan, Verdict};
+use regent_core::plan::{Decision, KeyWrite, Lease, Move, Plan, Verdict};
 use regent_core::postgres::{DataDir, Job, StopMode, Upstream};
 use regent_core::rules::{decide, decide_without};
 use regent_core::snapshot::{Order, Seat, Snapshot};
+use regent_core::sync::{Since, Waits};
+use regent_core::units::{Lsn, MemberName};
 
 use crate::simulation::{Outcome, honest, run};
 use crate::trace::record;
@@ -104,6 +107,15 @@ pub const BUGS: &[Bug] = &[
     }),
     judges("who agreed that another one goes on races all the same", || judging(word_broken)),
     judges("who was restarted forgets what it agreed to", || judging(|s| without(s, &["wait_after_start"]))),
+    // Synchronous replication.
+    judges("a standby is listed before the server waits for it", || judging(publish_first)),
+    judges("a standby is listed as soon as the server is told to wait", || judging(no_settling)),
+    judges("the server stops waiting for a standby that is still listed", || judging(unlist_last)),
+    judges("whoever is up may lead, listed or not", || {
+        judging(|s| without(s, &["wait_unlisted", "wait_for_member_ahead"]))
+    }),
+    judges("no votes are counted", || judging(no_votes)),
+    judges("a member votes for two", || judging(vote_twice)),
 ];
 
 fn judging(decide: fn(&Snapshot) -> Decision) -> Make {
@@ -271,6 +283,65 @@ fn give_up_alone(s: &Snapshot) -> Decision {
 fn nobody_runs(s: &Snapshot) -> Decision {
     let real = decide(s);
     if real.rule == "run_for_leader" { instead(s, Verdict::new(Plan::stay(), "planted")) } else { record(s, real) }
+}
+
+/// What the server is about to wait for is published at once.
+fn publish_first(s: &Snapshot) -> Decision {
+    let real = decide(s);
+    let Move::SetSyncNames(Some(names)) = &real.plan.postgres else { return record(s, real) };
+    let (waits, view) = (Waits::parse(names), s.view());
+    let standbys: std::collections::BTreeSet<_> = waits.names.iter().map(|name| MemberName(name.clone())).collect();
+    let listed = view.and_then(|view| view.sync.as_ref()).is_some_and(|sync| sync.standbys == standbys);
+    if standbys.is_empty() || listed {
+        return record(s, real);
+    }
+    let quorum = waits.names.len().saturating_sub(waits.numsync);
+    let sync = Some(SyncState { leader: s.config.name.clone(), standbys, quorum });
+    let keys = vec![KeyWrite::Sync { sync, seen: view.and_then(|view| view.sync_seen) }];
+    instead(s, Verdict::new(Plan::stay().and_write(keys), "planted"))
+}
+
+/// A standby that went away: first the server, and then the list.
+fn unlist_last(s: &Snapshot) -> Decision {
+    let real = decide(s);
+    let [KeyWrite::Sync { sync: Some(next), .. }, ..] = &real.plan.keys[..] else { return record(s, real) };
+    let fewer =
+        s.view().and_then(|view| view.sync.as_ref()).is_some_and(|sync| next.standbys.len() < sync.standbys.len());
+    let names = Waits::all_of(&next.standbys.iter().map(|name| name.as_str().to_ascii_lowercase()).collect());
+    let long_since = |since: &Since| since.names == names && s.now.since(since.at) >= Duration::from_secs(2);
+    let told = s.memory.sync_names.as_ref().is_none_or(long_since);
+    if !fewer || told || s.job.is_some() || !s.is_primary() || s.config.synchronous_mode != SyncMode::On {
+        return record(s, real);
+    }
+    instead(s, Verdict::new(Plan::of(Lease::Keep, Move::SetSyncNames(Some(names))), "planted").again_in(Duration::ZERO))
+}
+
+/// What was told to the server is taken for done.
+fn no_settling(s: &Snapshot) -> Decision {
+    let mut hasty = s.clone();
+    if let Some(sql) = s.sql() {
+        let (names, mark) = (sql.sync_names.clone(), Some(Lsn(0)));
+        hasty.memory.sync_names = Some(Since { names, at: s.now, mark });
+    }
+    record(s, decide(&hasty))
+}
+
+/// In quorum mode whoever asks first wins: elsewhere a member that is ahead is waited for as ever.
+fn no_votes(s: &Snapshot) -> Decision {
+    let quorum = s.config.synchronous_mode == SyncMode::Quorum;
+    without(s, if quorum { &["wait_for_votes", "wait_for_member_ahead"] } else { &[] })
+}
+
+/// Each member that answers counts as two.
+fn vote_twice(s: &Snapshot) -> Decision {
+    let mut twice = s.clone();
+    if let Ok(view) = &mut twice.dcs
+        && let Some(sync) = &mut view.sync
+    {
+        sync.quorum /= 2;
+    }
+    let quorum = s.config.synchronous_mode == SyncMode::Quorum;
+    without(&twice, if quorum { &["wait_for_member_ahead"] } else { &[] })
 }
 
 /// As soon as a stop is due or under way, or etcd is silent: "we are going down anyway".

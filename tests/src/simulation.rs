@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use regent::agent::Judge;
+use regent_core::config::SyncMode;
 use regent_core::rules::decide;
 use regent_core::snapshot::Snapshot;
 use tokio::task::LocalSet;
@@ -136,7 +137,7 @@ fn shape(rng: &mut Rng) -> Shape {
         loop_wait: secs(loop_wait),
         retry_timeout: secs(retry_timeout),
         stop_budget: secs(3).min(secs(ttl) / 5),
-        failsafe: false,
+        ..Shape::default()
     }
 }
 
@@ -144,7 +145,9 @@ async fn live(seed: u64, make: Make, only: Option<&[usize]>) -> Outcome {
     let mut rng = Rng::new(seed);
     // Drawn apart, so that the other worlds stay what they are.
     let failsafe = Rng::new(!seed).one_in(3);
-    let shape = Shape { failsafe, ..shape(&mut rng) };
+    let mut luck = Rng::new(seed.wrapping_add(0x51AC_0000));
+    let synchronous = *luck.pick(&[SyncMode::Off, SyncMode::Off, SyncMode::On, SyncMode::Quorum]);
+    let shape = Shape { failsafe, synchronous, strict: luck.one_in(2), ..shape(&mut rng) };
     trace::begin();
     let mut world = World::new(shape, &mut rng, make);
     allow_repair(&mut world, &mut Rng::new(!seed));
@@ -195,7 +198,8 @@ fn allow_repair(world: &mut World, rng: &mut Rng) {
         let (takes, fails) = (rng.between(Duration::from_millis(200), Duration::from_secs(20)), rng.below(8));
         let Some(node) = world.nodes.get(&name) else { continue };
         node.postgres.tune(|timings| timings.rewind = takes);
-        node.postgres.fail_rewinds(u32::try_from(fails.saturating_sub(4)).unwrap_or(0));
+        let fails = u32::try_from(fails.saturating_sub(4)).unwrap_or(0);
+        if rng.one_in(2) { node.postgres.break_rewinds(fails) } else { node.postgres.fail_rewinds(fails) }
     }
 }
 
@@ -203,6 +207,7 @@ fn allow_repair(world: &mut World, rng: &mut Rng) {
 fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
     let nodes: Vec<_> = world.nodes.values().map(|node| node.postgres.clone()).collect();
     let (network, watch, check) = (world.network.clone(), watch.clone(), world.primary_check());
+    let store = world.store.clone();
     let unasked = world.unasked();
     let pace = rng.between(Duration::from_millis(80), Duration::from_millis(400));
     tokio::task::spawn_local(async move {
@@ -218,10 +223,9 @@ fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
             }
             for node in &nodes {
                 id += 1;
-                if node.insert(id).is_ok() {
-                    watch.one_writer(&network, network.now());
-                }
+                watch.wrote(&network, &store, node, id);
             }
+            watch.sync_is_sound(&network, &store);
         }
     });
 }
@@ -256,7 +260,11 @@ async fn play(
                 }
                 let everyone = matches!(
                     fault.kind,
-                    Kind::EtcdOutage | Kind::EtcdElection | Kind::KillNextPromoted(_) | Kind::FreezeNextPromoted(_)
+                    Kind::EtcdOutage
+                        | Kind::EtcdElection
+                        | Kind::KillNextPromoted(_)
+                        | Kind::FreezeNextPromoted(_)
+                        | Kind::Switchover(..)
                 );
                 if everyone {
                     for name in world.names() {

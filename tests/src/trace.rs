@@ -142,6 +142,8 @@ fn postgres(postgres: &Move) -> String {
         Move::Checkpoint => "checkpoint".into(),
         Move::CreateSlots(_) => "create_slots".into(),
         Move::ResumeReplay => "resume_replay".into(),
+        Move::SetSyncNames(None) => "sync_names(user)".into(),
+        Move::SetSyncNames(Some(names)) => format!("sync_names({names})"),
         Move::RemoveUnfinished => "remove_unfinished".into(),
         Move::SetAside => "set_aside".into(),
     }

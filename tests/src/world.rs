@@ -15,7 +15,7 @@ use regent::failsafe;
 use regent::guardian;
 use regent::status::Status;
 use regent::watchdog;
-use regent_core::config::Config;
+use regent_core::config::{Config, SyncMode};
 use regent_core::fence::Fence;
 use regent_core::plan::Exit;
 use regent_core::snapshot::LeaseView;
@@ -55,6 +55,10 @@ pub struct Shape {
     pub retry_timeout: Duration,
     /// Time for a forced stop.
     pub stop_budget: Duration,
+    /// `synchronous_mode`
+    pub synchronous: SyncMode,
+    /// `synchronous_mode_strict`
+    pub strict: bool,
     /// `failsafe_mode`
     pub failsafe: bool,
 }
@@ -68,6 +72,8 @@ impl Default for Shape {
             loop_wait: secs(3),
             retry_timeout: secs(3),
             stop_budget: secs(2),
+            synchronous: SyncMode::Off,
+            strict: false,
             failsafe: false,
         }
     }
@@ -156,6 +162,8 @@ impl World {
                 loop_wait: shape.loop_wait,
                 retry_timeout: shape.retry_timeout,
                 stop_budget: shape.stop_budget,
+                synchronous_mode: shape.synchronous,
+                synchronous_mode_strict: shape.strict,
                 failsafe_mode: shape.failsafe,
                 primary_start_timeout: Duration::from_secs(30),
                 ..Config::of(MemberName::from(name.as_str()))

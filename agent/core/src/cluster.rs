@@ -2,7 +2,7 @@
 //!
 //! Garbage in a key is a value of its own, never an error: one bad key must not blind the agent to the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,12 @@ pub struct ClusterView {
     pub history: Option<Vec<HistoryLine>>,
     /// What the last leader said of its log.
     pub status: Status,
+    /// Who has every acknowledged commit; `None`: synchronous replication is not active.
+    pub sync: Option<SyncState>,
+    /// Revision of the `sync` key, active or not; `None`: there is none.
+    pub sync_seen: Option<Revision>,
+    /// A switchover or failover that somebody asked for.
+    pub failover: Option<Failover>,
     /// Regent's own record of who was allowed to write where.
     pub promise: Option<PromiseKey>,
     /// Revision of a promise that cannot be read: the next one replaces it, and must name it.
@@ -145,6 +151,10 @@ pub struct MemberTags {
     pub nofailover: bool,
     /// Among equal candidates the higher one goes first; absent means 1, or 0 if `nofailover`.
     pub failover_priority: Option<i64>,
+    /// Never waited for (true also for a `sync_priority` of 0 or less).
+    pub nosync: bool,
+    /// The higher one is waited for first; absent means 1.
+    pub sync_priority: Option<i64>,
     /// Preferred as the source of clones.
     pub clonefrom: bool,
     /// Never streams.
@@ -200,6 +210,39 @@ pub struct Status {
     pub slots: BTreeMap<String, Lsn>,
     /// Slots of members that must be kept although absent.
     pub retain_slots: Vec<String>,
+}
+
+/// The `sync` key, when it names a leader (dcs.md 3.6). Names compare without case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncState {
+    /// The primary that wrote it.
+    pub leader: MemberName,
+    /// Standbys that may be promoted.
+    pub standbys: BTreeSet<MemberName>,
+    /// Votes that one of them needs (mode `quorum`).
+    pub quorum: usize,
+}
+
+/// The `failover` key, when it asks for something (dcs.md 3.5).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failover {
+    /// A switchover, from this leader; `None`: a failover, which asks for a candidate.
+    pub leader: Option<MemberName>,
+    /// Who is to lead; `None`: whoever is fit.
+    pub candidate: Option<MemberName>,
+    /// When; `None`: now.
+    pub schedule: Option<Schedule>,
+    /// Revision of the key: what clears it compares with.
+    pub modified: Revision,
+}
+
+/// When a request is due.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// On the wall clock, since 1970 in UTC; `None`: the text is no time with a zone.
+    pub at: Option<Duration>,
+    /// As it stands in the key, or in the form of rest-api.md 15.5 when it could be read.
+    pub text: String,
 }
 
 /// What the holder of the leader key promised when it took it: who may write which timeline, from where.

@@ -36,6 +36,14 @@ pub struct Config {
     pub may_bootstrap: bool,
     /// Members stream through replication slots (`postgresql.use_slots`).
     pub use_slots: bool,
+    /// Who must have a commit before it is acknowledged (section 14, 15).
+    pub synchronous_mode: SyncMode,
+    /// No commit is acknowledged by this member alone, ever.
+    pub synchronous_mode_strict: bool,
+    /// How many standbys must have it.
+    pub synchronous_node_count: usize,
+    /// A standby farther behind than this, in bytes, is not waited for.
+    pub maximum_lag_on_syncnode: Option<u64>,
     /// A log that has diverged may be rewound (`postgresql.use_pg_rewind`).
     pub use_pg_rewind: bool,
     /// Where pg_rewind failed, the local data may be replaced by a clone (`remove_data_directory_on_rewind_failure`).
@@ -44,6 +52,18 @@ pub struct Config {
     pub remove_on_divergence: bool,
     /// Tags of this member.
     pub tags: Tags,
+}
+
+/// `synchronous_mode`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SyncMode {
+    /// Asynchronous, or as the user configured PostgreSQL.
+    #[default]
+    Off,
+    /// Named standbys, each of which has every acknowledged commit.
+    On,
+    /// Any so many of the standbys.
+    Quorum,
 }
 
 /// The tags that decisions read (config.md 3.9).
@@ -84,6 +104,10 @@ impl Config {
             pause: false,
             may_bootstrap: true,
             use_slots: true,
+            synchronous_mode: SyncMode::Off,
+            synchronous_mode_strict: false,
+            synchronous_node_count: 1,
+            maximum_lag_on_syncnode: None,
             use_pg_rewind: false,
             remove_on_rewind_failure: false,
             remove_on_divergence: false,

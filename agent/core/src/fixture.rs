@@ -13,7 +13,7 @@ use crate::failsafe::{Agreement, Notice, Topology};
 use crate::memory::{LastLed, Memory, Role};
 use crate::peers::{PeerAnswer, PeerReply};
 use crate::postgres::{
-    ClusterState, ControlData, DataDir, Job, PgState, Present, Probe, Process, RunningJob, SqlFacts,
+    ClusterState, ControlData, DataDir, Job, PgState, Present, Probe, Process, RunningJob, SqlFacts, WalSender,
 };
 use crate::snapshot::{Guardian, LeaseView, NoView, Order, Peers, Snapshot, Watchdog};
 use crate::units::{Instant, LeaseId, Lsn, MemberName, Revision, SystemId, Timeline, WalPosition};
@@ -65,8 +65,23 @@ fn sql(in_recovery: bool) -> SqlFacts {
         started_at: "2026-11-21 00:00:00+00".into(),
         server_version: 150_000,
         slots: vec!["b".into(), "c".into()],
+        sync_names: String::new(),
         replication: Vec::new(),
         pending_restart: Vec::new(),
+    }
+}
+
+/// A standby that streams from here: its name, its `sync_state`, how far it is.
+#[must_use]
+pub fn sender(name: &str, sync_state: &str, position: Lsn) -> WalSender {
+    WalSender {
+        usename: "replicator".into(),
+        application_name: name.into(),
+        client_addr: None,
+        state: "streaming".into(),
+        sync_state: sync_state.into(),
+        sync_priority: 1,
+        position: Some(position),
     }
 }
 
@@ -88,6 +103,9 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
         config: ConfigKey::Valid(Revision(10)),
         history: None,
         status: Status::default(),
+        sync: None,
+        sync_seen: None,
+        failover: None,
         promise: Some(PromiseKey {
             promise: Promise {
                 epoch: 1,
@@ -112,6 +130,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
     };
     Builder(Snapshot {
         now,
+        wall: secs(1_800_000_000),
         dice: 4,
         config: Config::of("a".into()),
         dcs: Ok(view),
@@ -206,7 +225,9 @@ impl Builder {
         self.but(change).0
     }
 
-    fn but(mut self, change: impl FnOnce(&mut Snapshot)) -> Builder {
+    /// ... after a change of any kind.
+    #[must_use]
+    pub fn but(mut self, change: impl FnOnce(&mut Snapshot)) -> Builder {
         change(&mut self.0);
         self
     }

@@ -151,16 +151,62 @@ const SENTENCES: &[Sentence] = &[
         implies(p.postgres == Move::SetAside, s.memory.bootstrapping)
     }),
     ("nothing moves in pause, unless it is under way", |s, p| {
-        implies(s.config.pause && s.job.is_none() && !s.memory.bootstrapping, p.postgres == Move::Stay)
+        let still = matches!(p.postgres, Move::Stay | Move::SetSyncNames(_));
+        implies(s.config.pause && s.job.is_none() && !s.memory.bootstrapping, still)
     }),
     ("who agreed that another primary goes on does not take the key as a standby, and is not promoted", |s, p| {
         let leads = matches!(p.lease, Lease::Take { .. }) && !s.is_primary() || matches!(p.postgres, Move::Promote(_));
         implies(s.agreement.is_some(), !leads)
     }),
-    ("only the holder writes status, history and failsafe, and only a primary that runs", |s, p| {
-        let records =
-            p.keys.iter().any(|key| matches!(key, KeyWrite::Status(_) | KeyWrite::History(_) | KeyWrite::Failsafe(_)));
+    ("only the holder writes status, history, failsafe and sync, and clears a request", |s, p| {
+        let records = p.keys.iter().any(|key| match key {
+            KeyWrite::Status(_)
+            | KeyWrite::History(_)
+            | KeyWrite::Failsafe(_)
+            | KeyWrite::ClearFailover { .. }
+            | KeyWrite::Sync { .. } => true,
+            KeyWrite::Identify { .. } | KeyWrite::Config { .. } => false,
+        });
         implies(records, holds_the_key(s))
+    }),
+    ("nobody is listed as synchronous but by the holder, under its own name", |s, p| {
+        p.keys.iter().all(|key| match key {
+            KeyWrite::Sync { sync: Some(sync), .. } => {
+                sync.leader == s.config.name && !crate::sync::lists(&sync.standbys, &s.config.name)
+            }
+            KeyWrite::Sync { sync: None, .. } => s.config.synchronous_mode == crate::config::SyncMode::Off,
+            KeyWrite::Identify { .. }
+            | KeyWrite::Config { .. }
+            | KeyWrite::ClearFailover { .. }
+            | KeyWrite::Status(_)
+            | KeyWrite::Failsafe(_)
+            | KeyWrite::History(_) => true,
+        })
+    }),
+    (
+        "where named standbys have every commit, nobody else takes the key as a standby, unless it was asked for by name",
+        |s, p| {
+            let Some(view) = s.view().filter(|_| s.config.synchronous_mode == crate::config::SyncMode::On) else {
+                return true;
+            };
+            let listed = |sync: &crate::cluster::SyncState| {
+                crate::sync::lists(sync.standbys.iter().chain([&sync.leader]), &s.config.name)
+            };
+            let asked = view
+                .failover
+                .as_ref()
+                .is_some_and(|asked| asked.leader.is_none() && asked.candidate.as_ref() == Some(&s.config.name));
+            let takes = matches!(p.lease, Lease::Take { .. }) && !s.is_primary();
+            implies(takes, asked || view.sync.as_ref().is_none_or(listed))
+        },
+    ),
+    ("nobody is promoted while other members are listed as having every commit", |s, p| {
+        let on = s.config.synchronous_mode == crate::config::SyncMode::On;
+        let alone = s
+            .view()
+            .and_then(|view| view.sync.as_ref())
+            .is_some_and(|sync| sync.standbys.is_empty() && crate::sync::lists([&sync.leader], &s.config.name));
+        implies(on && matches!(p.postgres, Move::Promote(_)), alone)
     }),
     ("the cluster's identity is written only from local data", |s, p| {
         p.keys.iter().all(|key| !matches!(key, KeyWrite::Identify { id, .. } if s.local_system_id() != Some(*id)))

@@ -13,6 +13,8 @@ pub mod memory;
 pub mod peers;
 pub mod plan;
 pub mod postgres;
+pub mod quorum;
 pub mod rules;
 pub mod snapshot;
+pub mod sync;
 pub mod units;

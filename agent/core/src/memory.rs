@@ -9,6 +9,7 @@ use crate::failsafe::{Promises, Topology};
 use crate::plan::{Decision, KeyWrite, Lease, Move};
 use crate::postgres::{DataDir, FinishedJob, Job, Probe, Process, StopMode};
 use crate::snapshot::{Order, Seat, Snapshot};
+use crate::sync::Since;
 use crate::units::{Instant, LeaseId, Lsn, MemberName, Timeline};
 
 /// What an agent remembers.
@@ -35,6 +36,18 @@ pub struct Memory {
     pub last_job: Option<FinishedJob>,
     /// The timeline whose post-promotion checkpoint is done (L7); also true of a timeline that was found running.
     pub checkpointed: Option<Timeline>,
+    /// When the last checkpoint that was asked for ended (I10).
+    pub checkpoint_at: Option<Instant>,
+    /// Since when nobody has held the leader key.
+    pub vacant_since: Option<Instant>,
+    /// Since when this server has been a primary that answers.
+    pub primary_since: Option<Instant>,
+    /// Whom it waits for, since when.
+    pub sync_names: Option<Since>,
+    /// This agent has set `synchronous_standby_names`.
+    pub set_sync_names: bool,
+    /// Since when this process has been ordered to stop.
+    pub ordered_since: Option<Instant>,
     /// Own position when the server last answered.
     pub last_position: Option<Lsn>,
     /// pg_rewind was tried, and this member has not streamed since.
@@ -130,11 +143,15 @@ impl Memory {
                 Seat::Theirs | Seat::Vacant => None,
                 Seat::Unknown => self.holds,
             };
+            self.vacant_since = view.leader.is_none().then_some(self.vacant_since.unwrap_or(seen.now));
             if let Some(key) = &view.leader {
                 self.last_led = Some(LastLed { leader: key.name.clone(), members: view.members.clone() });
             }
         }
+        self.ordered_since = (seen.order == Order::Stop).then_some(self.ordered_since.unwrap_or(seen.now));
         if let Some(sql) = seen.sql() {
+            self.primary_since = (!sql.in_recovery).then_some(self.primary_since.unwrap_or(seen.now));
+            self.sync_names = Some(Since::after(self.sync_names.take(), sql, seen.now));
             self.recovering = false;
             self.starting_since = None;
             self.met = true;
@@ -212,6 +229,9 @@ impl Memory {
         if self.bootstrapping && seen.view().is_some_and(|view| view.initialize.system_id().is_some()) {
             self.bootstrapping = false;
         }
+        if let Move::SetSyncNames(names) = &decision.plan.postgres {
+            self.set_sync_names = names.is_some();
+        }
         match &decision.plan.postgres {
             Move::StartPrimary => {
                 self.recovering = true;
@@ -248,6 +268,7 @@ impl Memory {
             | Move::Checkpoint
             | Move::CreateSlots(_)
             | Move::ResumeReplay
+            | Move::SetSyncNames(_)
             | Move::RemoveUnfinished
             | Move::SetAside => {}
         }
@@ -257,6 +278,7 @@ impl Memory {
     pub fn job_ended(&mut self, ended: FinishedJob, timeline: Option<Timeline>) {
         if ended.job == Job::Checkpoint && ended.error.is_none() {
             self.checkpointed = timeline;
+            self.checkpoint_at = Some(ended.at);
         }
         if ended.job == Job::Promote && ended.error.is_some() && self.role == Role::Promoted {
             self.role = Role::Replica;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{FailsafeKey, HistoryLine, Promise, Status};
+use crate::cluster::{FailsafeKey, HistoryLine, Promise, Status, SyncState};
 use crate::peers::Question;
 use crate::postgres::{StopMode, Upstream};
 use crate::units::{MemberName, Revision, SystemId, Timeline};
@@ -183,6 +183,8 @@ pub enum Move {
     CreateSlots(Vec<String>),
     /// Go on replaying.
     ResumeReplay,
+    /// Wait for other standbys: `synchronous_standby_names`; `None`: what the user configured.
+    SetSyncNames(Option<String>),
     /// Remove what an interrupted clone or initdb of ours left.
     RemoveUnfinished,
     /// Rename the data directory of a failed bootstrap (B5).
@@ -201,6 +203,18 @@ pub enum KeyWrite {
     },
     /// `config`: the agent's cached copy, or `bootstrap.dcs` for a new cluster.
     Config {
+        /// Revision of the key that the decision saw; `None`: there was none.
+        seen: Option<Revision>,
+    },
+    /// `failover`: the request is done, or will not be.
+    ClearFailover {
+        /// Revision of the request.
+        seen: Revision,
+    },
+    /// `sync`; `None` removes it.
+    Sync {
+        /// The new state.
+        sync: Option<SyncState>,
         /// Revision of the key that the decision saw; `None`: there was none.
         seen: Option<Revision>,
     },

@@ -159,6 +159,8 @@ pub struct SqlFacts {
     pub server_version: u32,
     /// Names of replication slots; on a primary only of those that keep WAL, or are in use.
     pub slots: Vec<String>,
+    /// `synchronous_standby_names`
+    pub sync_names: String,
     /// WAL senders.
     pub replication: Vec<WalSender>,
     /// Settings that wait for a restart: name, running value, wanted value.
@@ -180,6 +182,8 @@ pub struct WalSender {
     pub sync_state: String,
     /// `sync_priority`
     pub sync_priority: i32,
+    /// What a commit waits for: flushed, or as `synchronous_commit` says, written or replayed.
+    pub position: Option<Lsn>,
 }
 
 impl SqlFacts {
@@ -284,6 +288,8 @@ pub enum Job {
     CreateSlots,
     /// The end of a pause of replay.
     ResumeReplay,
+    /// Another `synchronous_standby_names`.
+    SetSyncNames,
     /// Removal of a directory that an interrupted clone or initdb of ours left behind.
     RemoveUnfinished,
     /// Stop and renaming of the directory of a failed bootstrap (B5).

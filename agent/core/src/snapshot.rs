@@ -18,6 +18,8 @@ use crate::units::{Instant, LeaseId, Lsn, MemberName, SystemId, Timeline};
 pub struct Snapshot {
     /// When it was complete.
     pub now: Instant,
+    /// The wall clock, since 1970 in UTC. For schedules that people made, and nothing else.
+    pub wall: Duration,
     /// Chance, drawn once a turn.
     pub dice: u64,
     /// The configuration in force.
@@ -211,6 +213,7 @@ impl Snapshot {
                 | Job::Checkpoint
                 | Job::CreateSlots
                 | Job::ResumeReplay
+                | Job::SetSyncNames
                 | Job::RemoveUnfinished
                 | Job::SetAside,
             )
@@ -309,7 +312,12 @@ impl Snapshot {
     #[must_use]
     pub fn busy(&self) -> Option<&RunningJob> {
         self.job.as_ref().filter(|running| match running.job {
-            Job::Checkpoint | Job::CreateSlots | Job::ResumeReplay | Job::Follow | Job::DiscardOldCopy => false,
+            Job::Checkpoint
+            | Job::CreateSlots
+            | Job::ResumeReplay
+            | Job::SetSyncNames
+            | Job::Follow
+            | Job::DiscardOldCopy => false,
             Job::Bootstrap
             | Job::Clone { .. }
             | Job::Rewind { .. }

@@ -5,7 +5,7 @@ use proptest::collection::btree_map;
 use proptest::option;
 use proptest::prelude::*;
 use regent_core::cluster::*;
-use regent_core::config::{Config, Tags};
+use regent_core::config::{Config, SyncMode, Tags};
 use regent_core::failsafe::{Agreement, Notice, Promises, Topology};
 use regent_core::fixture::SYSTEM_ID;
 use regent_core::inspector::inspect;
@@ -93,8 +93,24 @@ fn view() -> impl Strategy<Value = ClusterView> {
             modified,
         }));
     let history = option::of(prop::collection::vec(line, 0..4));
-    (initialize, leader, members(), config, history, option::of(lsn()), promise).prop_map(
-        |(initialize, leader, members, config, history, optime, promise)| ClusterView {
+    let text = String::new();
+    let schedule = option::of(option::of(NOW - 30..NOW + 30))
+        .prop_map(move |at| at.map(|at| Schedule { at: at.map(std::time::Duration::from_secs), text: text.clone() }));
+    let failover = (option::of(name()), option::of(name()), schedule);
+    let failover = option::weighted(0.2, failover).prop_map(move |asked| {
+        asked.map(|(leader, candidate, schedule)| Failover { leader, candidate, schedule, modified })
+    });
+    let standbys = prop::collection::btree_set(name(), 0..3);
+    let sync = option::of((name(), standbys, 0..3_usize).prop_map(|(leader, standbys, quorum)| SyncState {
+        leader,
+        standbys,
+        quorum,
+    }));
+    (initialize, leader, members(), config, history, option::of(lsn()), promise, (failover, sync)).prop_map(
+        move |(initialize, leader, members, config, history, optime, promise, (failover, sync))| ClusterView {
+            failover,
+            sync,
+            sync_seen: Some(modified),
             revision: Revision(100),
             initialize,
             leader,
@@ -150,6 +166,7 @@ fn sql() -> impl Strategy<Value = SqlFacts> {
             started_at: String::new(),
             server_version: 150_000,
             slots: vec!["b".into()],
+            sync_names: String::new(),
             replication: Vec::new(),
             pending_restart: Vec::new(),
         },
@@ -197,6 +214,7 @@ fn job() -> impl Strategy<Value = Job> {
         Just(Job::Checkpoint),
         Just(Job::CreateSlots),
         Just(Job::ResumeReplay),
+        Just(Job::SetSyncNames),
         Just(Job::RemoveUnfinished),
         Just(Job::SetAside),
     ]
@@ -242,6 +260,12 @@ fn memory() -> impl Strategy<Value = Memory> {
                 checkpointed: None,
                 named: false,
                 last_position: None,
+                checkpoint_at: None,
+                primary_since: None,
+                sync_names: None,
+                set_sync_names: false,
+                ordered_since: None,
+                vacant_since: None,
                 rewinds: None,
                 since: None,
                 topology: Topology { members: [("a".into(), String::new())].into(), ..Topology::default() },
@@ -272,9 +296,12 @@ fn peers() -> impl Strategy<Value = Peers> {
 }
 
 fn snapshot() -> impl Strategy<Value = Snapshot> {
-    let config = (any::<(bool, bool, bool, bool)>(), prop::bool::weighted(0.2), 0u64..400, any::<(bool, bool, bool)>())
-        .prop_map(|((nofailover, check, boot, failsafe_mode), pause, start, (rewind, on_failure, on_divergence))| {
+    let mode = prop_oneof![3 => Just(SyncMode::Off), 1 => Just(SyncMode::On), 1 => Just(SyncMode::Quorum)];
+    let flags = (any::<(bool, bool, bool, bool)>(), any::<(bool, bool, bool)>());
+    let config = (flags, prop::bool::weighted(0.2), 0u64..400, mode).prop_map(
+        |(((nofailover, check, boot, failsafe_mode), (rewind, on_failure, on_divergence)), pause, start, mode)| {
             Config {
+                synchronous_mode: mode,
                 use_pg_rewind: rewind,
                 remove_on_rewind_failure: on_failure,
                 remove_on_divergence: on_divergence,
@@ -286,7 +313,8 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 primary_start_timeout: std::time::Duration::from_secs(start),
                 ..Config::of("a".into())
             }
-        });
+        },
+    );
     let dcs = prop_oneof![5 => view().prop_map(Ok), 1 => Just(Err(NoView::Unreachable("no answer".to_owned())))];
     let lease = (option::of(lease()), option::of(moment()))
         .prop_map(|(id, ends)| LeaseView { id, ends: ends.filter(|_| id.is_some()) });
@@ -304,6 +332,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
             let now = Instant(std::time::Duration::from_secs(NOW));
             Snapshot {
                 now,
+                wall: now.0,
                 dice,
                 config,
                 dcs,

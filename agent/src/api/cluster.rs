@@ -3,30 +3,46 @@
 use serde_json::{Map, Value, json};
 
 use regent_core::cluster::ClusterView;
-use regent_core::units::Lsn;
+use regent_core::config::SyncMode;
+use regent_core::sync::lists;
+use regent_core::units::{Lsn, MemberName};
 
 use crate::status::Status;
 
 /// The document, from the last view that could be read.
 pub(super) fn cluster(status: &Status, view: &ClusterView) -> Value {
-    let members: Vec<Value> = status.members.iter().map(|(name, stored)| member(name, stored, view)).collect();
+    let members: Vec<Value> =
+        status.members.iter().map(|(name, stored)| member(name, stored, view, status.synchronous_mode)).collect();
     let mut keys = Map::new();
     keys.insert("members".to_owned(), members.into());
     if status.pause {
         keys.insert("pause".to_owned(), true.into());
+    }
+    if let Some((asked, schedule)) = view.failover.as_ref().and_then(|f| Some((f, f.schedule.as_ref()?))) {
+        let names = [("from", &asked.leader), ("to", &asked.candidate)];
+        let at = [("at".to_owned(), schedule.text.as_str().into())];
+        let named = names.into_iter().filter_map(|(key, name)| Some((key.to_owned(), name.as_ref()?.as_str().into())));
+        keys.insert("scheduled_switchover".to_owned(), Value::Object(at.into_iter().chain(named).collect()));
     }
     keys.insert("scope".to_owned(), status.scope.as_str().into());
     Value::Object(keys)
 }
 
 /// One member, from its key as stored.
-fn member(name: &str, stored: &Value, view: &ClusterView) -> Value {
+fn member(name: &str, stored: &Value, view: &ClusterView, mode: SyncMode) -> Value {
     let leads = view.leader.as_ref().is_some_and(|leader| leader.name.as_str() == name);
     let mut keys = Map::new();
     let mut put = |key: &str, value: Value| keys.insert(key.to_owned(), value);
 
     put("name", name.into());
-    put("role", if leads { "leader" } else { "replica" }.into());
+    let listed = view.sync.as_ref().is_some_and(|sync| lists(&sync.standbys, &MemberName::from(name)));
+    let role = match mode {
+        _ if leads => "leader",
+        SyncMode::On if listed => "sync_standby",
+        SyncMode::Quorum if listed => "quorum_standby",
+        SyncMode::Off | SyncMode::On | SyncMode::Quorum => "replica",
+    };
+    put("role", role.into());
     let flow = stored.get("replication_state").filter(|_| !leads);
     put("state", flow.or_else(|| stored.get("state")).cloned().unwrap_or_default());
     put("api_url", stored.get("api_url").cloned().unwrap_or_default());

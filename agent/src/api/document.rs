@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use regent_core::config::SyncMode;
 use regent_core::postgres::{SqlFacts, WalSender};
 use regent_core::units::{Lsn, Timeline};
 use serde_json::{Map, Value, json};
@@ -26,6 +27,14 @@ pub(super) fn document(moment: &Moment<'_>) -> Value {
     if let Some(sql) = moment.sql() {
         put("server_version", sql.server_version.into());
         put("xlog", xlog(moment, sql));
+        let synchronous = match moment.synchronous() {
+            Some(SyncMode::On) => Some("sync_standby"),
+            Some(SyncMode::Quorum) => Some("quorum_standby"),
+            Some(SyncMode::Off) | None => None,
+        };
+        if let Some(kind) = synchronous {
+            put(kind, true.into());
+        }
         put("timeline", sql.timeline.map(|Timeline(number)| number).into());
         if let Some(state) = moment.replication_state() {
             put("replication_state", state.into());

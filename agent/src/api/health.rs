@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use http::StatusCode;
+use regent_core::config::SyncMode;
 use serde_json::Value;
 
 use super::json;
@@ -31,8 +32,7 @@ use Match::{Contains, ContainsWithout, Is};
 
 /// The first row that fits the path decides; `/` counts as `/primary`; none: 503.
 ///
-/// No member is ever listed as synchronous, since the synchronous modes do not exist here yet: what asks for one is
-/// `never`, and the leader's side of the `read-only-*` family follows `/primary` (W9).
+/// The leader's side of the `read-only-*` family follows `/primary` (W9).
 const CHECKS: [Check; 11] = [
     Check { path: Contains(&["standby_leader", "standby-leader"]), holds: never, tags: false },
     Check { path: Contains(&["leader"]), holds: primary, tags: false },
@@ -40,11 +40,15 @@ const CHECKS: [Check; 11] = [
     Check { path: Contains(&["replica"]), holds: replica, tags: true },
     Check { path: ContainsWithout("read-only", &["sync", "quorum"]), holds: readable, tags: true },
     Check { path: Contains(&["health"]), holds: running, tags: true },
-    Check { path: Is(&["/sync", "/synchronous"]), holds: never, tags: true },
-    Check { path: Is(&["/quorum"]), holds: never, tags: true },
-    Check { path: Is(&["/async", "/asynchronous"]), holds: replica, tags: true },
-    Check { path: Is(&["/read-only-quorum"]), holds: primary, tags: true },
-    Check { path: Is(&["/read-only-sync", "/read-only-synchronous"]), holds: primary, tags: true },
+    Check { path: Is(&["/sync", "/synchronous"]), holds: sync, tags: true },
+    Check { path: Is(&["/quorum"]), holds: quorum, tags: true },
+    Check { path: Is(&["/async", "/asynchronous"]), holds: asynchronous, tags: true },
+    Check { path: Is(&["/read-only-quorum"]), holds: |ask| primary(ask) || quorum(ask), tags: true },
+    Check {
+        path: Is(&["/read-only-sync", "/read-only-synchronous"]),
+        holds: |ask| primary(ask) || sync(ask),
+        tags: true,
+    },
 ];
 
 impl Match {
@@ -107,6 +111,18 @@ fn primary(ask: &Ask<'_>) -> bool {
 
 fn running(ask: &Ask<'_>) -> bool {
     ask.moment.is_running()
+}
+
+fn sync(ask: &Ask<'_>) -> bool {
+    ask.moment.synchronous() == Some(SyncMode::On) && replica(ask)
+}
+
+fn quorum(ask: &Ask<'_>) -> bool {
+    ask.moment.synchronous() == Some(SyncMode::Quorum) && replica(ask)
+}
+
+fn asynchronous(ask: &Ask<'_>) -> bool {
+    ask.moment.synchronous().is_none() && replica(ask)
 }
 
 fn readable(ask: &Ask<'_>) -> bool {

@@ -1,6 +1,7 @@
 //! `/metrics` (rest-api.md section 10): Prometheus' text format 0.0.4, by hand, so that integers stay exact and names and
 //! label order are the peer's. Made of the same [`Moment`] as the status document: the two cannot disagree.
 
+use regent_core::config::SyncMode;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -36,8 +37,12 @@ const METRICS: [Metric; 36] = [
     }),
     gauge("patroni_standby_leader", "1 if the role is standby_leader.", |m| flag(m.role() == "standby_leader")),
     gauge("patroni_replica", "1 if the role is replica.", |m| flag(m.role() == "replica")),
-    gauge("patroni_sync_standby", "1 if this is a synchronous standby.", |_| zero()),
-    gauge("patroni_quorum_standby", "1 if this is a quorum standby.", |_| zero()),
+    gauge("patroni_sync_standby", "1 if this is a synchronous standby.", |m| {
+        flag(m.synchronous() == Some(SyncMode::On))
+    }),
+    gauge("patroni_quorum_standby", "1 if this is a quorum standby.", |m| {
+        flag(m.synchronous() == Some(SyncMode::Quorum))
+    }),
     counter("patroni_xlog_received_location", "Received position of a standby, bytes.", |m| {
         m.standby_positions().map_or_else(zero, |(received, _)| received.0.to_string())
     }),

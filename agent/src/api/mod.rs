@@ -8,7 +8,7 @@
 //!                                              └─► commands ──► the agent's loop
 //! ```
 //!
-//! **Invariant:** between a request and its answer nothing waits on PostgreSQL, etcd, a file or the loop. The server has a
+//! **Invariant:** between a read and its answer nothing waits on PostgreSQL, etcd, a file or the loop. The server has a
 //! thread and a runtime of its own, so that an agent that is stuck still answers, and answers the truth: what ends by
 //! the passing of time (the lease, the freshness of the Status) is compared with the clock at each request (promise P5).
 
@@ -35,6 +35,7 @@ mod metrics;
 mod moment;
 mod params;
 mod pgtime;
+mod requests;
 mod routes;
 mod wire;
 
@@ -53,6 +54,13 @@ pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 pub enum Command {
     /// Read the configuration file again and apply it (rest-api.md section 13).
     Reload,
+    /// Write this into etcd, and say what came of it: the client waits for the answer.
+    Write {
+        /// What.
+        write: regent_dcs::Write,
+        /// What came of it.
+        reply: oneshot::Sender<Result<regent_dcs::Written, regent_dcs::DcsError>>,
+    },
 }
 
 /// What a listener is made of; a change needs a new one ([`spawn`] after [`Server::shutdown`]).

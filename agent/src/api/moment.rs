@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use regent_core::cluster::{ClusterView, FailsafeKey};
+use regent_core::config::SyncMode;
 use regent_core::failsafe::Agreement;
 use regent_core::postgres::SqlFacts;
-use regent_core::units::{Instant, Lsn};
+use regent_core::sync::lists;
+use regent_core::units::{Instant, Lsn, MemberName};
 
 use crate::status::{Role, State, Status};
 
@@ -104,6 +106,14 @@ impl<'a> Moment<'a> {
         let may_lead = self.holds_lock() || (self.view().is_none() && self.status.pause);
         let takes_writes = self.is_running() && self.sql().is_some_and(|sql| !sql.in_recovery);
         may_lead && takes_writes && !self.status.demoting
+    }
+
+    /// This standby has every acknowledged commit (`On`), or is one of those of whom any so many have (`Quorum`).
+    pub(super) fn synchronous(&self) -> Option<SyncMode> {
+        let mode = self.status.synchronous_mode;
+        let sync = self.view().and_then(|view| view.sync.as_ref()).filter(|_| mode != SyncMode::Off)?;
+        let standby = self.sql().is_some_and(|sql| sql.in_recovery);
+        (standby && lists(&sync.standbys, &MemberName::from(self.status.name.as_str()))).then_some(mode)
     }
 
     /// How the log arrives: `streaming`, `in archive recovery`, or nothing of both.

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::moment::Moment;
 use super::params::Params;
+use super::requests::{self, Action};
 use super::{App, Command, cluster, document, health, json, metrics, wire};
 
 /// A question that is answered from the Status.
@@ -50,9 +51,9 @@ const CALLS: [(Method, &str, Call); 13] = [
     (Method::PUT, "config", Call::NotYet),
     (Method::POST, "restart", Call::NotYet),
     (Method::DELETE, "restart", Call::NotYet),
-    (Method::POST, "switchover", Call::NotYet),
-    (Method::DELETE, "switchover", Call::NotYet),
-    (Method::POST, "failover", Call::NotYet),
+    (Method::POST, "switchover", Call::Request(Action::Switchover)),
+    (Method::DELETE, "switchover", Call::Cancel),
+    (Method::POST, "failover", Call::Request(Action::Failover)),
     (Method::POST, "reinitialize", Call::NotYet),
 ];
 
@@ -65,6 +66,10 @@ enum Call {
     Nothing(StatusCode, &'static str),
     /// The same, and needs a body that is a JSON object.
     NothingWithBody(StatusCode, &'static str),
+    /// Asks for another leader, and needs a body.
+    Request(Action),
+    /// Takes back what was scheduled.
+    Cancel,
     /// A primary without etcd asks us to agree that it goes on (rest-api.md section 17).
     Agree,
     /// Known to the contract and not built yet.
@@ -190,6 +195,11 @@ async fn call(app: &App, policy: &super::Policy, parts: &http::request::Parts, b
             Ok(_) => wire::message(status, text),
             Err((status, why)) => wire::error_page(status, why),
         },
+        Call::Request(action) => match json_object(&parts.headers, body).await {
+            Ok(body) => requests::request(app, action, &body).await,
+            Err((status, why)) => wire::error_page(status, why),
+        },
+        Call::Cancel => requests::cancel(app).await,
         Call::Agree => agree(app, parts, body).await,
         Call::NotYet => {
             let text = format!("{method} /{name} is not supported by this version of Regent; nothing was done");

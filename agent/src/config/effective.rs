@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use regent_core::config::Config;
+use regent_core::config::{Config, SyncMode};
 use regent_core::units::MemberName;
 use regent_pgctl::Settings;
 use serde_json::Map;
@@ -80,6 +80,13 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
         pause: word("pause"),
         may_bootstrap: local.may_bootstrap,
         use_slots: found.settings.use_slots,
+        synchronous_mode: sync_mode(dynamic),
+        synchronous_mode_strict: word("synchronous_mode_strict"),
+        synchronous_node_count: usize::try_from(number(&["synchronous_node_count"], 1)).unwrap_or(1),
+        maximum_lag_on_syncnode: get("maximum_lag_on_syncnode")
+            .and_then(values::integer)
+            .and_then(|lag| u64::try_from(lag).ok())
+            .filter(|lag| *lag > 0),
         use_pg_rewind: found.repair.use_pg_rewind,
         remove_on_rewind_failure: found.repair.remove_on_failure,
         remove_on_divergence: found.repair.remove_on_divergence,
@@ -107,6 +114,16 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
         standby_cluster,
         warnings: report.warnings,
     })
+}
+
+/// `synchronous_mode`: a boolean, or the text `quorum`. What cannot be read is off.
+pub(super) fn sync_mode(dynamic: Option<&Node>) -> SyncMode {
+    let Some(node) = dynamic.and_then(|dynamic| dynamic.get("synchronous_mode")) else { return SyncMode::Off };
+    match values::word(node) {
+        Some(true) => SyncMode::On,
+        None if node.written().is_some_and(|text| text.eq_ignore_ascii_case("quorum")) => SyncMode::Quorum,
+        Some(false) | None => SyncMode::Off,
+    }
 }
 
 fn seconds(seconds: i64) -> Duration {

@@ -113,17 +113,17 @@ const SECTIONS: &[Keys] = &[
             "primary_start_timeout",
             "master_start_timeout",
             "check_timeline",
+            "synchronous_mode",
+            "synchronous_mode_strict",
+            "synchronous_node_count",
+            "maximum_lag_on_syncnode",
             "failsafe_mode",
             "pause",
             "postgresql",
         ],
         later: &[
-            "maximum_lag_on_syncnode",
             "primary_stop_timeout",
             "master_stop_timeout",
-            "synchronous_mode",
-            "synchronous_mode_strict",
-            "synchronous_node_count",
             "max_timelines_history",
             "member_slots_ttl",
             "slots",
@@ -295,9 +295,7 @@ fn asks_for_something(key: &str, node: &Node) -> bool {
         "verify_client" => node.written().is_some_and(|mode| !mode.eq_ignore_ascii_case("none")),
         "server_tokens" => node.written().is_some_and(|tokens| !tokens.eq_ignore_ascii_case("original")),
         "config_base_name" => node.written().is_some_and(|name| name != "postgresql"),
-        "synchronous_node_count" => number_other_than(1),
         "member_slots_ttl" => number_other_than(1800),
-        "maximum_lag_on_syncnode" => values::integer(node).is_some_and(|lag| lag > 0),
         _ => node.is_truthy() && values::word(node) != Some(false),
     }
 }
@@ -333,10 +331,10 @@ mod tests {
         let loud = found(
             "{watchdog: {mode: required, driver: x}, bootstrap: {method: pgbackrest, pgbackrest: {command: x}, dcs: {slots: {a: b}}},
              postgresql: {use_pg_rewind: true, create_replica_methods: [wal_g, basebackup], wal_g: {command: y}}}",
-            "{synchronous_mode: on, synchronous_mode_strict: false, slots: {a: {type: physical}}, failsafe_mode: 'off',
+            "{synchronous_mode: on, slots: {a: {type: physical}}, failsafe_mode: 'off',
              pg_version: 15, postgresql: {use_pg_rewind: true, callbacks: {}}}",
         );
-        let want = ["bootstrap.method", "postgresql.create_replica_methods", "synchronous_mode", "slots"];
+        let want = ["bootstrap.method", "postgresql.create_replica_methods", "slots"];
         assert_eq!(loud.later, want);
         assert_eq!(loud.unknown, Vec::<String>::new());
         let quiet = found(

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use regent_core::config::SyncMode;
 use regent_pgctl::Settings;
 use regent_pgctl::settings::Credentials;
 
@@ -110,6 +111,8 @@ pub(super) fn read(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Rep
         post_bootstrap: bootstrap.text("post_bootstrap", report).or_else(|| bootstrap.text("post_init", report)),
         recovery_conf: recovery_conf(&pg, parameters.recovery, report),
         use_slots: use_slots(dynamic),
+        synchronous: super::effective::sync_mode(dynamic) != SyncMode::Off,
+        sync_names: None,
         custom_conf: pg.text("custom_conf", report).map(|path| absolute(&path)),
         pg_ctl_timeout: pg.number("pg_ctl_timeout", 0, report).unwrap_or(60),
     };

@@ -58,9 +58,6 @@ fn calls_without_effect_answer_as_the_contract_says() {
 fn what_is_not_there_says_so_and_does_nothing() {
     let mut node = Node::with(replica());
     for (method, path) in [
-        ("POST", "/switchover"),
-        ("DELETE", "/switchover"),
-        ("POST", "/failover"),
         ("POST", "/restart"),
         ("DELETE", "/restart"),
         ("POST", "/reinitialize"),

@@ -11,6 +11,7 @@ use regent::failsafe::Door;
 use regent::guardian;
 use regent::status::{Role, State, Status};
 use regent_core::cluster::{self, ClusterView, LeaderKey};
+use regent_core::config::SyncMode;
 use regent_core::postgres::{SqlFacts, WalSender};
 use regent_core::units::{Instant, LeaseId, Lsn, Revision, SystemId, Timeline};
 use serde_json::Map;
@@ -140,6 +141,7 @@ pub(crate) fn standby_sql() -> SqlFacts {
         started_at: "2026-11-21 00:17:47.006407+00".to_owned(),
         server_version: 150_020,
         slots: vec![],
+        sync_names: String::new(),
         replication: vec![],
         pending_restart: vec![],
     }
@@ -153,6 +155,7 @@ pub(crate) fn sender(name: &str) -> WalSender {
         state: "streaming".to_owned(),
         sync_state: "async".to_owned(),
         sync_priority: 0,
+        position: None,
     }
 }
 
@@ -189,6 +192,8 @@ pub(crate) fn replica() -> Status {
         failover_priority: 1,
         system_id: Some(SystemId(7_710_412_321_611_215_563)),
         maximum_lag_on_failover: 1_048_576,
+        synchronous_mode: SyncMode::Off,
+        loop_wait: secs(10),
         ttl: secs(30),
         next_turn_due: NOW + secs(10),
         guardian: Some(guardian::View { met: true, pid: 77, ..guardian::View::default() }),

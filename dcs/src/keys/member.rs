@@ -31,11 +31,14 @@ pub(super) fn from_object(object: &Map<String, Value>) -> Member {
 
 fn tags(tags: &Map<String, Value>) -> MemberTags {
     let flag = |name: &str| tags.get(name).and_then(lenient::boolean);
+    let sync_priority = tags.get("sync_priority").and_then(lenient::signed);
     let failover_priority = tags.get("failover_priority").and_then(lenient::signed);
     MemberTags {
         // With the boolean present the boolean wins.
         nofailover: flag("nofailover").unwrap_or(failover_priority.is_some_and(|priority| priority <= 0)),
         failover_priority,
+        nosync: flag("nosync").unwrap_or(sync_priority.is_some_and(|priority| priority <= 0)),
+        sync_priority,
         clonefrom: flag("clonefrom") == Some(true),
         nostream: flag("nostream") == Some(true),
         replicatefrom: tags.get("replicatefrom").and_then(lenient::text).map(MemberName),

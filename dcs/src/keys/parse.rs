@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 
 use regent_core::cluster::{
-    ClusterView, ConfigKey, FailsafeKey, HistoryLine, Initialize, LeaderKey, Member, Promise, PromiseKey, Status,
+    ClusterView, ConfigKey, Failover, FailsafeKey, HistoryLine, Initialize, LeaderKey, Member, Promise, PromiseKey,
+    Schedule, Status, SyncState,
 };
 use regent_core::units::{Lsn, MemberName, Revision, Timeline, WalPosition};
 use serde_json::Value;
 
-use super::{CONFIG, FAILSAFE, HISTORY, INITIALIZE, LEADER, MEMBERS, OPTIME, PROMISE, RawKey, STATUS, lenient, member};
+use super::{
+    CONFIG, FAILOVER, FAILSAFE, HISTORY, INITIALIZE, LEADER, MEMBERS, OPTIME, PROMISE, RawKey, STATUS, SYNC, lenient,
+    member,
+};
 use crate::Read;
 
 /// Parses every key of one consistent read. Never fails: see the module's head.
@@ -55,6 +59,11 @@ impl Parser {
             }
             CONFIG => self.config(key),
             HISTORY => self.history(key.value),
+            SYNC => {
+                view.sync_seen = Some(key.modified);
+                sync(key.value).map(|state| view.sync = state)
+            }
+            FAILOVER => failover(key).map(|request| view.failover = request),
             STATUS => status(key.value, self.status.get_or_insert_default()),
             OPTIME => optime(key.value).map(|optime| self.optime = Some(optime)),
             PROMISE => {
@@ -223,6 +232,38 @@ fn optime(value: &[u8]) -> Result<Status, String> {
     let number = str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
     let lsn = number.map(Lsn).ok_or("want a decimal position")?;
     Ok(Status { optime: Some(lsn), ..Status::default() })
+}
+
+/// Without a leader it is not active, and nothing else in it counts.
+fn sync(value: &[u8]) -> Result<Option<SyncState>, String> {
+    let value = json(value)?;
+    let object = value.as_object().ok_or_else(|| format!("want a JSON object, have {}", kind(&value)))?;
+    let Some(leader) = object.get("leader").and_then(lenient::text).map(MemberName) else { return Ok(None) };
+    let names = object.get("sync_standby").and_then(lenient::text).unwrap_or_default();
+    let standbys = names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(MemberName::from).collect();
+    let quorum = object.get("quorum").and_then(lenient::unsigned).and_then(|number| usize::try_from(number).ok());
+    Ok(Some(SyncState { leader, standbys, quorum: quorum.unwrap_or(0) }))
+}
+
+/// `{}` asks for nothing, and so does whatever cannot be understood. `leader:candidate` is the form of old agents.
+fn failover(key: &RawKey<'_>) -> Result<Option<Failover>, String> {
+    let name = |text: &str| (!text.is_empty()).then(|| MemberName::from(text));
+    let request = match json(key.value) {
+        Ok(Value::Object(object)) => {
+            let text = |field: &str| object.get(field).and_then(lenient::text);
+            let schedule =
+                text("scheduled_at").map(|text| super::schedule(&text).unwrap_or(Schedule { at: None, text }));
+            let (leader, candidate) = (text("leader").map(MemberName), text("member").map(MemberName));
+            Failover { leader, candidate, schedule, modified: key.modified }
+        }
+        Ok(other) => return Err(format!("want a JSON object, have {}", kind(&other))),
+        Err(error) => {
+            let text = str::from_utf8(key.value).map_err(|_| "not UTF-8".to_owned())?;
+            let (leader, candidate) = text.trim().split_once(':').ok_or(error)?;
+            Failover { leader: name(leader), candidate: name(candidate), schedule: None, modified: key.modified }
+        }
+    };
+    Ok((request.leader.is_some() || request.candidate.is_some()).then_some(request))
 }
 
 /// All or nothing: half a topology would leave out somebody who must be asked.

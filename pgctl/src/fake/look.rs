@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use regent_core::postgres::{DataDir, PgState, Present, Probe, Process, SqlFacts, Upstream, WalSender};
+use regent_core::sync::Waits;
 use regent_core::units::Lsn;
 
 use super::wal::timestamp;
@@ -63,13 +64,18 @@ fn facts(world: &World, index: usize, server: &Server, cluster: &Cluster) -> Sql
         let link = other.server.as_ref().and_then(|server| server.link);
         link.is_some_and(|link| link.upstream == index && link.pid == server.pid)
     };
+    let waits = Waits::parse(&cluster.sync_names);
     let sender = |other: &Node| WalSender {
         usename: "replicator".to_owned(),
         application_name: other.name.0.clone(),
         client_addr: Some(host(host_and_port(&other.conn_url)).to_owned()),
         state: "streaming".to_owned(),
-        sync_state: "async".to_owned(),
-        sync_priority: 0,
+        sync_state: waits.state_of(&other.name.0).to_owned(),
+        sync_priority: i32::from(waits.state_of(&other.name.0) != "async"),
+        position: match &other.data {
+            Data::Present(theirs) => Some(theirs.log.end()),
+            Data::Empty | Data::Unfinished | Data::HalfRewound => None,
+        },
     };
     SqlFacts {
         in_recovery: standby,
@@ -86,6 +92,7 @@ fn facts(world: &World, index: usize, server: &Server, cluster: &Cluster) -> Sql
         started_at: timestamp(server.started_at, ' ', "+00"),
         server_version: SERVER_VERSION,
         slots: cluster.slots.iter().cloned().collect(),
+        sync_names: cluster.sync_names.clone(),
         replication: world.nodes.iter().filter(receives).map(sender).collect(),
         pending_restart: Vec::new(),
     }

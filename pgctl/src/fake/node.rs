@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use regent_core::postgres::{PgState, StopMode, Upstream};
-use regent_core::units::{Lsn, MemberName, Timeline};
+use regent_core::sync::Waits;
+use regent_core::units::{Lsn, MemberName, SystemId, Timeline};
 
 use super::look::look;
 use super::wal::{CHECKPOINT_BYTES, Kind, WRITE_BYTES};
-use super::world::{Build, Cluster, Data, Node, Phase, Server, World};
+use super::world::{Build, Cluster, Data, Node, Phase, Server, Waiting, World};
 use super::{FakeNetwork, Timings, Transition};
 use crate::settings::Settings;
 use crate::{PgError, Postgres};
@@ -16,6 +17,8 @@ use crate::{PgError, Postgres};
 const START_GRACE: Duration = Duration::from_secs(1);
 /// The longest wait for a promotion.
 const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
+/// Until every WAL sender has read its configuration again.
+const RELOAD: Duration = Duration::from_millis(500);
 /// What every clone copies, for its progress.
 const CLONE_BYTES: u64 = 1_000_000_000;
 
@@ -38,6 +41,9 @@ pub enum Rejected {
     /// A standby.
     #[error("cannot execute INSERT in a read-only transaction")]
     ReadOnly,
+    /// The write was done, and its acknowledgement waits for a standby.
+    #[error("waiting for synchronous replication")]
+    Waits,
     /// No answer came; the write did not happen either.
     #[error("no answer")]
     NoAnswer,
@@ -64,6 +70,12 @@ impl FakePostgres {
         });
     }
 
+    /// The member whose server this is.
+    #[must_use]
+    pub fn name(&self) -> MemberName {
+        self.node(|node| node.name.clone())
+    }
+
     // ---- a client
 
     /// Writes; an acknowledged write is in this node's log, and nowhere else yet.
@@ -78,8 +90,15 @@ impl FakePostgres {
             if server.in_recovery {
                 return Err(Rejected::ReadOnly);
             }
-            let timeline = cluster.log.timeline();
-            Ok(world.write(index, Kind::Write(id), bytes, timeline))
+            let (timeline, pid) = (cluster.log.timeline(), server.pid);
+            let alone = cluster.waits(world.now).iter().any(|waits| waits.numsync == 0 && !waits.blocked);
+            let end = world.write(index, Kind::Write(id), bytes, timeline);
+            if alone {
+                return Ok(end);
+            }
+            let record = world.records.len().saturating_sub(1);
+            world.waiting.push(Waiting { node: index, pid, record, write: id });
+            Err(Rejected::Waits)
         })
     }
 
@@ -103,6 +122,15 @@ impl FakePostgres {
         })
     }
 
+    /// Which cluster this node's data belongs to, if it has any.
+    #[must_use]
+    pub fn system_id(&self) -> Option<SystemId> {
+        self.node(|node| match &node.data {
+            Data::Present(cluster) => Some(cluster.control.system_id),
+            Data::Empty | Data::Unfinished | Data::HalfRewound => None,
+        })
+    }
+
     /// It runs, accepts connections and is in recovery.
     #[must_use]
     pub fn is_standby(&self) -> bool {
@@ -118,6 +146,15 @@ impl FakePostgres {
         self.node(|node| match &node.data {
             Data::Present(cluster) => Some((cluster.log.timeline(), cluster.log.end())),
             Data::Empty | Data::Unfinished | Data::HalfRewound => None,
+        })
+    }
+
+    /// What a commit may be acknowledged by at this instant; each of them is enough, as WAL senders reload one by one.
+    #[must_use]
+    pub fn waits(&self) -> Vec<Waits> {
+        self.with(|world, index| match &world.nodes[index].data {
+            Data::Present(cluster) => cluster.waits(world.now),
+            Data::Empty | Data::Unfinished | Data::HalfRewound => Vec::new(),
         })
     }
 
@@ -197,6 +234,11 @@ impl FakePostgres {
     /// The next `count` rewinds fail, before they change anything.
     pub fn fail_rewinds(&self, count: u32) {
         self.node(|node| node.failing_rewinds = count);
+    }
+
+    /// The next `count` rewinds fail when they have begun to change the data directory.
+    pub fn break_rewinds(&self, count: u32) {
+        self.node(|node| node.breaking_rewinds = count);
     }
 
     /// Neither checksums nor `wal_log_hints`: pg_rewind is impossible.
@@ -417,6 +459,11 @@ impl Postgres for FakePostgres {
                 return Ok(true);
             }
             world.give_up_copy(index, Data::HalfRewound);
+            let node = &mut world.nodes[index];
+            if let Some(left) = node.breaking_rewinds.checked_sub(1) {
+                node.breaking_rewinds = left;
+                return Err(failed("pg_rewind", "planned fault, halfway".to_owned()));
+            }
             Ok(false)
         })?;
         if !nothing_to_do {
@@ -530,6 +577,16 @@ impl Postgres for FakePostgres {
 
     async fn resume_replay(&self) -> Result<(), PgError> {
         self.accepting("pg_wal_replay_resume", |world, index| world.nodes[index].replay_paused = false)
+    }
+
+    async fn set_sync_names(&self, names: Option<&str>) -> Result<(), PgError> {
+        self.accepting("synchronous_standby_names", |world, index| {
+            if let Data::Present(cluster) = &mut world.nodes[index].data {
+                let before = std::mem::replace(&mut cluster.sync_names, names.unwrap_or_default().to_owned());
+                cluster.sync_before = Some((before, world.now.saturating_add(RELOAD)));
+                world.changed = true;
+            }
+        })
     }
 
     async fn create_slots(&self, names: &[String]) -> Result<(), PgError> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use regent_core::postgres::Upstream;
+use regent_core::sync::Waits;
 
 use super::Transition;
 use super::wal::Entry;
@@ -45,12 +46,43 @@ impl World {
             }
         }
         self.settled = self.now;
+        self.acknowledge();
         self.fail_builds();
         for index in 0..self.nodes.len() {
             let writable = self.nodes[index].can_write();
             if writable != self.nodes[index].was_writable {
                 self.nodes[index].was_writable = writable;
                 self.report(index, if writable { Transition::Writable } else { Transition::NotWritable });
+            }
+        }
+    }
+
+    /// Ends the waiting of clients whose writes are where they must be.
+    fn acknowledge(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            let node = &self.nodes[waiting.node];
+            let alive = node.server.as_ref().is_some_and(|server| server.pid == waiting.pid);
+            let Data::Present(cluster) = &node.data else { continue };
+            if !alive {
+                continue; // Its client was cut off.
+            }
+            let has = |waits: &Waits, other: &&Node| {
+                let link = other.server.as_ref().and_then(|server| server.link);
+                let streams = link.is_some_and(|l| l.upstream == waiting.node && l.pid == waiting.pid && l.is_live());
+                let Data::Present(theirs) = &other.data else { return false };
+                streams
+                    && waits.names.contains(&other.name.as_str().to_ascii_lowercase())
+                    && theirs.log.has(waiting.record)
+            };
+            let enough = |waits: &Waits| {
+                let have = self.nodes.iter().filter(|other| has(waits, other)).count();
+                (!waits.blocked && have >= waits.numsync).then_some(waits.numsync > 0)
+            };
+            let by = cluster.waits(self.now).iter().find_map(enough);
+            match by.filter(|_| !node.stalled()) {
+                None => self.waiting.push(waiting),
+                Some(true) => self.acknowledged.push(waiting.write),
+                Some(false) => {} // Nobody waits any more, and nobody has promised anything.
             }
         }
     }
@@ -213,6 +245,11 @@ impl World {
 }
 
 impl Link {
+    /// Acknowledgements come through.
+    fn is_live(&self) -> bool {
+        self.silent.is_none()
+    }
+
     fn is_other_than(&self, old: &Link) -> bool {
         (self.upstream, self.pid, self.since) != (old.upstream, old.pid, old.since)
     }

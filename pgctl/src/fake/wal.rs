@@ -101,6 +101,11 @@ impl Log {
         self.entries.last().map(|entry| &entry.record)
     }
 
+    /// This record is in it.
+    pub(super) fn has(&self, record: usize) -> bool {
+        self.entries.iter().rev().any(|entry| entry.record.id == record)
+    }
+
     /// The position behind the last record.
     pub(super) fn end(&self) -> Lsn {
         self.last().map_or(FIRST_LSN, |record| record.end)

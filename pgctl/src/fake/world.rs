@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use regent_core::postgres::{ClusterState, ControlData, Upstream};
+use regent_core::sync::Waits;
 use regent_core::units::{Lsn, MemberName, SystemId, Timeline};
 
 use super::Timings;
@@ -41,8 +42,21 @@ pub(super) struct World {
     pub(super) outbox: VecDeque<(MemberName, Transition)>,
     /// Observers are being called: time stands still.
     pub(super) dispatching: bool,
+    /// Writes that wait for a standby.
+    pub(super) waiting: Vec<Waiting>,
+    /// Ids of the writes that were acknowledged because a standby had them.
+    pub(super) acknowledged: Vec<u64>,
     /// Something happened that a waiting future may care for.
     pub(super) changed: bool,
+}
+
+/// A write whose client waits for its acknowledgement.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    pub(super) node: usize,
+    pub(super) pid: u32,
+    pub(super) record: usize,
+    pub(super) write: u64,
 }
 
 /// One machine.
@@ -61,6 +75,7 @@ pub(super) struct Node {
     pub(super) failing_starts: u32,
     pub(super) failing_clones: u32,
     pub(super) failing_rewinds: u32,
+    pub(super) breaking_rewinds: u32,
     /// A directory was moved aside.
     pub(super) old_copy: bool,
     pub(super) settings: Option<Settings>,
@@ -89,6 +104,10 @@ pub(super) struct Cluster {
     pub(super) backup_label: bool,
     pub(super) slots: BTreeSet<String>,
     pub(super) upstream: Upstream,
+    /// `synchronous_standby_names`
+    pub(super) sync_names: String,
+    /// What it was before, until when WAL senders may still go by it.
+    pub(super) sync_before: Option<(String, Duration)>,
 }
 
 /// A postmaster and its children.
@@ -166,6 +185,7 @@ impl World {
             failing_starts: 0,
             failing_clones: 0,
             failing_rewinds: 0,
+            breaking_rewinds: 0,
             old_copy: false,
             settings: None,
             build: None,
@@ -266,6 +286,8 @@ impl World {
             backup_label: false,
             slots: BTreeSet::new(),
             upstream: Upstream::Nobody,
+            sync_names: String::new(),
+            sync_before: None,
         }));
         self.write(node, Kind::Checkpoint, CHECKPOINT_BYTES, Timeline(1));
         self.spawn(node, false, Phase::Accepting);
@@ -461,6 +483,12 @@ impl World {
 }
 
 impl Cluster {
+    /// What a commit may be acknowledged by at this instant: each of them is enough.
+    pub(super) fn waits(&self, now: Duration) -> Vec<Waits> {
+        let before = self.sync_before.as_ref().filter(|(_, until)| now < *until).map(|(names, _)| names);
+        [Some(&self.sync_names), before].into_iter().flatten().map(|names| Waits::parse(names)).collect()
+    }
+
     pub(super) fn checkpointed(&mut self, record: &Record) {
         self.control.checkpoint = record.start;
         self.control.checkpoint_end = (record.kind == Kind::ShutdownCheckpoint).then_some(record.end);

@@ -157,6 +157,8 @@ impl Real {
             post_bootstrap: None,
             recovery_conf: BTreeMap::new(),
             use_slots: true,
+            synchronous: false,
+            sync_names: None,
             custom_conf: None,
             pg_ctl_timeout: 60,
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use regent_core::config::Config;
+use regent_core::config::{Config, SyncMode};
 use regent_core::rules::{GUARDS, TABLES};
 
 use super::ScriptError;
@@ -85,6 +85,16 @@ impl<'a> Script<'a> {
                 "ttl" => self.shape.ttl = time(value)?,
                 "loop_wait" => self.shape.loop_wait = time(value)?,
                 "retry_timeout" => self.shape.retry_timeout = time(value)?,
+                "synchronous_mode" => {
+                    self.shape.synchronous = if value == "quorum" {
+                        SyncMode::Quorum
+                    } else if on(value)? {
+                        SyncMode::On
+                    } else {
+                        SyncMode::Off
+                    };
+                }
+                "synchronous_mode_strict" => self.shape.strict = on(value)?,
                 "stop_budget" => self.shape.stop_budget = time(value)?,
                 "failsafe_mode" => self.shape.failsafe = value == "on",
                 _ => {
@@ -153,6 +163,10 @@ pub(super) fn setting(word: &str) -> Result<Setting, String> {
         "maximum_lag_on_failover" => {
             let value = number(value)?;
             Box::new(move |config| config.maximum_lag_on_failover = value)
+        }
+        "synchronous_node_count" => {
+            let value = usize::try_from(number(value)?).map_err(|error| error.to_string())?;
+            Box::new(move |config| config.synchronous_node_count = value)
         }
         "check_timeline" => {
             let value = on(value)?;

@@ -8,7 +8,7 @@ use regent_core::postgres::{StopMode, Upstream};
 use regent_core::units::Timeline;
 use regent_dcs::memory::Trip;
 use regent_pgctl::Postgres;
-use regent_pgctl::fake::{FakePostgres, Transition};
+use regent_pgctl::fake::{FakePostgres, Rejected, Transition};
 use serde_json::{Value, json};
 
 use super::parse::{Script, number, on, setting, tag, time};
@@ -289,7 +289,11 @@ impl Stage {
             None => server.insert(id),
             Some(bytes) => server.insert_bytes(id, bytes),
         };
-        answer.map(|_| ()).map_err(|rejected| format!("{name}: {rejected}"))
+        match answer {
+            // It is done where it was written, and waits for its acknowledgement.
+            Ok(_) | Err(Rejected::Waits) => Ok(()),
+            Err(rejected) => Err(format!("{name}: {rejected}")),
+        }
     }
 
     /// Clients that write to every member all the time, also to the wrong ones, and ask who calls itself primary.
@@ -300,6 +304,7 @@ impl Stage {
         }
         let nodes: Vec<_> = self.world.nodes.values().map(|node| node.postgres.clone()).collect();
         let (network, watch, check) = (self.world.network.clone(), self.watch.clone(), self.world.primary_check());
+        let store = self.world.store.clone();
         let (writing, written) = (self.writing.clone(), self.written.clone());
         tokio::task::spawn_local(async move {
             while writing.get() {
@@ -310,10 +315,9 @@ impl Stage {
                 }
                 for node in &nodes {
                     written.set(written.get() + 1);
-                    if node.insert(written.get()).is_ok() {
-                        watch.one_writer(&network, network.now());
-                    }
+                    watch.wrote(&network, &store, node, written.get());
                 }
+                watch.sync_is_sound(&network, &store);
             }
         });
     }

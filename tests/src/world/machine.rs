@@ -159,6 +159,8 @@ fn settings(name: &str) -> Settings {
         post_bootstrap: None,
         recovery_conf: BTreeMap::new(),
         use_slots: true,
+        synchronous: false,
+        sync_names: None,
         custom_conf: None,
         pg_ctl_timeout: 60,
     }

@@ -14,4 +14,6 @@ mod guardian;
 mod peer_tool;
 mod rewind;
 mod support;
+mod switchover;
+mod synchronous;
 mod watchdog;

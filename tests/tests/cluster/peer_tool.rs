@@ -11,7 +11,7 @@ use crate::support::{PATIENCE, loudly, turn};
 const PACKAGES: [&str; 2] = ["patroni[etcd3]==4.1.5", "psycopg2-binary"];
 
 /// The tool, installed once into a directory beside the build's; or why that cannot be.
-fn patronictl() -> Result<PathBuf, String> {
+pub(crate) fn patronictl() -> Result<PathBuf, String> {
     let exe = std::env::current_exe().map_err(|e| e.to_string())?;
     // target/debug/deps/cluster-...
     let target = exe.ancestors().nth(3).unwrap_or(Path::new("target"));

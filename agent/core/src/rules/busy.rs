@@ -1,5 +1,7 @@
 //! A long action runs: wait for it, unless going on would be worse than stopping it.
 
+use std::time::Duration;
+
 use crate::plan::{Lease, Move, Plan, Verdict};
 use crate::postgres::{Job, StopMode};
 use crate::snapshot::{Seat, Snapshot};
@@ -71,7 +73,10 @@ pub(super) fn wait_for_job(s: &Snapshot) -> Verdict {
         && s.lock_ends().is_some();
     let lease = if forced { Lease::LetRun } else { Lease::Keep };
     let what = job(s).map(|job| format!("{job:?}")).unwrap_or_default();
-    Verdict::new(Plan::of(lease, Move::Stay), format!("{what} is under way"))
+    let verdict = Verdict::new(Plan::of(lease, Move::Stay), format!("{what} is under way"));
+    // The shutdown checkpoint comes without an event, and somebody may lead from then on (D3).
+    let may_hand_over = job(s) == Some(&Job::Stop(StopMode::Fast)) && s.seat() == Seat::Mine;
+    if may_hand_over { verdict.again_in(Duration::from_millis(300)) } else { verdict }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::synchronous;
 use crate::cluster::{ClusterView, ConfigKey, PromiseKey};
 use crate::cluster::{Initialize, Promise};
 use crate::peers::PeerAnswer;
@@ -15,7 +16,7 @@ pub(super) use super::follower::{
 };
 
 /// How often a candidate that has to wait looks again, at the latest.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why the making of the cluster cannot go on: its job failed, or what it made does not run any more.
 fn bootstrap_failure(s: &Snapshot) -> Option<String> {
@@ -166,17 +167,21 @@ pub(super) fn wait_outside_failsafe(s: &Snapshot) -> Option<Verdict> {
         .then(|| Verdict::new(Plan::stay(), "the failsafe key does not name us: not a candidate").again_in(PATIENCE))
 }
 
+/// How long what this agent agreed to before it was restarted, and has forgotten, may still last.
+pub(super) fn may_have_promised(s: &Snapshot) -> Option<Duration> {
+    s.view()?.failsafe.as_ref().filter(|_| s.config.failsafe_mode)?;
+    let lasts = s.view()?.takes_ttl_for(s.config.ttl);
+    let left = lasts.saturating_sub(s.memory.since.map_or(Duration::ZERO, |since| s.now.since(since)));
+    Some(left).filter(|left| !left.is_zero())
+}
+
 /// What an agent agreed to is forgotten when it is restarted. As long as such a promise may last it runs only if all members
 /// of the `failsafe` key answer: a primary that goes on would be among them.
 pub(super) fn wait_after_start(s: &Snapshot) -> Option<Verdict> {
-    let key = s.view()?.failsafe.as_ref().filter(|_| s.config.failsafe_mode)?;
-    let left = s
-        .view()?
-        .takes_ttl_for(s.config.ttl)
-        .saturating_sub(s.memory.since.map_or(Duration::ZERO, |since| s.now.since(since)));
+    let left = may_have_promised(s)?;
     let answered = |name: &MemberName| s.fresh_peers().is_some_and(|peers| peers.answers().any(|(who, _)| who == name));
-    let silent =
-        key.members.keys().find(|name| **name != s.config.name && !answered(name)).filter(|_| !left.is_zero())?;
+    let members = &s.view()?.failsafe.as_ref()?.members;
+    let silent = members.keys().find(|name| **name != s.config.name && !answered(name))?;
     let why =
         format!("just started, and {silent}, to whom we may have promised to wait, does not answer; {left:?} are left");
     Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE.min(left)))
@@ -313,7 +318,9 @@ fn ahead(answer: &PeerAnswer, mine: &SqlFacts) -> bool {
 /// Another candidate has more of the log: leave it to that one.
 pub(super) fn wait_for_member_ahead(s: &Snapshot) -> Option<Verdict> {
     let mine = s.standby()?;
-    let (name, answer) = rivals(s).find(|(_, answer)| ahead(answer, mine))?;
+    // What only an unlisted member has, or the old primary, was acknowledged to nobody.
+    let counts = |name| synchronous::has_all_commits(s, name) && !synchronous::wrote_last(s, name);
+    let (name, answer) = rivals(s).find(|(name, answer)| counts(name) && ahead(answer, mine))?;
     let why = format!("{name} is ahead: {} against our {}", answer.position, mine.position());
     Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE))
 }
@@ -322,10 +329,14 @@ pub(super) fn wait_for_member_ahead(s: &Snapshot) -> Option<Verdict> {
 pub(super) fn wait_for_priority(s: &Snapshot) -> Option<Verdict> {
     let mine = s.standby()?;
     let former = s.memory.last_led.as_ref().map(|led| &led.leader);
-    let (name, answer) = rivals(s).find(|(name, answer)| {
-        let equal = answer.timeline == mine.timeline && answer.position == mine.position() && answer.position.0 > 0;
-        equal && answer.failover_priority > s.config.tags.failover_priority && Some(*name) != former
-    })?;
+    let (name, answer) =
+        rivals(s).filter(|(name, _)| synchronous::has_all_commits(s, name)).find(|(name, answer)| {
+            let equal = answer.timeline == mine.timeline && answer.position == mine.position() && answer.position.0 > 0;
+            equal
+                && answer.failover_priority > s.config.tags.failover_priority
+                && Some(*name) != former
+                && !synchronous::wrote_last(s, name)
+        })?;
     let why = format!("{name} is as far and has failover_priority {}", answer.failover_priority);
     Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE))
 }

@@ -23,6 +23,7 @@ fn stopping(s: &Snapshot) -> Option<StopMode> {
         | Job::Checkpoint
         | Job::CreateSlots
         | Job::ResumeReplay
+        | Job::SetSyncNames
         | Job::RemoveUnfinished
         | Job::SetAside => None,
     }
@@ -116,12 +117,12 @@ pub(super) fn stop_postgres_when_ordered(s: &Snapshot) -> Option<Verdict> {
 }
 
 /// The last position of a server that wrote its shutdown checkpoint (D4: what `status` says at a release).
-fn shutdown_position(s: &Snapshot) -> Option<Lsn> {
+pub(super) fn shutdown_position(s: &Snapshot) -> Option<Lsn> {
     let control = s.postgres.control()?;
     (control.state == ClusterState::ShutDown).then_some(control.checkpoint)
 }
 
-fn final_status(s: &Snapshot) -> Vec<KeyWrite> {
+pub(super) fn final_status(s: &Snapshot) -> Vec<KeyWrite> {
     let Some(view) = s.view() else { return Vec::new() };
     let Some(optime) = shutdown_position(s) else { return Vec::new() };
     vec![KeyWrite::Status(Status { optime: Some(optime), ..view.status.clone() })]
@@ -139,7 +140,10 @@ pub(super) fn hand_over_early(s: &Snapshot) -> Option<Verdict> {
             Verdict::new(Plan::ask(whom), "shut down, the archiver still works: who has the shutdown checkpoint?")
         });
     };
-    let found = peers.answers().find(|(_, a)| super::election::could_lead(a) && a.position > shut_down_at);
+    // A candidate that was named must have it, and no other.
+    let named = super::switchover::candidate(s);
+    let mut heirs = peers.answers().filter(|(name, _)| named.is_none_or(|named| *name == named));
+    let found = heirs.find(|(_, a)| super::election::could_lead(a) && a.position > shut_down_at);
     let Some((name, answer)) = found else {
         let why = format!("shut down at {shut_down_at}, the archiver still works, and nobody has that yet");
         return Some(Verdict::new(Plan::stay(), why).again_in(Duration::from_secs(1)));

@@ -93,7 +93,8 @@ fn successor(s: &Snapshot) -> Successor {
     let Some(peers) = s.fresh_peers() else { return Successor::Ask(Box::new(Plan::ask(whom))) };
     let mine = s.memory.last_position.unwrap_or_default().max(s.cluster_position());
     let cluster_timeline = s.view().and_then(crate::cluster::ClusterView::timeline);
-    let ready = peers.answers().any(|(_, answer)| {
+    let listed = |name| super::synchronous::is_listed(s, name);
+    let ready = peers.answers().filter(|(name, _)| listed(name)).any(|(_, answer)| {
         let near = mine.bytes_ahead_of(answer.position) <= s.config.maximum_lag_on_failover;
         let same_line = !s.config.check_timeline || answer.timeline >= cluster_timeline;
         could_lead(answer) && !answer.is_primary && near && same_line
@@ -277,7 +278,7 @@ pub(super) fn promote(s: &Snapshot) -> Option<Verdict> {
         return Some(Verdict::new(Plan::stay(), "the lease ends too soon to promote under it").again_in(SOON));
     }
     Some(Verdict::new(
-        Plan::of(Lease::Keep, Move::Promote(timeline)),
+        Plan::of(Lease::Keep, Move::Promote(timeline)).and_write(super::switchover::fulfilled(s)),
         format!("we hold the leader key: promoting to timeline {timeline}"),
     ))
 }
@@ -385,7 +386,11 @@ fn history(s: &Snapshot, sql: &SqlFacts) -> Option<Vec<HistoryLine>> {
 
 /// All is well: renew, and keep the books.
 pub(super) fn lead(s: &Snapshot) -> Verdict {
-    Verdict::new(Plan::stay().and_write(records(s)), "we lead")
+    let verdict = Verdict::new(Plan::stay().and_write(records(s)), "we lead");
+    match super::switchover::due_in(s).into_iter().chain(super::synchronous::settles_in(s)).min() {
+        Some(wait) => verdict.again_in(wait),
+        None => verdict,
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ mod isolated;
 mod leader;
 mod pause;
 mod repair;
+mod switchover;
+mod synchronous;
 
 use std::time::Duration;
 
@@ -74,6 +76,7 @@ pub const GUARDS: &[Rule] = rules! {
     guard::stop_bootstrap_without_key  ["B5"]         "two clusters under one name: our right to make it has run out";
     guard::abandon_bootstrap_when_ordered ["B5 D8"]   "a cluster half made that nobody finishes";
     guard::leave_postgres_in_pause     ["M12 D8"]     "maintenance that ends when the agent is upgraded";
+    synchronous::ask_to_be_released    ["D8 T4"]      "commits that wait for a standby which was stopped on purpose";
     guard::stop_postgres_when_ordered  ["D8 D9"]      "a running primary without a keeper of its lock";
     guard::hand_over_early             ["D3 D4"]      "a slow archive_command that delays the next primary";
     guard::release_when_stopped        ["D8 D9"]      "a hand-over that waits for the TTL";
@@ -115,6 +118,7 @@ pub const LEADER: Table = Table {
         leader::wait_for_own_lease         ["DL7"]       "acting on a key that hangs on a lease which nobody renews";
         leader::adopt_leader_key           ["4.3 DL5"]   "a failover because the agent was restarted";
         leader::give_up_lost_data          ["C10"]       "a lock held by a member without data";
+        switchover::release_to_successor   ["D3 D4 S7"]  "a hand-over that waits for the TTL";
         leader::give_up_after_failed_start ["C9 T3"]     "a primary that cannot start and keeps the lock";
         leader::let_lease_of_hung_server_run ["22.3 I1"] "clients that wait for a server which will never answer, while its agent keeps the lock";
         leader::give_up_hung_server        ["22.3 I1"]   "a restart on the disk that has just hung";
@@ -129,7 +133,15 @@ pub const LEADER: Table = Table {
         leader::demote_behind_the_promise  ["S2 S8"]     "two histories under one timeline number";
         leader::record_own_timeline        ["L11 S2"]    "a timeline given to another member although it is in use";
         leader::promise_next_timeline      ["S2 S8"]     "two histories under one timeline number";
+        synchronous::prepare_promotion     ["Y8 Y10 Q7"]  "a second failover that loses what the first one acknowledged";
         leader::promote                    ["L13 CY1"]   "a cluster without a primary";
+        synchronous::publish_sync          ["Y1 Y2 Y3 Y5 Y7 Y9 Q1 Q2 Q5 S5"] "a promotion without acknowledged commits";
+        synchronous::wait_for_standbys     ["Y6 Y7 Y9 Q3 Q4"] "commits that are acknowledged before anybody else has them";
+        switchover::drop_request           ["S2 S3 S4"]  "a request of yesterday that is carried out tomorrow";
+        switchover::checkpoint_ahead       ["D S7 I10"]  "clients that wait for a checkpoint in the midst of a switchover";
+        switchover::ask_candidates         ["S6 FP"]     "a primary that stops before anybody could take over";
+        switchover::refuse_request         ["S6 FP"]     "a switchover that ends without a primary";
+        switchover::hand_over              ["S7 D1 D6"]  "a switchover that was asked for and does not come";
         leader::repair_identity            ["cycle row 5"] "a cluster that forgets who it is";
         leader::restore_config             ["CF2 cycle row 6"] "a cluster that forgets its configuration";
         leader::create_member_slots        ["P4"]        "a standby that cannot stream, or whose log is removed before it comes back";
@@ -176,6 +188,7 @@ pub const ELECTION: Table = Table {
         election::wait_empty                ["B3"]       "a copy of nothing";
         election::report_unusable_data      ["B8 C11 X8"]   "an unknown data directory overwritten";
         election::wait_after_failed_start   ["C5"]       "a start tried a hundred times a second";
+        switchover::stay_down_for_successor ["D5"]       "a former primary that starts just when somebody else takes over";
         election::start_without_upstream    ["C5 R3"]    "a member that cannot stand because it is down";
         election::wait_while_starting       ["R3"]       "a leader whose position is unknown";
         election::wait_for_failsafe_leader  ["F5"]       "a race against a primary that lost nothing but etcd";
@@ -186,13 +199,18 @@ pub const ELECTION: Table = Table {
         election::wait_nofailover           ["R7"]       "a leader that the operator ruled out";
         election::wait_outside_failsafe     ["R11"]      "a leader that the primary without etcd could not have asked";
         election::wait_for_lease            ["DL8"]      "a key without a lease";
+        synchronous::wait_unlisted          ["R8 R12 S12"] "a leader without acknowledged commits";
+        switchover::run_as_candidate        ["R9 S10"]   "a candidate that was asked for and does not come";
         election::wait_behind               ["R13 S8"]   "more loss than the configured bound";
         election::wait_on_old_timeline      ["R14"]      "a forked standby as primary";
         election::ask_the_others            ["R15"]      "a race on one's own word";
+        switchover::leave_it_to_candidate   ["S13 S14"]  "another leader than the one that was asked for";
+        switchover::leave_it_to_others      ["S16"]      "a switchover that ends where it began";
         election::wait_for_living_primary   ["R16"]      "two primaries: the old one lost the key and is not fenced yet";
         election::wait_after_start          ["F5 22.4"]  "a race against a primary whom we promised to wait for, before we were restarted";
         election::wait_for_member_ahead     ["R17"]      "needless loss: another member has more of the log";
         election::wait_for_priority         ["R18"]      "the operator's preference ignored";
+        synchronous::wait_for_votes         ["R19 Q8"]   "a leader elected by members that lack acknowledged commits";
     },
     otherwise: otherwise!(election::run_for_leader ["R15 4.2"] "an outage that lasts until a human comes"),
 };

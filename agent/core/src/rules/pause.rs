@@ -25,11 +25,14 @@ pub(super) fn take_key_as_primary(s: &Snapshot) -> Option<Verdict> {
     ours.then(|| super::election::take_as_primary(s, "paused, and a primary of this cluster runs here")).flatten()
 }
 
-/// The holder goes on keeping status, history and identity.
+/// The holder goes on keeping status, history and identity, and whom its server waits for: commits must not hang on a standby
+/// that an operator stopped.
 pub(super) fn keep_records_in_pause(s: &Snapshot) -> Option<Verdict> {
     (s.seat() == Seat::Mine && s.is_primary()).then(|| {
         super::leader::repair_identity(s)
             .or_else(|| super::leader::restore_config(s))
+            .or_else(|| super::synchronous::publish_sync(s))
+            .or_else(|| super::synchronous::wait_for_standbys(s))
             .unwrap_or_else(|| super::leader::lead(s))
     })
 }
@@ -63,6 +66,22 @@ mod tests {
         ] {
             assert_eq!(decide(&s).plan.postgres, Move::Stay, "{}", decide(&s).rule);
         }
+    }
+
+    #[test]
+    fn commits_do_not_hang_on_a_standby_that_was_stopped_in_pause() {
+        let listed = |s: &mut crate::snapshot::Snapshot| {
+            s.config.synchronous_mode = crate::config::SyncMode::On;
+            s.postgres.sql.as_mut().expect("answers").sync_names = "b".into();
+            let sync = crate::cluster::SyncState { leader: "a".into(), standbys: ["b".into()].into(), quorum: 0 };
+            s.dcs.as_mut().expect("reachable").sync = Some(sync);
+        };
+        let d = decide(&primary().paused().with(listed));
+        assert!(matches!(d.plan.keys[..], [crate::plan::KeyWrite::Sync { .. }, ..]), "unlisted first: {}", d.rule);
+        let unlisted = primary().paused().but(listed).with(|s| {
+            s.dcs.as_mut().expect("reachable").sync.as_mut().expect("active").standbys.clear();
+        });
+        assert_eq!(decide(&unlisted).plan.postgres, Move::SetSyncNames(Some(String::new())));
     }
 
     #[test]

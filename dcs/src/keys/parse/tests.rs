@@ -186,7 +186,7 @@ fn members_are_read_by_name_and_stay_when_they_cannot_be_read() {
 
 #[test]
 fn unknown_keys_are_nobodys_business() {
-    let keys = [("regent/x", "?"), ("sync", "?"), ("failover", "{}"), ("0/leader", "n1"), ("", "")];
+    let keys = [("regent/x", "?"), ("failover", "{}"), ("0/leader", "n1"), ("", "")];
     let view = read(&keys).view;
     assert_eq!(view, ClusterView { revision: Revision(9), ..ClusterView::default() });
 }
@@ -297,4 +297,60 @@ proptest! {
         prop_assert_eq!(view.config, whole.config);
         prop_assert!(view.members.contains_key(&MemberName::from("n1")));
     }
+}
+
+#[test]
+fn a_request_for_another_leader_reads_in_every_form() {
+    let request = |value: &str| read(&[(FAILOVER, value)]).view.failover;
+    let asked = |leader: Option<&str>, candidate: Option<&str>| {
+        let (leader, candidate) = (leader.map(MemberName::from), candidate.map(MemberName::from));
+        Some(Failover { leader, candidate, schedule: None, modified: Revision(5) })
+    };
+    for (value, expected) in [
+        (r#"{"leader":"n1","member":"n2"}"#, asked(Some("n1"), Some("n2"))),
+        (r#"{"member":"n2"}"#, asked(None, Some("n2"))),
+        (r#"{"leader":"n1","member":""}"#, asked(Some("n1"), None)),
+        ("n1:n2", asked(Some("n1"), Some("n2"))),
+        (":n2", asked(None, Some("n2"))),
+        ("{}", None),
+        (r#"{"leader":null}"#, None),
+        ("[]", None),
+        ("nonsense", None),
+    ] {
+        assert_eq!(request(value), expected, "{value}");
+    }
+    let scheduled = request(r#"{"leader":"n2","scheduled_at":"2026-11-21T00:34:30+00:00"}"#).and_then(|f| f.schedule);
+    assert_eq!(scheduled.and_then(|s| s.at), Some(std::time::Duration::from_secs(1_795_221_270)));
+    let unclear = request(r#"{"leader":"n2","scheduled_at":"soon"}"#).and_then(|f| f.schedule);
+    assert_eq!(unclear, Some(Schedule { at: None, text: "soon".to_owned() }));
+    for value in ["[]", "nonsense"] {
+        assert!(read(&[(FAILOVER, value)]).view.garbage.contains_key(FAILOVER), "{value}");
+    }
+    let (a, b) = (MemberName::from("n1"), MemberName::from("n2"));
+    let captured = r#"{"leader":"n1","member":"n2"}"#;
+    assert_eq!(crate::keys::encode_failover(Some(&a), Some(&b), None), captured);
+}
+
+#[test]
+fn the_synchronous_state_reads_as_captured() {
+    for (value, expected) in [
+        (r#"{"leader":"n3","quorum":0,"sync_standby":null}"#, Some(("n3", vec![], 0))),
+        (r#"{"leader":"n3","quorum":1,"sync_standby":"n1,n2"}"#, Some(("n3", vec!["n1", "n2"], 1))),
+        (r#"{"leader":"n3","sync_standby":"n1"}"#, Some(("n3", vec!["n1"], 0))),
+        (r#"{"leader":"","quorum":1,"sync_standby":"n1"}"#, None),
+        ("{}", None),
+        ("[]", None),
+    ] {
+        let view = read(&[(SYNC, value)]).view;
+        let sync = expected.map(|(leader, standbys, quorum)| SyncState {
+            leader: leader.into(),
+            standbys: standbys.into_iter().map(MemberName::from).collect(),
+            quorum,
+        });
+        assert_eq!((&view.sync, view.sync_seen), (&sync, Some(Revision(5))), "{value}");
+        if let Some(sync) = sync.filter(|_| value.contains("quorum")) {
+            assert_eq!(crate::keys::encode_sync(&sync), value);
+        }
+    }
+    assert_eq!(read(&[]).view.sync_seen, None);
 }

@@ -1,0 +1,324 @@
+//! Synchronous replication: the primary's next step, who may stand for election, and how a standby takes its leave
+//! (ha-rules sections 14 and 15). What is wanted is in [`crate::sync`].
+
+use std::time::Duration;
+
+use super::election::PATIENCE;
+use super::leader::records;
+use super::switchover::{asked_for_me, is_switchover};
+use crate::cluster::SyncState;
+use crate::config::SyncMode;
+use crate::peers::PeerAnswer;
+use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
+use crate::snapshot::{Order, Seat, Snapshot};
+use crate::sync::{Todo, before_promotion, lists, next};
+use crate::units::MemberName;
+
+/// How soon standbys are looked at again that are about to confirm.
+pub(super) const SETTLING: Duration = Duration::from_millis(300);
+
+/// The state in force: nobody but those listed has every acknowledged commit.
+fn active(s: &Snapshot) -> Option<&SyncState> {
+    s.view()?.sync.as_ref().filter(|_| s.config.synchronous_mode != SyncMode::Off)
+}
+
+/// May this member be promoted, as far as acknowledged commits go? Everybody, when nobody is waited for.
+pub(super) fn has_all_commits(s: &Snapshot, name: &MemberName) -> bool {
+    active(s).is_none_or(|sync| lists(sync.standbys.iter().chain([&sync.leader]), name))
+}
+
+/// Votes that whoever takes over from me needs beside its own (FP).
+pub(super) fn votes_needed(s: &Snapshot) -> usize {
+    active(s).filter(|_| s.config.synchronous_mode == SyncMode::Quorum).map_or(0, |sync| sync.quorum)
+}
+
+/// May this member take over from me, the leader, without losing a commit?
+pub(super) fn is_listed(s: &Snapshot, name: &MemberName) -> bool {
+    active(s).is_none_or(|sync| lists(&sync.standbys, name))
+}
+
+/// The old primary in a synchronous mode: what it has and nobody else has was acknowledged to nobody (R17).
+pub(super) fn wrote_last(s: &Snapshot, name: &MemberName) -> bool {
+    active(s).is_some_and(|sync| lists([&sync.leader], name))
+}
+
+fn write(s: &Snapshot, sync: Option<SyncState>) -> Vec<KeyWrite> {
+    vec![KeyWrite::Sync { sync, seen: s.view().and_then(|view| view.sync_seen) }]
+}
+
+/// A second failover right now must not believe stale names, nor the new primary acknowledge alone (Y8, Q7).
+pub(super) fn prepare_promotion(s: &Snapshot) -> Option<Verdict> {
+    Some(match before_promotion(s)? {
+        Todo::Publish(sync) => {
+            let plan = Plan::stay().and_write(write(s, sync));
+            Verdict::new(plan, "before the promotion: nobody but this member may lead").again_in(Duration::ZERO)
+        }
+        Todo::WaitFor(names) if s.job.is_none() => {
+            let why = format!("before the promotion: synchronous_standby_names = {names:?}");
+            Verdict::new(Plan::of(Lease::Keep, Move::SetSyncNames(names)), why)
+        }
+        Todo::WaitFor(_) | Todo::Settle => {
+            Verdict::new(Plan::stay(), "before the promotion: waiting for what is under way").again_in(SETTLING)
+        }
+    })
+}
+
+/// Who may be promoted: a member less before the server stops waiting for it, one more after it has acknowledged.
+pub(super) fn publish_sync(s: &Snapshot) -> Option<Verdict> {
+    let Some(Todo::Publish(sync)) = next(s) else { return None };
+    let why = match &sync {
+        None => "the synchronous mode is off: nobody is listed any more".to_owned(),
+        Some(sync) if sync.standbys.is_empty() => "no synchronous standby: nobody but this member may lead".to_owned(),
+        Some(sync) => {
+            let names: Vec<_> = sync.standbys.iter().map(ToString::to_string).collect();
+            format!("may lead with every commit: {} (quorum {})", names.join(", "), sync.quorum)
+        }
+    };
+    let mut keys = write(s, sync);
+    keys.extend(records(s));
+    Some(Verdict::new(Plan::stay().and_write(keys), why).again_in(Duration::ZERO))
+}
+
+/// Whom the server waits for.
+pub(super) fn wait_for_standbys(s: &Snapshot) -> Option<Verdict> {
+    let Some(Todo::WaitFor(names)) = next(s) else { return None };
+    let failed = super::follower::just_failed(s, |job| *job == crate::postgres::Job::SetSyncNames).is_some();
+    (s.job.is_none() && !failed).then(|| {
+        let why = match &names {
+            None => "synchronous_standby_names goes back to what was configured".to_owned(),
+            Some(names) => format!("synchronous_standby_names = '{names}'"),
+        };
+        Verdict::new(Plan::of(Lease::Keep, Move::SetSyncNames(names)).and_write(records(s)), why)
+    })
+}
+
+/// When to look again at standbys that are about to confirm.
+pub(super) fn settles_in(s: &Snapshot) -> Option<Duration> {
+    next(s).is_some().then_some(SETTLING)
+}
+
+/// Not every acknowledged commit is here: a manual failover to this very member may want it all the same, nothing else. With a
+/// quorum the votes tell, but a switchover goes to a voter (R8).
+pub(super) fn wait_unlisted(s: &Snapshot) -> Option<Verdict> {
+    let listed_only = s.config.synchronous_mode == SyncMode::On || is_switchover(s);
+    let sync = active(s).filter(|_| listed_only && !asked_for_me(s))?;
+    (!has_all_commits(s, &s.config.name)).then(|| {
+        let names: Vec<_> = sync.standbys.iter().chain([&sync.leader]).map(ToString::to_string).collect();
+        let why = format!("synchronous mode: only {} may lead", names.join(" or "));
+        Verdict::new(Plan::stay(), why).again_in(PATIENCE)
+    })
+}
+
+/// Quorum: as many voters must be no farther than this member as make sure that one of them has every commit (R19).
+pub(super) fn wait_for_votes(s: &Snapshot) -> Option<Verdict> {
+    let sync = active(s).filter(|_| s.config.synchronous_mode == SyncMode::Quorum && !asked_for_me(s))?;
+    let mine = s.standby()?;
+    let voters = || sync.standbys.iter().chain([&sync.leader]);
+    let me = lists(voters(), &s.config.name);
+    let no_farther = |answer: &PeerAnswer| answer.position.0 > 0 && answer.position <= mine.position();
+    let answers = s.fresh_peers().into_iter().flat_map(|peers| peers.answers());
+    let votes = answers
+        .filter(|(name, a)| lists(voters(), name) && !a.nofailover && !a.watchdog_failed && no_farther(a))
+        .count();
+    // The last primary has all that it acknowledged. But if another member has had the key since, it may have been promoted, and
+    // this log rewound or copied, although `sync` does not say so yet.
+    let nobody_since = s.view()?.promise.as_ref().is_none_or(|key| lists([&key.promise.holder], &s.config.name));
+    let last_primary = nobody_since && lists([&sync.leader], &s.config.name);
+    // Whoever is no voter needs one more.
+    let enough = votes >= sync.quorum + usize::from(!me) || last_primary;
+    (!enough).then(|| {
+        let why = format!("quorum: {votes} votes of {} that are needed", sync.quorum + usize::from(!me));
+        Verdict::new(Plan::stay(), why).again_in(PATIENCE)
+    })
+}
+
+/// A synchronous standby that is to stop is released first: the primary would wait for it (D8, T4). Its member key says
+/// `nosync` meanwhile.
+pub(super) fn ask_to_be_released(s: &Snapshot) -> Option<Verdict> {
+    let listed = active(s).is_some_and(|sync| lists(&sync.standbys, &s.config.name));
+    let patience = s.config.loop_wait * 2;
+    let waited = s.memory.ordered_since.map_or(Duration::ZERO, |since| s.now.since(since));
+    let somebody_waits = listed && s.seat() == Seat::Theirs;
+    let wanted = s.order == Order::Stop && somebody_waits && s.standby().is_some() && s.job.is_none();
+    (wanted && waited < patience).then(|| {
+        Verdict::new(Plan::stay(), "ordered to stop: the primary is to stop waiting for this standby first")
+            .again_in(SETTLING)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::cluster::SyncState;
+    use crate::config::SyncMode;
+    use crate::fixture::{Builder, primary, secs, standby};
+    use crate::plan::{KeyWrite, Lease, Move};
+    use crate::rules::decide;
+    use crate::snapshot::Snapshot;
+    use crate::sync::{NOBODY, Since};
+    use crate::units::{Lsn, Revision};
+
+    fn listed(leader: &str, standbys: &[&str], quorum: usize) -> impl Fn(&mut Snapshot) + use<> {
+        let standbys = standbys.iter().map(|name| (*name).into()).collect();
+        let sync = SyncState { leader: leader.into(), standbys, quorum };
+        move |s| {
+            let view = s.dcs.as_mut().expect("reachable");
+            (view.sync, view.sync_seen) = (Some(sync.clone()), Some(Revision(70)));
+        }
+    }
+
+    fn mode(mode: SyncMode) -> impl Fn(&mut Snapshot) {
+        move |s| s.config.synchronous_mode = mode
+    }
+
+    /// The server waits for this, and these standbys stream; confirmed since a while ago.
+    fn waits(names: &'static str, senders: &'static [(&'static str, &'static str)]) -> impl Fn(&mut Snapshot) {
+        move |s| {
+            let now = s.now;
+            s.memory.primary_since = Some(now.minus(secs(100)));
+            s.memory.sync_names = Some(Since { names: names.into(), at: now.minus(secs(50)), mark: Some(Lsn(900)) });
+            let sql = s.postgres.sql.as_mut().expect("answers");
+            sql.sync_names = names.into();
+            sql.replication =
+                senders.iter().map(|(name, state)| crate::fixture::sender(name, state, Lsn(1_000))).collect();
+        }
+    }
+
+    fn published(s: &Snapshot) -> String {
+        let d = decide(s);
+        let [KeyWrite::Sync { sync, seen: _ }, ..] = &d.plan.keys[..] else { return d.rule.to_owned() };
+        let names = |sync: &SyncState| sync.standbys.iter().map(|name| name.0.clone()).collect::<Vec<_>>().join(",");
+        sync.as_ref().map_or("none".to_owned(), |sync| format!("{}: {} q{}", sync.leader, names(sync), sync.quorum))
+    }
+
+    fn waited_for(s: &Snapshot) -> String {
+        let next = decide(s).plan.postgres;
+        if let Move::SetSyncNames(names) = next { names.unwrap_or("the user's".into()) } else { format!("{next:?}") }
+    }
+
+    const ASYNC: &[(&str, &str)] = &[("b", "async"), ("c", "async")];
+
+    #[test]
+    fn publish_sync() {
+        let on = |listed_now: &[&str], names, senders| {
+            let s = primary().but(mode(SyncMode::On)).but(listed("a", listed_now, 0)).but(waits(names, senders));
+            published(&s.build())
+        };
+        assert_eq!(published(&primary().but(mode(SyncMode::On)).build()), "a:  q0", "first of all (Y1)");
+        let after_failover = primary().but(mode(SyncMode::On)).but(listed("b", &["a"], 0)).build();
+        assert_eq!(published(&after_failover), "a:  q0", "Y2");
+        assert_eq!(on(&[], "b", &[("b", "sync"), ("c", "async")]), "a: b q0", "it has acknowledged (Y7)");
+        assert_eq!(on(&["b"], "b", &[("c", "async")]), "a:  q0", "a member less, before the server knows (Y5)");
+        assert_eq!(on(&["b"], "b", &[("b", "sync"), ("c", "async")]), "lead", "all is as it should be (Y4)");
+        let mode_off = primary().but(listed("a", &["b"], 0)).build();
+        assert_eq!(published(&mode_off), "none", "Y9");
+        let fresh = primary().but(mode(SyncMode::On)).but(listed("a", &[], 0)).but(waits("b", &[("b", "sync")]));
+        let not_settled = fresh.with(|s| s.memory.sync_names.as_mut().expect("set").mark = None);
+        assert_eq!(published(&not_settled), "lead", "not every WAL sender goes by the new names yet");
+        assert!(decide(&not_settled).look_again < secs(1));
+    }
+
+    #[test]
+    fn wait_for_standbys() {
+        let on = |listed_now: &[&str], names, senders| {
+            primary().but(mode(SyncMode::On)).but(listed("a", listed_now, 0)).but(waits(names, senders))
+        };
+        assert_eq!(waited_for(&on(&[], "", ASYNC).build()), "b");
+        assert_eq!(waited_for(&on(&[], "", ASYNC).with(|s| s.config.synchronous_node_count = 2)), "2 (b,c)");
+        assert_eq!(waited_for(&on(&[], "b", &[]).build()), "", "Y6");
+        let strict = |s: &mut Snapshot| s.config.synchronous_mode_strict = true;
+        assert_eq!(waited_for(&on(&[], "b", &[]).with(strict)), NOBODY, "strict: never alone");
+        let nosync = on(&[], "", ASYNC).member("b", |m| m.tags.nosync = true).build();
+        assert_eq!(waited_for(&nosync), "c");
+        let preferred = on(&[], "", ASYNC).member("c", |m| m.tags.sync_priority = Some(2)).build();
+        assert_eq!(waited_for(&preferred), "c");
+        let behind = on(&[], "", ASYNC).with(|s| {
+            s.config.maximum_lag_on_syncnode = Some(10);
+            s.postgres.sql.as_mut().expect("answers").replication[0].position = Some(Lsn(900));
+        });
+        assert_eq!(waited_for(&behind), "c");
+        let off = primary().with(|s| s.memory.set_sync_names = true);
+        assert_eq!(waited_for(&off), "the user's");
+        let quorum = primary().but(mode(SyncMode::Quorum)).but(listed("a", &[], 0)).but(waits("", ASYNC)).build();
+        assert_eq!(waited_for(&quorum), "ANY 1 (b,c)");
+    }
+
+    #[test]
+    fn quorum_publishes_what_makes_the_sets_overlap() {
+        let quorum = |listed_now: &[&str], q, names, senders| {
+            primary().but(mode(SyncMode::Quorum)).but(listed("a", listed_now, q)).but(waits(names, senders)).build()
+        };
+        let both = &[("b", "quorum"), ("c", "quorum")];
+        assert_eq!(published(&quorum(&[], 0, "ANY 1 (b,c)", both)), "a: b,c q1");
+        assert_eq!(published(&quorum(&["b", "c"], 1, "ANY 1 (b,c)", both)), "lead");
+        assert_eq!(waited_for(&quorum(&["b", "c"], 1, "ANY 1 (b,c)", &[("b", "quorum")])), "ANY 1 (b)");
+        let just_promoted = |s: &mut Snapshot| s.memory.primary_since = Some(s.now);
+        let s = primary().but(mode(SyncMode::Quorum)).but(listed("a", &["b"], 0)).but(waits("ANY 1 (b)", &[]));
+        assert_eq!(published(&s.with(just_promoted)), "lead", "standbys need time to come back (Q3)");
+    }
+
+    #[test]
+    fn prepare_promotion() {
+        let won = || standby().holding_the_key().promised("a", 2).but(mode(SyncMode::On)).but(listed("b", &["a"], 0));
+        assert_eq!(published(&won().build()), "a:  q0", "Y8");
+        let ready = || won().but(listed("a", &[], 0));
+        assert_eq!(decide(&ready().build()).rule, "promote");
+        let strict = ready().with(|s| s.config.synchronous_mode_strict = true);
+        assert_eq!(waited_for(&strict), NOBODY);
+        let stale = ready().with(|s| s.postgres.sql.as_mut().expect("answers").sync_names = "b".into());
+        assert_eq!(waited_for(&stale), "", "Y10");
+        let quorum = won().but(mode(SyncMode::Quorum)).but(listed("b", &["a", "c"], 1)).build();
+        assert_eq!(waited_for(&quorum), "ANY 1 (b,c)", "Q7");
+        let told = |ago: u64| {
+            won().but(mode(SyncMode::Quorum)).but(listed("b", &["a", "c"], 1)).with(|s| {
+                let names = String::from("ANY 1 (b,c)");
+                s.memory.sync_names = Some(Since { names: names.clone(), at: s.now.minus(secs(ago)), mark: None });
+                s.postgres.sql.as_mut().expect("answers").sync_names = names;
+            })
+        };
+        assert_eq!(decide(&told(0)).rule, "prepare_promotion", "some WAL sender may not go by it yet");
+        assert_eq!(decide(&told(2)).rule, "promote");
+    }
+
+    #[test]
+    fn wait_unlisted() {
+        let vacant =
+            |of: &[&str]| standby().vacant().but(mode(SyncMode::On)).but(listed("b", of, 0)).answers("b", 5_000);
+        assert_eq!(decide(&vacant(&["c"]).build()).rule, "wait_unlisted");
+        assert!(matches!(decide(&vacant(&["A"]).build()).plan.lease, Lease::Take { .. }), "names compare without case");
+        let ahead = vacant(&["a"]).answers("c", 2_000).build();
+        assert!(
+            matches!(decide(&ahead).plan.lease, Lease::Take { .. }),
+            "what an unlisted member has was not waited for"
+        );
+        let listed_ahead = vacant(&["a", "c"]).answers("c", 2_000).build();
+        assert_eq!(decide(&listed_ahead).rule, "wait_for_member_ahead");
+    }
+
+    #[test]
+    fn wait_for_votes() {
+        let vacant = || standby().vacant().but(mode(SyncMode::Quorum)).but(listed("b", &["a", "c"], 1));
+        assert_eq!(decide(&vacant().unreachable("c").build()).rule, "wait_for_votes");
+        assert!(matches!(decide(&vacant().answers("c", 1_000).build()).plan.lease, Lease::Take { .. }));
+        let stranger = standby().vacant().but(mode(SyncMode::Quorum)).but(listed("b", &["c"], 1)).answers("c", 1_000);
+        assert_eq!(decide(&stranger.build()).rule, "wait_for_votes", "who is no voter needs one more");
+        let last = |holder: &'static str| {
+            let led =
+                standby().vacant().but(mode(SyncMode::Quorum)).but(listed("a", &["b", "c"], 1)).promised(holder, 1);
+            decide(&led.unreachable("b").unreachable("c").build())
+        };
+        assert!(matches!(last("a").plan.lease, Lease::Take { .. }), "it has all that it acknowledged");
+        assert_eq!(last("b").rule, "wait_for_votes", "another one may have been promoted since");
+    }
+
+    #[test]
+    fn ask_to_be_released() {
+        let ordered = || -> Builder { standby().ordered_to_stop().but(mode(SyncMode::On)).but(listed("b", &["a"], 0)) };
+        assert_eq!(decide(&ordered().build()).rule, "ask_to_be_released");
+        let long = ordered().with(|s| s.memory.ordered_since = Some(s.now.minus(Duration::from_secs(20))));
+        assert_eq!(decide(&long).rule, "stop_postgres_when_ordered");
+        assert_eq!(decide(&ordered().but(listed("b", &[], 0)).build()).rule, "stop_postgres_when_ordered");
+        assert_eq!(decide(&ordered().vacant().build()).rule, "stop_postgres_when_ordered", "nobody waits for it");
+    }
+}

@@ -1,0 +1,244 @@
+//! `POST /switchover`, `POST /failover` and `DELETE /switchover` (rest-api.md section 15): a request is checked, written into
+//! etcd's `failover` key, and its outcome is read off the Status. What comes of it is the loops' business.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::response::Response;
+use http::StatusCode;
+use regent_core::cluster::ClusterView;
+use regent_core::config::SyncMode;
+use regent_core::peers::{PeerReply, Question};
+use regent_core::sync::lists;
+use regent_core::units::{MemberName, Revision};
+use regent_dcs::keys::{ScheduleError, schedule};
+use regent_dcs::{Write, Written};
+use serde_json::{Map, Value};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{App, Command, wire};
+use crate::peers;
+
+/// How long possible targets are asked (rest-api.md 15.3).
+const ASK: Duration = Duration::from_secs(2);
+/// How long a write to etcd may take.
+const WRITE: Duration = Duration::from_secs(10);
+
+/// Which of the two calls.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    Switchover,
+    Failover,
+}
+
+impl Action {
+    fn word(self) -> &'static str {
+        match self {
+            Action::Switchover => "switchover",
+            Action::Failover => "failover",
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Action::Switchover => "Switchover",
+            Action::Failover => "Failover",
+        }
+    }
+}
+
+type Refusal = (StatusCode, String);
+
+struct Asked {
+    action: Action,
+    leader: Option<MemberName>,
+    candidate: Option<MemberName>,
+    scheduled_at: Option<String>,
+}
+
+/// The answer to a request with this body.
+pub(super) async fn request(app: &App, action: Action, body: &Map<String, Value>) -> Response {
+    match carry_out(app, action, body).await {
+        Ok((status, text)) | Err((status, text)) => wire::message(status, text),
+    }
+}
+
+async fn carry_out(app: &App, action: Action, body: &Map<String, Value>) -> Result<(StatusCode, String), Refusal> {
+    let status = app.status.borrow().clone();
+    let asked = read(action, body, status.pause)?;
+    let Some(view) = &status.view else { return Err(unreachable()) };
+    if asked.scheduled_at.is_none() {
+        feasible(&asked, view, status.synchronous_mode).await?;
+    }
+    let (leader, candidate) = (asked.leader.clone(), asked.candidate.clone());
+    let write = Write::RequestFailover { leader, candidate, scheduled_at: asked.scheduled_at.clone() };
+    let Some(Written::Done(written)) = order(app, write).await else {
+        return Err((StatusCode::SERVICE_UNAVAILABLE, "failed to write failover key into DCS".to_owned()));
+    };
+    if asked.scheduled_at.is_some() {
+        return Ok((StatusCode::ACCEPTED, "Switchover scheduled".to_owned()));
+    }
+    let before = view.leader.as_ref().map(|key| key.name.clone());
+    Ok(outcome(app, &asked, before, written, status.loop_wait).await)
+}
+
+fn unreachable() -> Refusal {
+    (StatusCode::SERVICE_UNAVAILABLE, "etcd does not answer; nothing was done".to_owned())
+}
+
+/// The decisions of 15.2 that need nothing but the request.
+fn read(action: Action, body: &Map<String, Value>, paused: bool) -> Result<Asked, Refusal> {
+    let name = |key: &str| body.get(key).and_then(Value::as_str).filter(|name| !name.is_empty()).map(MemberName::from);
+    let (leader, candidate) = (name("leader"), name("candidate").or_else(|| name("member")));
+    let when = body.get("scheduled_at").filter(|when| !when.is_null() && when.as_str() != Some(""));
+    let bad = |text: &str| Err((StatusCode::BAD_REQUEST, text.to_owned()));
+    match action {
+        Action::Failover if candidate.is_none() => {
+            return bad("Failover could be performed only to a specific candidate");
+        }
+        Action::Switchover if leader.is_none() => {
+            return bad("Switchover could be performed only from a specific leader");
+        }
+        Action::Failover if when.is_some() => return bad("Failover can't be scheduled"),
+        Action::Failover | Action::Switchover => {}
+    }
+    if when.is_some() && paused {
+        return bad("Can't schedule switchover in the paused state");
+    }
+    let scheduled_at = when.map(moment).transpose()?;
+    if paused && candidate.is_none() {
+        return bad("Switchover is possible only to a specific candidate in a paused state");
+    }
+    if paused {
+        let text = "a switchover in a paused cluster is not supported by this version of Regent; nothing was done";
+        return Err((StatusCode::NOT_IMPLEMENTED, text.to_owned()));
+    }
+    if leader.is_some() && leader == candidate {
+        return bad("Switchover target and source are the same");
+    }
+    let action = if leader.is_some() { Action::Switchover } else { action };
+    Ok(Asked { action, leader, candidate, scheduled_at })
+}
+
+/// 15.5: a time with a zone, and not over yet.
+fn moment(when: &Value) -> Result<String, Refusal> {
+    let unreadable = "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601";
+    let unprocessable = |text: &str| (StatusCode::UNPROCESSABLE_ENTITY, text.to_owned());
+    let read = when.as_str().ok_or(ScheduleError::Unreadable).and_then(schedule).map_err(|error| match error {
+        ScheduleError::Unreadable => unprocessable(unreadable),
+        ScheduleError::NoZone => {
+            let text = "Timezone information is mandatory for the scheduled switchover";
+            (StatusCode::BAD_REQUEST, text.to_owned())
+        }
+    })?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    if read.at.is_none_or(|at| at < now) {
+        return Err(unprocessable("Cannot schedule switchover in the past"));
+    }
+    Ok(read.text)
+}
+
+/// 15.3: could it come true?
+async fn feasible(asked: &Asked, view: &ClusterView, mode: SyncMode) -> Result<(), Refusal> {
+    let no = |text: String| Err((StatusCode::PRECONDITION_FAILED, text));
+    let holder = view.leader.as_ref().map(|key| &key.name);
+    if asked.leader.is_some() && asked.leader.as_ref() != holder {
+        return no("leader name does not match".to_owned());
+    }
+    let word = asked.action.word();
+    let sync = view.sync.as_ref().filter(|_| mode != SyncMode::Off);
+    let listed = |name: &MemberName| sync.is_none_or(|sync| lists(&sync.standbys, name));
+    if let Some(candidate) = &asked.candidate {
+        if asked.action == Action::Switchover && mode == SyncMode::On && !listed(candidate) {
+            return no("candidate name does not match with sync_standby".to_owned());
+        }
+        if !view.members.contains_key(candidate) {
+            return no("candidate does not exists".to_owned());
+        }
+    } else if sync.is_some_and(|sync| !view.members.keys().any(|name| lists(&sync.standbys, name))) {
+        return no(format!("{word} is not possible: can not find sync_standby"));
+    } else if view.members.keys().all(|name| Some(name) == holder) {
+        return no(format!("{word} is not possible: cluster does not have members except leader"));
+    }
+    let targets = view.members.iter().filter(|(name, member)| {
+        let meant = asked.candidate.as_ref().map_or(Some(*name) != holder, |candidate| candidate == *name);
+        let complete = asked.candidate.is_some() || listed(name);
+        meant && complete && !member.tags.nofailover
+    });
+    let question = |url: &String| Question { url: url.clone(), within: ASK };
+    let whom: BTreeMap<_, _> =
+        targets.filter_map(|(name, m)| Some((name.clone(), m.api_url.as_ref().map(question)?))).collect();
+    let replies = peers::ask(whom).await;
+    let good = |reply: &PeerReply| match reply {
+        PeerReply::Answer(answer) => !answer.nofailover && !answer.watchdog_failed,
+        PeerReply::Unreachable(_) => false,
+    };
+    if !replies.values().any(good) {
+        return no(format!("{word} is not possible: no good candidates have been found"));
+    }
+    Ok(())
+}
+
+/// Has this written where the loop has its connection to etcd; `None`: not known, or not done.
+async fn order(app: &App, write: Write) -> Option<Written> {
+    let (reply, answer) = oneshot::channel();
+    app.commands.try_send(Command::Write { write, reply }).ok()?;
+    timeout(WRITE, answer).await.ok()?.ok()?.ok()
+}
+
+/// 15.6: what became of it, as soon as a Status tells.
+async fn outcome(
+    app: &App,
+    asked: &Asked,
+    before: Option<MemberName>,
+    written: Revision,
+    loop_wait: Duration,
+) -> (StatusCode, String) {
+    let deadline = Instant::now() + 2 * loop_wait.max(Duration::from_secs(10));
+    let mut published = app.status.clone();
+    let title = asked.action.title();
+    let done = match asked.action {
+        Action::Switchover => "Switched over",
+        Action::Failover => "Failed over",
+    };
+    loop {
+        let status = published.borrow_and_update().clone();
+        if let Some(view) = status.view.as_ref().filter(|view| view.revision >= written) {
+            let holder = view.leader.as_ref().map(|key| &key.name);
+            match (holder.filter(|holder| Some(*holder) != before.as_ref()), &asked.candidate) {
+                (Some(now), Some(wanted)) if now != wanted => {
+                    return (StatusCode::OK, format!("{done} to \"{now}\" instead of \"{wanted}\""));
+                }
+                (Some(now), Some(_) | None) => {
+                    let done = done.to_lowercase();
+                    return (StatusCode::OK, format!("Successfully {done} to \"{now}\""));
+                }
+                // The winner takes the key before it takes the request off the table: so this one was dropped.
+                (None, Some(_) | None) if view.failover.is_none() && holder.is_some() => {
+                    return (StatusCode::SERVICE_UNAVAILABLE, format!("{title} failed"));
+                }
+                (None, Some(_) | None) => {}
+            }
+        }
+        if timeout_at(deadline, published.changed()).await.is_err() {
+            return (StatusCode::SERVICE_UNAVAILABLE, format!("{title} status unknown"));
+        }
+    }
+}
+
+/// `DELETE /switchover` (15.7).
+pub(super) async fn cancel(app: &App) -> Response {
+    let status = app.status.borrow().clone();
+    let Some(view) = &status.view else {
+        let (code, text) = unreachable();
+        return wire::message(code, text);
+    };
+    let scheduled = view.failover.as_ref().filter(|asked| asked.schedule.is_some());
+    let Some(asked) = scheduled else { return wire::message(StatusCode::NOT_FOUND, "no switchover is scheduled") };
+    match order(app, Write::ClearFailover { seen: asked.modified }).await {
+        Some(Written::Done(_)) => wire::message(StatusCode::OK, "scheduled switchover deleted"),
+        Some(Written::Refused) => wire::error_page(StatusCode::CONFLICT, "somebody changed it meanwhile; look again"),
+        None => wire::message(StatusCode::SERVICE_UNAVAILABLE, "failed to write failover key into DCS"),
+    }
+}
