@@ -191,8 +191,8 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
                 self.jobs.start(Job::Follow, now, async move { postgres.follow(&upstream).await }).await;
             }
             Move::Checkpoint => self.jobs.start(Job::Checkpoint, now, async move { postgres.checkpoint().await }).await,
-            Move::CreateSlots(names) => {
-                self.jobs.start(Job::CreateSlots, now, async move { postgres.create_slots(&names).await }).await;
+            Move::ChangeSlots(changes) => {
+                self.jobs.start(Job::ChangeSlots, now, async move { postgres.change_slots(&changes).await }).await;
             }
             Move::ResumeReplay => {
                 self.jobs.start(Job::ResumeReplay, now, async move { postgres.resume_replay().await }).await;

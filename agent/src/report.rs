@@ -151,7 +151,7 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
             | Move::Promote(_)
             | Move::Follow(_)
             | Move::Checkpoint
-            | Move::CreateSlots(_)
+            | Move::ChangeSlots(_)
             | Move::ResumeReplay
             | Move::SetSyncNames(_)
             | Move::RemoveUnfinished,

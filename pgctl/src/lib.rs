@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use regent_core::postgres::{PgState, StopMode, Upstream};
+use regent_core::postgres::{PgState, SlotChanges, StopMode, Upstream};
 use regent_core::units::{MemberName, Timeline};
 
 mod conf;
@@ -96,9 +96,9 @@ pub trait Postgres: Clone + 'static {
     /// over restarts of the server, and of the agent while the settings say that a synchronous mode is on.
     async fn set_sync_names(&self, names: Option<&str>) -> Result<(), PgError>;
 
-    /// Creates the physical slots that are missing on a running server. On a primary they reserve WAL at
-    /// once (P4), and one that reserves nothing and is not in use is made anew; on a standby they reserve nothing.
-    async fn create_slots(&self, names: &[String]) -> Result<(), PgError>;
+    /// Removes, creates and advances replication slots of a running server, in this order. Physical ones only are created,
+    /// and keep WAL at once (P4). One that somebody is connected to stays as it is.
+    async fn change_slots(&self, changes: &SlotChanges) -> Result<(), PgError>;
 
     /// Removes what an interrupted clone or initdb *of ours* left ([`regent_core::postgres::DataDir::Unfinished`]), nothing else.
     async fn remove_unfinished(&self) -> Result<(), PgError>;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
-use regent_core::postgres::{Probe, SqlFacts, WalSender};
+use regent_core::postgres::{Probe, Slot, SqlFacts, WalSender};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
@@ -45,8 +45,10 @@ SELECT r AS in_recovery,
        current_setting('server_version_num') AS server_version,
        pg_conf_load_time() AS configured_at
   FROM (SELECT pg_is_in_recovery() AS r OFFSET 0) AS x LEFT JOIN pg_stat_wal_receiver AS w ON true;
-SELECT slot_name FROM pg_replication_slots
- WHERE pg_is_in_recovery() OR active OR restart_lsn IS NOT NULL ORDER BY 1;
+SELECT slot_name, slot_type, database, plugin, coalesce(confirmed_flush_lsn, restart_lsn) AS position, active,
+       coalesce(xmin, catalog_xmin) IS NOT NULL AS holds_xmin, coalesce(wal_status = 'lost', false) AS lost,
+       temporary OR coalesce(to_jsonb(s) ->> 'failover' = 'true', false) AS not_ours
+  FROM pg_replication_slots AS s ORDER BY 1;
 SELECT usename, application_name, host(client_addr) AS client_addr, state, sync_state, sync_priority,
        CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN replay_lsn
             WHEN 'remote_write' THEN write_lsn ELSE flush_lsn END AS position
@@ -371,7 +373,13 @@ impl Session {
         let one = results.next().unwrap_or_default();
         let row = one.first().ok_or_else(|| Failure::Answered("the query of facts had no row".to_owned()))?;
         let mut facts = facts_of(row).map_err(Failure::Answered)?;
-        facts.slots = results.next().unwrap_or_default().iter().map(|row| text(row, "slot_name")).collect();
+        facts.slots = results
+            .next()
+            .unwrap_or_default()
+            .iter()
+            .map(slot_of)
+            .collect::<Result<_, _>>()
+            .map_err(Failure::Answered)?;
         facts.replication = results.next().unwrap_or_default().iter().map(sender_of).collect();
 
         let configured_at = text(row, "configured_at");
@@ -420,6 +428,20 @@ fn facts_of(row: &SimpleQueryRow) -> Result<SqlFacts, String> {
         sync_names: text(row, "sync_names"),
         replication: Vec::new(),
         pending_restart: Vec::new(),
+    })
+}
+
+fn slot_of(row: &SimpleQueryRow) -> Result<Slot, String> {
+    let is = |column: &str| row.get(column) == Some("t");
+    let logical = row.get("slot_type") == Some("logical");
+    Ok(Slot {
+        name: text(row, "slot_name"),
+        logical: logical.then(|| (text(row, "database"), text(row, "plugin"))),
+        position: optional(row, "position")?,
+        active: is("active"),
+        holds_xmin: is("holds_xmin"),
+        lost: is("lost"),
+        foreign: is("not_ours"),
     })
 }
 

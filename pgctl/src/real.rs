@@ -10,7 +10,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use regent_core::postgres::{PgState, StopMode, Upstream};
+use regent_core::postgres::{PgState, SlotChanges, StopMode, Upstream};
 use regent_core::units::{MemberName, Timeline};
 
 use crate::conf::{self, Role};
@@ -242,8 +242,8 @@ impl Postgres for Server {
         self.go_on_replaying().await
     }
 
-    async fn create_slots(&self, names: &[String]) -> Result<(), PgError> {
-        self.make_slots(names).await
+    async fn change_slots(&self, changes: &SlotChanges) -> Result<(), PgError> {
+        self.carry_out(changes).await
     }
 
     async fn remove_unfinished(&self) -> Result<(), PgError> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postgres_protocol::escape::escape_literal;
-use regent_core::postgres::{ClusterState, ControlData, StopMode};
+use regent_core::postgres::{ClusterState, ControlData, SlotChanges, StopMode};
 use regent_core::units::Timeline;
 use rustix::process::Signal;
 use tokio::process::{Child, Command};
@@ -362,27 +362,40 @@ impl Server {
         query::execute(&client, "SELECT pg_wal_replay_resume()", "pg_wal_replay_resume", ASK).await.map(|_| ())
     }
 
-    /// A primary's slots keep WAL from now on. A standby's reserve nothing until somebody streams over them: nobody would
-    /// move them meanwhile, and its disk would fill up. One that it brought along into its promotion is made anew.
-    pub(crate) async fn make_slots(&self, names: &[String]) -> Result<(), PgError> {
+    /// Goes on after a failure, so that one slot that cannot be changed costs the others nothing; returns the first one.
+    pub(crate) async fn carry_out(&self, changes: &SlotChanges) -> Result<(), PgError> {
         let settings = self.settings();
         let client = query::command(&settings, &settings.database, "replication slots").await?;
-        for name in names {
-            let what = format!("replication slot {name}");
-            let name = escape_literal(name);
-            let reserves_nothing = format!(
+        let mut outcome = Ok(());
+        let mut run = async |name: &str, sql: String| {
+            let done = query::execute(&client, &sql, &format!("replication slot {name}"), ASK).await;
+            outcome = std::mem::replace(&mut outcome, Ok(())).and(done.map(|_| ()));
+        };
+        for name in &changes.drop {
+            let sql = format!(
                 "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
-                  WHERE slot_name = {name} AND slot_type = 'physical' AND restart_lsn IS NULL AND NOT active
-                    AND NOT pg_is_in_recovery()"
+                  WHERE slot_name = {} AND NOT active",
+                escape_literal(name)
             );
-            query::execute(&client, &reserves_nothing, &what, ASK).await?;
-            let missing = format!(
-                "SELECT pg_create_physical_replication_slot({name}, NOT pg_is_in_recovery())
-                  WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {name})"
-            );
-            query::execute(&client, &missing, &what, ASK).await?;
+            run(name, sql).await;
         }
-        Ok(())
+        for name in &changes.create {
+            let sql = format!(
+                "SELECT pg_create_physical_replication_slot({0}, true)
+                  WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {0})",
+                escape_literal(name)
+            );
+            run(name, sql).await;
+        }
+        for (name, to) in &changes.advance {
+            let sql = format!(
+                "SELECT pg_replication_slot_advance(slot_name, '{to}') FROM pg_replication_slots
+                  WHERE slot_name = {} AND NOT active AND restart_lsn < '{to}'",
+                escape_literal(name)
+            );
+            run(name, sql).await;
+        }
+        outcome
     }
 }
 

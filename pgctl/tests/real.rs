@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use regent_core::postgres::{ClusterState, DataDir, PgState, Probe, Process, StopMode, Upstream};
-use regent_core::units::Timeline;
+use regent_core::postgres::{ClusterState, DataDir, PgState, Probe, Process, SlotChanges, StopMode, Upstream};
+use regent_core::units::{Lsn, Timeline};
 use regent_pgctl::{PgError, Postgres, Server, Settings};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -63,7 +63,7 @@ fn from(node: &RealNode) -> Upstream {
 
 /// b, which streams from `a`.
 async fn standby(real: &Real, a: &RealNode) -> RealNode {
-    a.server.create_slots(&["b".to_owned()]).await.unwrap();
+    a.server.change_slots(&SlotChanges::creating(["b"])).await.unwrap();
     let b = real.node_with(real.settings("b"));
     b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
     b.server.start_standby(&from(a)).await.unwrap();
@@ -368,7 +368,7 @@ fn a_server_that_is_not_consistent_yet_rejects() {
         let real = Real::new();
         let a = primary(&real, |_| ()).await;
         let b = real.node_with(real.settings("b"));
-        a.server.create_slots(&["b".to_owned()]).await.unwrap();
+        a.server.change_slots(&SlotChanges::creating(["b"])).await.unwrap();
         b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
         for file in fs::read_dir(b.settings.data_dir.join("pg_wal")).unwrap().flatten() {
             if file.file_type().unwrap().is_file() {
@@ -450,28 +450,42 @@ async fn reservations(node: &RealNode) -> String {
 }
 
 #[test]
-fn slots_reserve_wal_on_a_primary_at_once_and_on_a_standby_when_used() {
+fn slots_keep_wal_at_once_and_are_moved_on_and_removed() {
     run(|| async {
         let real = Real::new();
         let a = primary(&real, |_| ()).await;
-        a.server.create_slots(&["b".to_owned(), "c".to_owned()]).await.unwrap();
+        a.server.change_slots(&SlotChanges::creating(["b", "c"])).await.unwrap();
         assert_eq!(reservations(&a).await, "b=t c=t");
         let b = real.node_with(real.settings("b"));
-        let c = real.node_with(real.settings("c"));
-        for node in [&b, &c] {
-            node.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
-            node.server.start_standby(&from(&a)).await.unwrap();
-            see(node, "streams", |state| state.sql.as_ref().is_some_and(|sql| sql.streaming)).await;
-        }
-        b.server.create_slots(&["a".to_owned(), "c".to_owned()]).await.unwrap();
-        assert_eq!(reservations(&b).await, "a=f c=f", "nobody would move them on a standby: they must pin nothing");
+        b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
+        b.server.start_standby(&from(&a)).await.unwrap();
+        let streams = |state: &PgState| state.sql.as_ref().is_some_and(|sql| sql.streaming);
+        see(&b, "streams", streams).await;
+        b.server.change_slots(&SlotChanges::creating(["a", "c"])).await.unwrap();
+        assert_eq!(reservations(&b).await, "a=t c=t", "it keeps what c needs if it is promoted");
 
-        a.server.stop(StopMode::Fast, LONG).await.unwrap();
-        b.server.promote(Timeline(2)).await.unwrap();
-        b.server.create_slots(&["d".to_owned()]).await.unwrap();
-        assert_eq!(reservations(&b).await, "a=f c=f d=t");
-        c.server.follow(&from(&b)).await.unwrap();
-        eventually("c's slot keeps what c needs", async || reservations(&b).await == "a=f c=t d=t").await;
+        let slot = |state: &PgState, name: &str| {
+            let sql = state.sql.clone().unwrap();
+            sql.slots.into_iter().find(|slot| slot.name == name).unwrap()
+        };
+        let before = slot(&b.server.observe(LOOK).await, "c").position.unwrap();
+        a.server.checkpoint().await.unwrap();
+        let end = a.server.observe(LOOK).await.sql.unwrap().flush_lsn;
+        see(&b, "has replayed it", |state| state.sql.as_ref().is_some_and(|sql| sql.replay_lsn >= Some(end))).await;
+        let far = Lsn(end.0 + (1 << 30));
+        let advance = vec![("c".to_owned(), end), ("nobody".to_owned(), end), ("a".to_owned(), far)];
+        let changes = SlotChanges { advance, drop: vec!["nobody".to_owned()], ..SlotChanges::default() };
+        b.server.change_slots(&changes).await.unwrap();
+        let state = b.server.observe(LOOK).await;
+        assert!(before < end, "{before} {end}");
+        assert_eq!(slot(&state, "c").position, Some(end));
+        assert!(slot(&state, "a").position < Some(far), "no further than it has replayed");
+
+        let active = slot(&see(&a, "sends", |state| slot(state, "b").active).await, "b");
+        assert!(active.logical.is_none() && !active.lost && !active.foreign, "{active:?}");
+        let drop = vec!["b".to_owned(), "c".to_owned()];
+        a.server.change_slots(&SlotChanges { drop, ..SlotChanges::default() }).await.unwrap();
+        assert_eq!(reservations(&a).await, "b=t", "the one in use stays");
     });
 }
 
@@ -553,7 +567,7 @@ fn sockets_and_another_configuration_directory_work() {
         a.server.bootstrap().await.unwrap();
         see(&a, "accepts", accepts).await;
 
-        a.server.create_slots(&["b".to_owned()]).await.unwrap();
+        a.server.change_slots(&SlotChanges::creating(["b"])).await.unwrap();
         let b = real.node_with(Settings { config_dir: elsewhere.clone(), ..real.settings("b") });
         b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
         b.server.start_standby(&from(&a)).await.unwrap();
@@ -653,7 +667,7 @@ fn a_rewind_that_is_broken_off_leaves_what_nobody_starts() {
         }
         settings.bin_dir = Some(bin);
         let b = real.node_with(settings);
-        a.server.create_slots(&[b.name().slot_name()]).await.unwrap();
+        a.server.change_slots(&SlotChanges::creating([b.name().slot_name()])).await.unwrap();
         b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
         b.server.start_standby(&from(&a)).await.unwrap();
         see(&b, "streams", |s| s.sql.as_ref().is_some_and(|sql| sql.streaming)).await;

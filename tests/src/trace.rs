@@ -140,7 +140,15 @@ fn postgres(postgres: &Move) -> String {
         Move::Promote(timeline) => format!("promote({timeline})"),
         Move::Follow(upstream) => format!("follow({})", of(upstream)),
         Move::Checkpoint => "checkpoint".into(),
-        Move::CreateSlots(_) => "create_slots".into(),
+        Move::ChangeSlots(changes) => {
+            let each = [
+                ("drop", !changes.drop.is_empty()),
+                ("create", !changes.create.is_empty()),
+                ("advance", !changes.advance.is_empty()),
+            ];
+            let what: Vec<_> = each.into_iter().filter_map(|(word, some)| some.then_some(word)).collect();
+            format!("{}_slots", what.join("_"))
+        }
         Move::ResumeReplay => "resume_replay".into(),
         Move::SetSyncNames(None) => "sync_names(user)".into(),
         Move::SetSyncNames(Some(names)) => format!("sync_names({names})"),

@@ -3,6 +3,7 @@
 //! Files, environment and the `config` key are read and merged by the agent (contract `config.md`); what arrives here
 //! has one meaning and one unit. A field that no rule reads does not belong here.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,12 @@ pub struct Config {
     pub may_bootstrap: bool,
     /// Members stream through replication slots (`postgresql.use_slots`).
     pub use_slots: bool,
+    /// How long the slot of a member that is gone is kept (`member_slots_ttl`); zero: not at all.
+    pub member_slots_ttl: Duration,
+    /// Slots that are kept through failovers (`slots`), by name: physical, or logical and then left to their owner.
+    pub permanent_slots: BTreeMap<String, SlotKind>,
+    /// Slots that are not ours to remove (`ignore_slots`).
+    pub ignore_slots: Vec<IgnoreSlot>,
     /// Who must have a commit before it is acknowledged (section 14, 15).
     pub synchronous_mode: SyncMode,
     /// No commit is acknowledged by this member alone, ever.
@@ -64,6 +71,28 @@ pub enum SyncMode {
     On,
     /// Any so many of the standbys.
     Quorum,
+}
+
+/// A permanent slot's type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SlotKind {
+    /// `type: physical`
+    Physical,
+    /// `type: logical`
+    Logical,
+}
+
+/// A matcher of slots: what it says must all be so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IgnoreSlot {
+    /// `name`
+    pub name: Option<String>,
+    /// `type`
+    pub kind: Option<SlotKind>,
+    /// `database`
+    pub database: Option<String>,
+    /// `plugin`
+    pub plugin: Option<String>,
 }
 
 /// The tags that decisions read (config.md 3.9).
@@ -104,6 +133,9 @@ impl Config {
             pause: false,
             may_bootstrap: true,
             use_slots: true,
+            member_slots_ttl: Duration::from_secs(1800),
+            permanent_slots: BTreeMap::new(),
+            ignore_slots: Vec::new(),
             synchronous_mode: SyncMode::Off,
             synchronous_mode_strict: false,
             synchronous_node_count: 1,

@@ -13,7 +13,7 @@ use crate::failsafe::{Agreement, Notice, Topology};
 use crate::memory::{LastLed, Memory, Role};
 use crate::peers::{PeerAnswer, PeerReply};
 use crate::postgres::{
-    ClusterState, ControlData, DataDir, Job, PgState, Present, Probe, Process, RunningJob, SqlFacts, WalSender,
+    ClusterState, ControlData, DataDir, Job, PgState, Present, Probe, Process, RunningJob, Slot, SqlFacts, WalSender,
 };
 use crate::snapshot::{Guardian, LeaseView, NoView, Order, Peers, Snapshot, Watchdog};
 use crate::units::{Instant, LeaseId, Lsn, MemberName, Revision, SystemId, Timeline, WalPosition};
@@ -35,6 +35,12 @@ pub fn cut_off(s: &mut Snapshot) {
 /// Builds a [`Snapshot`] by small readable steps.
 #[derive(Clone, Debug)]
 pub struct Builder(Snapshot);
+
+/// A physical slot that nobody is connected to.
+#[must_use]
+pub fn slot(name: &str) -> Slot {
+    Slot { name: name.into(), position: Some(Lsn(1_000)), ..Slot::default() }
+}
 
 fn member(name: &str, role: &str) -> Member {
     Member {
@@ -64,7 +70,7 @@ fn sql(in_recovery: bool) -> SqlFacts {
         upstream: in_recovery.then(|| "b:5432".to_owned()),
         started_at: "2026-11-21 00:00:00+00".into(),
         server_version: 150_000,
-        slots: vec!["b".into(), "c".into()],
+        slots: ["b", "c"].map(slot).into(),
         sync_names: String::new(),
         replication: Vec::new(),
         pending_restart: Vec::new(),

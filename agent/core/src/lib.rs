@@ -15,6 +15,7 @@ pub mod plan;
 pub mod postgres;
 pub mod quorum;
 pub mod rules;
+pub mod slots;
 pub mod snapshot;
 pub mod sync;
 pub mod units;

@@ -50,6 +50,8 @@ pub struct Memory {
     pub ordered_since: Option<Instant>,
     /// Own position when the server last answered.
     pub last_position: Option<Lsn>,
+    /// As the leader: when a member last wanted its slot, by slot name (P13).
+    pub slots_wanted: BTreeMap<String, Instant>,
     /// pg_rewind was tried, and this member has not streamed since.
     pub rewinds: Option<Rewinds>,
     /// When this agent had its first look: what it agreed to before that is forgotten.
@@ -148,6 +150,7 @@ impl Memory {
                 self.last_led = Some(LastLed { leader: key.name.clone(), members: view.members.clone() });
             }
         }
+        self.slots_wanted = crate::slots::wanted_since(&self.slots_wanted, seen);
         self.ordered_since = (seen.order == Order::Stop).then_some(self.ordered_since.unwrap_or(seen.now));
         if let Some(sql) = seen.sql() {
             self.primary_since = (!sql.in_recovery).then_some(self.primary_since.unwrap_or(seen.now));
@@ -266,7 +269,7 @@ impl Memory {
             | Move::Stop(_)
             | Move::Follow(_)
             | Move::Checkpoint
-            | Move::CreateSlots(_)
+            | Move::ChangeSlots(_)
             | Move::ResumeReplay
             | Move::SetSyncNames(_)
             | Move::RemoveUnfinished

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{FailsafeKey, HistoryLine, Promise, Status, SyncState};
 use crate::peers::Question;
-use crate::postgres::{StopMode, Upstream};
+use crate::postgres::{SlotChanges, StopMode, Upstream};
 use crate::units::{MemberName, Revision, SystemId, Timeline};
 
 /// One decision.
@@ -179,8 +179,8 @@ pub enum Move {
     Follow(Upstream),
     /// The checkpoint after a promotion.
     Checkpoint,
-    /// Create replication slots that are missing.
-    CreateSlots(Vec<String>),
+    /// Create, remove and advance replication slots.
+    ChangeSlots(SlotChanges),
     /// Go on replaying.
     ResumeReplay,
     /// Wait for other standbys: `synchronous_standby_names`; `None`: what the user configured.

@@ -157,14 +157,52 @@ pub struct SqlFacts {
     pub started_at: String,
     /// `server_version_num`
     pub server_version: u32,
-    /// Names of replication slots; on a primary only of those that keep WAL, or are in use.
-    pub slots: Vec<String>,
+    /// Replication slots.
+    pub slots: Vec<Slot>,
     /// `synchronous_standby_names`
     pub sync_names: String,
     /// WAL senders.
     pub replication: Vec<WalSender>,
     /// Settings that wait for a restart: name, running value, wanted value.
     pub pending_restart: Vec<(String, String, String)>,
+}
+
+/// A row of `pg_replication_slots`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// `slot_name`
+    pub name: String,
+    /// Logical: its database and its plugin; physical: none.
+    pub logical: Option<(String, String)>,
+    /// Physical: `restart_lsn`; logical: `confirmed_flush_lsn`. `None` while it keeps nothing.
+    pub position: Option<Lsn>,
+    /// Somebody is connected to it.
+    pub active: bool,
+    /// It holds back vacuum (`xmin` or `catalog_xmin`).
+    pub holds_xmin: bool,
+    /// What it should keep is gone (`wal_status` is `lost`).
+    pub lost: bool,
+    /// Temporary, or made with `failover` on (PostgreSQL 17): PostgreSQL itself looks after it.
+    pub foreign: bool,
+}
+
+/// What is to be done about slots. All of them physical where they are created or advanced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotChanges {
+    /// Removed, unless somebody is connected by then.
+    pub drop: Vec<String>,
+    /// Created after that, if they are not there; they keep WAL from now on.
+    pub create: Vec<String>,
+    /// Moved forward to this position, or as far as this server has replayed.
+    pub advance: Vec<(String, Lsn)>,
+}
+
+impl SlotChanges {
+    /// These are to be there.
+    #[must_use]
+    pub fn creating<S: Into<String>>(names: impl IntoIterator<Item = S>) -> SlotChanges {
+        SlotChanges { create: names.into_iter().map(Into::into).collect(), ..SlotChanges::default() }
+    }
 }
 
 /// A row of `pg_stat_replication`, in the order of the status document (rest-api.md section 4, `replication`).
@@ -284,8 +322,8 @@ pub enum Job {
     Follow,
     /// The checkpoint after a promotion (L7).
     Checkpoint,
-    /// Creation of replication slots.
-    CreateSlots,
+    /// Creation, removal or advance of replication slots.
+    ChangeSlots,
     /// The end of a pause of replay.
     ResumeReplay,
     /// Another `synchronous_standby_names`.

@@ -211,7 +211,7 @@ impl Snapshot {
                 | Job::Stop(_)
                 | Job::Follow
                 | Job::Checkpoint
-                | Job::CreateSlots
+                | Job::ChangeSlots
                 | Job::ResumeReplay
                 | Job::SetSyncNames
                 | Job::RemoveUnfinished
@@ -313,7 +313,7 @@ impl Snapshot {
     pub fn busy(&self) -> Option<&RunningJob> {
         self.job.as_ref().filter(|running| match running.job {
             Job::Checkpoint
-            | Job::CreateSlots
+            | Job::ChangeSlots
             | Job::ResumeReplay
             | Job::SetSyncNames
             | Job::Follow

@@ -10,7 +10,7 @@ use serde_json::Map;
 use super::local::{LocalConfig, RestConfig};
 use super::node::{At, Node};
 use super::section::{Report, Section};
-use super::{ConfigErrors, known, postgres, tags, timing, values};
+use super::{ConfigErrors, known, postgres, slots, tags, timing, values};
 use crate::watchdog;
 
 /// Everything in force.
@@ -54,6 +54,7 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
     let dynamic = dynamic.as_ref();
     let timings = timing::read(dynamic, &mut report);
     let (core_tags, shown_tags) = tags::read(&Section::root(&local.tree).child("tags", &mut report), &mut report);
+    let slots = slots::read(dynamic, &mut report);
     let found = postgres::read(local, dynamic, &mut report);
     report.warnings.extend(known::check(&local.tree, dynamic).warnings());
     let (Some(found), true) = (found, report.problems.is_empty()) else {
@@ -80,6 +81,9 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
         pause: word("pause"),
         may_bootstrap: local.may_bootstrap,
         use_slots: found.settings.use_slots,
+        member_slots_ttl: slots.member_ttl,
+        permanent_slots: slots.permanent,
+        ignore_slots: slots.ignored,
         synchronous_mode: sync_mode(dynamic),
         synchronous_mode_strict: word("synchronous_mode_strict"),
         synchronous_node_count: usize::try_from(number(&["synchronous_node_count"], 1)).unwrap_or(1),

@@ -119,19 +119,14 @@ const SECTIONS: &[Keys] = &[
             "maximum_lag_on_syncnode",
             "failsafe_mode",
             "pause",
-            "postgresql",
-        ],
-        later: &[
-            "primary_stop_timeout",
-            "master_stop_timeout",
-            "max_timelines_history",
             "member_slots_ttl",
             "slots",
             "permanent_slots",
             "permanent_replication_slots",
             "ignore_slots",
-            "standby_cluster",
+            "postgresql",
         ],
+        later: &["primary_stop_timeout", "master_stop_timeout", "max_timelines_history", "standby_cluster"],
         ignored: &[],
     },
     Keys {
@@ -287,7 +282,6 @@ fn texts(node: &Node) -> Vec<String> {
 
 /// Whether a value differs from what the agent does without the key.
 fn asks_for_something(key: &str, node: &Node) -> bool {
-    let number_other_than = |default: i64| values::integer(node).is_none_or(|number| number != default);
     match key {
         "method" => node.written().is_some_and(|method| method != "initdb"),
         "create_replica_methods" | "create_replica_method" => node.is_truthy() && texts(node) != ["basebackup"],
@@ -295,7 +289,6 @@ fn asks_for_something(key: &str, node: &Node) -> bool {
         "verify_client" => node.written().is_some_and(|mode| !mode.eq_ignore_ascii_case("none")),
         "server_tokens" => node.written().is_some_and(|tokens| !tokens.eq_ignore_ascii_case("original")),
         "config_base_name" => node.written().is_some_and(|name| name != "postgresql"),
-        "member_slots_ttl" => number_other_than(1800),
         _ => node.is_truthy() && values::word(node) != Some(false),
     }
 }
@@ -334,7 +327,7 @@ mod tests {
             "{synchronous_mode: on, slots: {a: {type: physical}}, failsafe_mode: 'off',
              pg_version: 15, postgresql: {use_pg_rewind: true, callbacks: {}}}",
         );
-        let want = ["bootstrap.method", "postgresql.create_replica_methods", "slots"];
+        let want = ["bootstrap.method", "postgresql.create_replica_methods"];
         assert_eq!(loud.later, want);
         assert_eq!(loud.unknown, Vec::<String>::new());
         let quiet = found(

@@ -24,6 +24,7 @@ mod problem;
 mod resolve;
 mod secret;
 mod section;
+mod slots;
 mod sources;
 mod tags;
 mod timing;

@@ -76,6 +76,28 @@ pub(super) fn strict_integer(node: &Node) -> Option<i64> {
     }
 }
 
+/// A time in seconds: a bare number, or one with `us`, `ms`, `s`, `min`, `h`, `d` (case counts), rounded half to even.
+#[must_use]
+pub(super) fn seconds(node: &Node) -> Option<u64> {
+    let Value::Text(text) = &node.value else { return u64::try_from(integer(node)?).ok() };
+    let text = text.trim();
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).filter(|_| !text.to_ascii_lowercase().starts_with("0x"));
+    let Some((number, unit)) = unit_at.and_then(|at| text.split_at_checked(at)) else {
+        return u64::try_from(integer_text(text)?).ok();
+    };
+    let number: f64 = number.trim().parse().ok()?;
+    let each = match unit {
+        "us" => 0.000_001,
+        "ms" => 0.001,
+        "s" => 1.0,
+        "min" => 60.0,
+        "h" => 3_600.0,
+        "d" => 86_400.0,
+        _ => return None,
+    };
+    u64::try_from(rounded(number * each)?).ok()
+}
+
 /// A size in megabytes: a bare number, or one with `B`, `kB`, `MB`, `GB`, `TB` (case counts), rounded down.
 #[must_use]
 pub(super) fn megabytes(node: &Node) -> Option<i64> {

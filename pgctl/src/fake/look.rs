@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use regent_core::postgres::{DataDir, PgState, Present, Probe, Process, SqlFacts, Upstream, WalSender};
+use regent_core::postgres::{DataDir, PgState, Present, Probe, Process, Slot, SqlFacts, Upstream, WalSender};
 use regent_core::sync::Waits;
 use regent_core::units::Lsn;
 
@@ -77,6 +77,13 @@ fn facts(world: &World, index: usize, server: &Server, cluster: &Cluster) -> Sql
             Data::Empty | Data::Unfinished | Data::HalfRewound => None,
         },
     };
+    let active = world.slots_in_use(index);
+    let slot = |name: &String, at: Lsn, used: Option<&Lsn>| Slot {
+        name: name.clone(),
+        position: Some(used.copied().unwrap_or(at)),
+        active: used.is_some(),
+        ..Slot::default()
+    };
     SqlFacts {
         in_recovery: standby,
         timeline: Some(cluster.log.timeline()),
@@ -91,7 +98,7 @@ fn facts(world: &World, index: usize, server: &Server, cluster: &Cluster) -> Sql
         upstream,
         started_at: timestamp(server.started_at, ' ', "+00"),
         server_version: SERVER_VERSION,
-        slots: cluster.slots.iter().cloned().collect(),
+        slots: cluster.slots.iter().map(|(name, at)| slot(name, *at, active.get(name))).collect(),
         sync_names: cluster.sync_names.clone(),
         replication: world.nodes.iter().filter(receives).map(sender).collect(),
         pending_restart: Vec::new(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use regent_core::postgres::{PgState, StopMode, Upstream};
+use regent_core::postgres::{PgState, SlotChanges, StopMode, Upstream};
 use regent_core::sync::Waits;
 use regent_core::units::{Lsn, MemberName, SystemId, Timeline};
 
@@ -589,10 +589,18 @@ impl Postgres for FakePostgres {
         })
     }
 
-    async fn create_slots(&self, names: &[String]) -> Result<(), PgError> {
-        self.accepting("pg_create_physical_replication_slot", |world, index| {
+    async fn change_slots(&self, changes: &SlotChanges) -> Result<(), PgError> {
+        self.accepting("replication slots", |world, index| {
+            let active = world.slots_in_use(index);
             if let Data::Present(cluster) = &mut world.nodes[index].data {
-                cluster.slots.extend(names.iter().cloned());
+                let end = cluster.log.end();
+                cluster.slots.retain(|name, _| active.contains_key(name) || !changes.drop.contains(name));
+                for name in &changes.create {
+                    cluster.slots.entry(name.clone()).or_insert(end);
+                }
+                for (name, to) in changes.advance.iter().filter(|(name, _)| !active.contains_key(name)) {
+                    cluster.slots.entry(name.clone()).and_modify(|at| *at = (*at).max((*to).min(end)));
+                }
             }
         })
     }

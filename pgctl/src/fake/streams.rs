@@ -1,9 +1,11 @@
 //! Replication: who streams from whom, what arrives when, and who waits for it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use regent_core::postgres::Upstream;
 use regent_core::sync::Waits;
+use regent_core::units::Lsn;
 
 use super::Transition;
 use super::wal::Entry;
@@ -46,6 +48,7 @@ impl World {
             }
         }
         self.settled = self.now;
+        self.move_slots();
         self.acknowledge();
         self.fail_builds();
         for index in 0..self.nodes.len() {
@@ -53,6 +56,26 @@ impl World {
             if writable != self.nodes[index].was_writable {
                 self.nodes[index].was_writable = writable;
                 self.report(index, if writable { Transition::Writable } else { Transition::NotWritable });
+            }
+        }
+    }
+
+    /// Slots that somebody streams through, and how far that one is.
+    pub(super) fn slots_in_use(&self, index: usize) -> BTreeMap<String, Lsn> {
+        let pid = self.pid(index);
+        let user = |node: &Node| {
+            let link = node.server.as_ref()?.link.filter(|link| link.upstream == index && Some(link.pid) == pid)?;
+            let Data::Present(theirs) = &node.data else { return None };
+            link.is_live().then(|| (node.name.slot_name(), theirs.log.end()))
+        };
+        self.nodes.iter().filter_map(user).collect()
+    }
+
+    fn move_slots(&mut self) {
+        for index in 0..self.nodes.len() {
+            let used = self.slots_in_use(index);
+            if let Data::Present(cluster) = &mut self.nodes[index].data {
+                cluster.slots.iter_mut().for_each(|(name, at)| *at = used.get(name).copied().unwrap_or(*at));
             }
         }
     }

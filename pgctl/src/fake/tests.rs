@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use regent_core::postgres::{
-    ClusterState, ControlData, DataDir, PgState, Probe, Process, SqlFacts, StopMode, Upstream,
+    ClusterState, ControlData, DataDir, PgState, Probe, Process, SlotChanges, SqlFacts, StopMode, Upstream,
 };
 use regent_core::units::{Lsn, Timeline};
 use tokio::time::{Instant, sleep, timeout};
@@ -61,6 +61,10 @@ async fn control(node: &FakePostgres) -> ControlData {
 fn is_pending(future: impl Future) -> bool {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     pin!(future).poll(&mut context).is_pending()
+}
+
+fn names(sql: &SqlFacts) -> Vec<&str> {
+    sql.slots.iter().map(|slot| slot.name.as_str()).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -631,12 +635,12 @@ async fn following_nobody_ends_the_stream_and_slots_are_kept() {
     assert_eq!((sql.streaming, sql.upstream, nodes[1].records().len()), (false, None, 0));
     assert!(nodes[0].follow(&from("b")).await.is_err(), "a primary follows nobody");
 
-    nodes[0].create_slots(&["b".to_owned(), "c".to_owned()]).await.unwrap();
-    nodes[0].create_slots(&["c".to_owned()]).await.unwrap();
+    nodes[0].change_slots(&SlotChanges::creating(["b", "c"])).await.unwrap();
+    nodes[0].change_slots(&SlotChanges::creating(["c"])).await.unwrap();
     nodes[0].kill();
-    assert!(nodes[0].create_slots(&[]).await.is_err());
+    assert!(nodes[0].change_slots(&SlotChanges::default()).await.is_err());
     nodes[0].start_primary().await.unwrap();
-    assert_eq!(facts(&nodes[0]).await.slots, ["b", "c"]);
+    assert_eq!(names(&facts(&nodes[0]).await), ["b", "c"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -102,7 +102,8 @@ pub(super) struct Cluster {
     pub(super) control: ControlData,
     pub(super) standby_signal: bool,
     pub(super) backup_label: bool,
-    pub(super) slots: BTreeSet<String>,
+    /// Physical slots, and how far they are.
+    pub(super) slots: BTreeMap<String, Lsn>,
     pub(super) upstream: Upstream,
     /// `synchronous_standby_names`
     pub(super) sync_names: String,
@@ -284,7 +285,7 @@ impl World {
             control,
             standby_signal: false,
             backup_label: false,
-            slots: BTreeSet::new(),
+            slots: BTreeMap::new(),
             upstream: Upstream::Nobody,
             sync_names: String::new(),
             sync_before: None,
@@ -297,7 +298,7 @@ impl World {
     /// A base backup: the source's directory as it is now, with a label and without signal file and slots.
     pub(super) fn copy(&mut self, source: usize, node: usize) {
         let Data::Present(theirs) = &self.nodes[source].data else { return };
-        let slots = BTreeSet::new();
+        let slots = BTreeMap::new();
         let mine = Cluster { standby_signal: false, backup_label: true, slots, ..Cluster::clone(theirs) };
         self.nodes[node].data = Data::Present(Box::new(mine));
     }

@@ -8,7 +8,9 @@
 use std::future::Future;
 use std::time::Duration;
 
-use regent_core::postgres::{ClusterState, DataDir, PgState, Probe, Process, StopMode, Upstream};
+use regent_core::postgres::{
+    ClusterState, DataDir, PgState, Probe, Process, SlotChanges, SqlFacts, StopMode, Upstream,
+};
 use regent_core::units::{Lsn, MemberName, Timeline};
 use regent_pgctl::{PgError, Postgres};
 
@@ -55,6 +57,10 @@ pub trait Node {
 
 fn upstream(node: &impl Node) -> Upstream {
     Upstream::Member { name: node.name(), conn_url: node.conn_url() }
+}
+
+fn names(sql: &SqlFacts) -> Vec<&str> {
+    sql.slots.iter().map(|slot| slot.name.as_str()).collect()
 }
 
 async fn look(node: &impl Node) -> PgState {
@@ -120,7 +126,7 @@ async fn cluster<H: Harness>(harness: &mut H, standbys: &[&str]) -> (H::Node, Ve
     let mut others = Vec::new();
     for name in standbys {
         let node = harness.node(name).await;
-        a.pg().create_slots(&[node.name().slot_name()]).await.unwrap();
+        a.pg().change_slots(&SlotChanges::creating([node.name().slot_name()])).await.unwrap();
         node.pg().clone_from(&a.name(), &a.conn_url()).await.unwrap();
         node.pg().start_standby(&upstream(&a)).await.unwrap();
         see(&node, "streams", streams(1)).await;
@@ -182,9 +188,9 @@ pub async fn a_clone_streams_from_its_source<H: Harness>(mut harness: H) {
     let sql = state.sql.unwrap();
     let senders: Vec<_> = sql.replication.iter().map(|s| (s.application_name.as_str(), s.state.as_str())).collect();
     assert_eq!(senders, [("b", "streaming")]);
-    assert_eq!(sql.slots, ["b"]);
-    a.pg().create_slots(&["b".to_owned(), "c".to_owned()]).await.unwrap();
-    assert_eq!(look(&a).await.sql.unwrap().slots, ["b", "c"], "what is there already stays");
+    assert_eq!(names(&sql), ["b"]);
+    a.pg().change_slots(&SlotChanges::creating(["b", "c"])).await.unwrap();
+    assert_eq!(names(&look(&a).await.sql.unwrap()), ["b", "c"], "what is there already stays");
     assert!(is_refused(&b.pg().clone_from(&a.name(), &a.conn_url()).await), "never over data");
 }
 
@@ -216,7 +222,7 @@ pub async fn a_promotion_begins_the_next_timeline<H: Harness>(mut harness: H) {
     assert!(!present.standby_signal);
 
     b.pg().checkpoint().await.unwrap();
-    b.pg().create_slots(&[c.name().slot_name(), a.name().slot_name()]).await.unwrap();
+    b.pg().change_slots(&SlotChanges::creating([c.name().slot_name(), a.name().slot_name()])).await.unwrap();
     c.pg().follow(&upstream(b)).await.unwrap();
     see(c, "streams timeline 2", streams(2)).await;
     see_rows(c, 2).await;
@@ -234,25 +240,27 @@ pub async fn a_promotion_begins_the_next_timeline<H: Harness>(mut harness: H) {
 pub async fn slots_of_a_standby_outlive_its_promotion<H: Harness>(mut harness: H) {
     let (a, others) = cluster(&mut harness, &["b", "c"]).await;
     let (b, c) = (&others[0], &others[1]);
-    assert_eq!(look(b).await.sql.unwrap().slots, [""; 0], "a clone brings none");
+    assert_eq!(names(&look(b).await.sql.unwrap()), [""; 0], "a clone brings none");
     for _ in 0..2 {
-        b.pg().create_slots(&[c.name().slot_name(), a.name().slot_name()]).await.unwrap();
-        assert_eq!(look(b).await.sql.unwrap().slots, ["a", "c"]);
+        b.pg().change_slots(&SlotChanges::creating([c.name().slot_name(), a.name().slot_name()])).await.unwrap();
+        assert_eq!(names(&look(b).await.sql.unwrap()), ["a", "c"]);
     }
     assert!(streams(1)(&look(b).await), "and it still streams");
     a.pg().stop(StopMode::Fast, NEVER).await.unwrap();
-    assert!(a.pg().create_slots(&[b.name().slot_name()]).await.is_err(), "nobody is there to ask");
+    assert!(
+        a.pg().change_slots(&SlotChanges::creating([b.name().slot_name()])).await.is_err(),
+        "nobody is there to ask"
+    );
     b.pg().promote(Timeline(2)).await.unwrap();
     c.pg().follow(&upstream(b)).await.unwrap();
     see(c, "streams timeline 2", streams(2)).await;
-    // The one that nobody streams over kept nothing as a standby's; a primary makes it anew.
-    b.pg().create_slots(&[c.name().slot_name(), a.name().slot_name()]).await.unwrap();
-    assert_eq!(look(b).await.sql.unwrap().slots, ["a", "c"]);
+    b.pg().change_slots(&SlotChanges::creating([c.name().slot_name(), a.name().slot_name()])).await.unwrap();
+    assert_eq!(names(&look(b).await.sql.unwrap()), ["a", "c"]);
     b.pg().stop(StopMode::Immediate, NEVER).await.unwrap();
     b.pg().start_primary().await.unwrap();
     see(b, "writes timeline 2", writes(2)).await;
-    // A slot that was made on a standby counts again once it is in use again.
-    see(b, "has both slots after a crash", |state| state.sql.as_ref().is_some_and(|sql| sql.slots == ["a", "c"])).await;
+    see(b, "has both slots after a crash", |state| state.sql.as_ref().is_some_and(|sql| names(sql) == ["a", "c"]))
+        .await;
 }
 
 /// S2: a promised number is taken as promised, whatever lies between, and the others find their way to it.
@@ -265,7 +273,7 @@ pub async fn a_promised_timeline_may_skip_numbers<H: Harness>(mut harness: H) {
     let state = see(b, "writes timeline 5", writes(5)).await;
     assert_eq!(state.local_history.iter().map(|line| line.parent).collect::<Vec<_>>(), [Timeline(1)]);
 
-    b.pg().create_slots(&[c.name().slot_name(), a.name().slot_name()]).await.unwrap();
+    b.pg().change_slots(&SlotChanges::creating([c.name().slot_name(), a.name().slot_name()])).await.unwrap();
     c.pg().follow(&upstream(b)).await.unwrap();
     see(c, "streams timeline 5", streams(5)).await;
     see_rows(c, 2).await;
@@ -390,7 +398,7 @@ pub async fn a_clean_hand_over_ends_where_the_next_timeline_begins<H: Harness>(m
     b.pg().promote(Timeline(2)).await.unwrap();
     let history = see(b, "writes timeline 2", writes(2)).await.local_history;
     assert_eq!(history.last().unwrap().switched_at, end);
-    b.pg().create_slots(&[a.name().slot_name()]).await.unwrap();
+    b.pg().change_slots(&SlotChanges::creating([a.name().slot_name()])).await.unwrap();
     a.pg().start_standby(&upstream(b)).await.unwrap();
     see(&a, "streams", streams(2)).await;
 }
@@ -399,7 +407,7 @@ pub async fn a_clean_hand_over_ends_where_the_next_timeline_begins<H: Harness>(m
 pub async fn a_crashed_primary_is_rewound<H: Harness>(mut harness: H) {
     let (a, b) = diverged(&mut harness).await;
     b.pg().checkpoint().await.unwrap();
-    b.pg().create_slots(&[a.name().slot_name()]).await.unwrap();
+    b.pg().change_slots(&SlotChanges::creating([a.name().slot_name()])).await.unwrap();
     a.pg().rewind(&b.name(), &b.conn_url()).await.unwrap();
     let state = look(&a).await;
     assert_eq!(state.control().unwrap().state, ClusterState::InArchiveRecovery, "{state:?}");
@@ -434,7 +442,7 @@ pub async fn diverged_data_makes_room_for_a_clone<H: Harness>(mut harness: H) {
     a.pg().give_up_data(&b.name(), &b.conn_url()).await.unwrap();
     let state = look(&a).await;
     assert_eq!((&state.data_dir, state.old_copy), (&DataDir::Empty, true));
-    b.pg().create_slots(&[a.name().slot_name()]).await.unwrap();
+    b.pg().change_slots(&SlotChanges::creating([a.name().slot_name()])).await.unwrap();
     a.pg().clone_from(&b.name(), &b.conn_url()).await.unwrap();
     a.pg().start_standby(&upstream(&b)).await.unwrap();
     see(&a, "streams", streams(2)).await;

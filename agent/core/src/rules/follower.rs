@@ -174,17 +174,9 @@ pub(super) fn resume_replay(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
-/// Slots of the other members, before we lead: they exist, and reserve nothing until they are used.
+/// Slots of the other members, before we lead: they keep what those members still need, and no more.
 pub(super) fn prepare_slots(s: &Snapshot) -> Option<Verdict> {
-    let standby = s.standby().filter(|_| s.job.is_none() && !s.config.tags.nofailover)?;
-    if just_failed(s, |job| *job == Job::CreateSlots).is_some() {
-        return None;
-    }
-    let missing = super::leader::missing_slots(s, standby);
-    (!missing.is_empty()).then(|| {
-        let why = format!("preparing replication slots: {}", missing.join(", "));
-        Verdict::new(Plan::of(Lease::Keep, Move::CreateSlots(missing)), why)
-    })
+    super::leader::change_slots(s, s.standby()?, Vec::new())
 }
 
 /// A standby, following.
@@ -198,7 +190,7 @@ pub(super) fn stay_standby(s: &Snapshot) -> Verdict {
 mod tests {
     use crate::fixture::{primary, secs, standby};
     use crate::plan::{Lease, Move};
-    use crate::postgres::{DataDir, FinishedJob, Job, StopMode, Upstream};
+    use crate::postgres::{DataDir, FinishedJob, Job, SlotChanges, StopMode, Upstream};
     use crate::rules::decide;
 
     #[test]
@@ -284,7 +276,7 @@ mod tests {
     #[test]
     fn prepare_slots() {
         let s = standby().without_slots().build();
-        assert_eq!(decide(&s).plan.postgres, Move::CreateSlots(vec!["b".into(), "c".into()]));
+        assert_eq!(decide(&s).plan.postgres, Move::ChangeSlots(SlotChanges::creating(["b", "c"])));
         let never_leads = standby().without_slots().nofailover().build();
         assert_eq!(decide(&never_leads).rule, "stay_standby");
     }

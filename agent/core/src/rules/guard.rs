@@ -21,7 +21,7 @@ fn stopping(s: &Snapshot) -> Option<StopMode> {
         | Job::Promote
         | Job::Follow
         | Job::Checkpoint
-        | Job::CreateSlots
+        | Job::ChangeSlots
         | Job::ResumeReplay
         | Job::SetSyncNames
         | Job::RemoveUnfinished

@@ -7,7 +7,8 @@ use super::follower::just_failed;
 use crate::cluster::{ConfigKey, HistoryLine, Initialize, Status};
 use crate::memory::Role;
 use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
-use crate::postgres::{ClusterState, DataDir, Job, Process, SqlFacts, StopMode, Upstream};
+use crate::postgres::{ClusterState, DataDir, Job, Process, SlotChanges, SqlFacts, StopMode, Upstream};
+use crate::slots;
 use crate::snapshot::{Guardian, Seat, Snapshot, Watchdog};
 use crate::units::Timeline;
 
@@ -306,31 +307,26 @@ pub(super) fn restore_config(s: &Snapshot) -> Option<Verdict> {
     Some(Verdict::new(plan, "writing the cluster's configuration").again_in(Duration::ZERO))
 }
 
-/// Slots that other members stream through and that do not exist here yet.
-pub(super) fn missing_slots(s: &Snapshot, sql: &SqlFacts) -> Vec<String> {
-    if !s.config.use_slots {
-        return Vec::new();
-    }
-    let Some(view) = s.view() else { return Vec::new() };
-    // A key without an address is no member: nobody can stream from there, nor ever asked for a slot.
-    let streams = |member: &crate::cluster::Member| member.conn_url.is_some() && !member.tags.nostream;
-    let others = view.members.iter().filter(|(name, member)| **name != s.config.name && streams(member));
-    let mut wanted: Vec<String> = others.map(|(name, _)| name.slot_name()).collect();
-    wanted.sort();
-    wanted.dedup();
-    wanted.retain(|slot| !sql.slots.contains(slot));
-    wanted
+/// A member's slot keeps its log while it is away; without one it cannot even stream. One that nobody will ever use again
+/// keeps it until the disk is full.
+pub(super) fn look_after_slots(s: &Snapshot) -> Option<Verdict> {
+    let sql = s.sql().filter(|sql| !sql.in_recovery)?;
+    change_slots(s, sql, records(s))
 }
 
-/// A member's slot keeps its log while it is away; without one it cannot even stream.
-pub(super) fn create_member_slots(s: &Snapshot) -> Option<Verdict> {
-    let sql = s.sql().filter(|sql| !sql.in_recovery && s.job.is_none())?;
-    let missing = missing_slots(s, sql);
-    let refused = just_failed(s, |job| *job == Job::CreateSlots).is_some();
-    (!missing.is_empty() && !refused).then(|| {
-        let why = format!("creating replication slots: {}", missing.join(", "));
-        Verdict::new(Plan::of(Lease::Keep, Move::CreateSlots(missing)).and_write(records(s)), why)
-    })
+/// Slots made, removed and moved on, in one go.
+pub(super) fn change_slots(s: &Snapshot, sql: &SqlFacts, keys: Vec<KeyWrite>) -> Option<Verdict> {
+    let changes = slots::changes(s, sql);
+    let refused = just_failed(s, |job| *job == Job::ChangeSlots).is_some();
+    if s.job.is_some() || refused || changes == SlotChanges::default() {
+        return None;
+    }
+    let advanced: Vec<_> = changes.advance.iter().map(|(name, _)| name.clone()).collect();
+    let each = [("removing", &changes.drop), ("creating", &changes.create), ("advancing", &advanced)];
+    let done = each.into_iter().filter(|(_, names)| !names.is_empty());
+    let done: Vec<_> = done.map(|(what, names)| format!("{what} {}", names.join(", "))).collect();
+    let why = format!("replication slots: {}", done.join("; "));
+    Some(Verdict::new(Plan::of(Lease::Keep, Move::ChangeSlots(changes)).and_write(keys), why))
 }
 
 /// pg_rewind reads the control file of its source: it is right only after a checkpoint on the new timeline.
@@ -353,8 +349,8 @@ pub(super) fn records(s: &Snapshot) -> Vec<KeyWrite> {
         return Vec::new();
     };
     let mut keys = Vec::new();
-    let mut status = Status { optime: Some(sql.flush_lsn), ..view.status.clone() };
-    status.slots.insert(s.config.name.slot_name(), sql.flush_lsn);
+    let (slots, retain_slots) = slots::published(s, sql);
+    let status = Status { optime: Some(sql.flush_lsn), slots, retain_slots };
     if status != view.status {
         keys.push(KeyWrite::Status(status));
     }
@@ -399,7 +395,7 @@ mod tests {
     use crate::fixture::{Builder, primary, secs, standby};
     use crate::memory::{LeaseOutcome, Role};
     use crate::plan::{KeyWrite, Lease, Move};
-    use crate::postgres::{DataDir, Job, Probe, StopMode, Upstream};
+    use crate::postgres::{DataDir, Job, Probe, SlotChanges, StopMode, Upstream};
     use crate::rules::decide;
     use crate::snapshot::Watchdog;
     use crate::units::{Lsn, Timeline};
@@ -580,7 +576,7 @@ mod tests {
         };
         let promoting = standby().holding_the_key().promised("a", 2);
         assert_eq!(decide(&failed(promoting, Job::Promote)).plan.postgres, Move::Stay);
-        assert_eq!(decide(&failed(primary().without_slots(), Job::CreateSlots)).rule, "lead");
+        assert_eq!(decide(&failed(primary().without_slots(), Job::ChangeSlots)).rule, "lead");
     }
 
     #[test]
@@ -608,9 +604,9 @@ mod tests {
     }
 
     #[test]
-    fn create_member_slots_then_checkpoint_then_lead() {
+    fn look_after_slots_then_checkpoint_then_lead() {
         let fresh = primary().without_slots();
-        assert_eq!(decide(&fresh.build()).plan.postgres, Move::CreateSlots(vec!["b".into(), "c".into()]));
+        assert_eq!(decide(&fresh.build()).plan.postgres, Move::ChangeSlots(SlotChanges::creating(["b", "c"])));
         let promoted = primary().on_timeline(2).promised("a", 2).with(|s| {
             if let DataDir::Present(p) = &mut s.postgres.data_dir {
                 p.control.as_mut().expect("has one").timeline = Timeline(1);
@@ -659,7 +655,9 @@ mod tests {
         let still = primary().at(Lsn(5_000)).with(|s| {
             let view = s.dcs.as_mut().expect("reachable");
             view.status.optime = Some(Lsn(5_000));
-            view.status.slots.insert("a".into(), Lsn(5_000));
+            view.status.slots =
+                [("a", 5_000), ("b", 1_000), ("c", 1_000)].map(|(slot, at)| (slot.into(), Lsn(at))).into();
+            view.status.retain_slots = ["a", "b", "c"].map(str::to_owned).into();
         });
         assert!(decide(&still).plan.keys.is_empty());
     }

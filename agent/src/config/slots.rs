@@ -1,0 +1,133 @@
+//! `slots`, `ignore_slots` and `member_slots_ttl` of the dynamic configuration (config.md section 4).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use regent_core::config::{IgnoreSlot, SlotKind};
+
+use super::node::{Node, Value};
+use super::section::Report;
+use super::values;
+
+/// What the operator says about replication slots.
+#[derive(Debug)]
+pub(super) struct Slots {
+    pub(super) permanent: BTreeMap<String, SlotKind>,
+    pub(super) ignored: Vec<IgnoreSlot>,
+    pub(super) member_ttl: Duration,
+}
+
+/// A new name beats an old one.
+const PERMANENT: &[&str] = &["slots", "permanent_slots", "permanent_replication_slots"];
+
+pub(super) fn read(dynamic: Option<&Node>, report: &mut Report) -> Slots {
+    let get = |key: &str| dynamic.and_then(|dynamic| dynamic.get(key));
+    let entries = PERMANENT.iter().find_map(|key| get(key)).map(Node::entries).unwrap_or_default();
+    let permanent = entries.iter().filter_map(|entry| {
+        let (name, node) = (entry.key.clone(), &entry.value);
+        let kind = permanent(&name, node);
+        match kind {
+            Ok(SlotKind::Logical) => report.warn(
+                &node.at,
+                &format!("slots.{name}"),
+                "a logical slot is neither created nor copied to standbys yet; one that exists is left alone",
+            ),
+            Ok(SlotKind::Physical) => {}
+            Err(wrong) => report.warn(&node.at, &format!("slots.{name}"), wrong),
+        }
+        Some((name, kind.ok()?))
+    });
+    let permanent = permanent.collect();
+    let matchers = match get("ignore_slots").map(|node| &node.value) {
+        Some(Value::List(matchers)) => matchers.as_slice(),
+        Some(Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Text(_) | Value::Map(_))
+        | None => &[],
+    };
+    let ignored = matchers.iter().filter_map(|node| ignored(node, report)).collect();
+    let ttl = get("member_slots_ttl").and_then(values::seconds);
+    Slots { permanent, ignored, member_ttl: Duration::from_secs(ttl.unwrap_or(1800)) }
+}
+
+fn permanent(name: &str, node: &Node) -> Result<SlotKind, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if name.is_empty() || name.len() > 63 || !name.chars().all(fits) {
+        return Err(format!("{name:?} cannot be the name of a slot: use up to 63 of a-z, 0-9 and _; it has no effect"));
+    }
+    let text = |key: &str| node.get(key).and_then(Node::written);
+    match text("type").map(|kind| kind.to_lowercase()).as_deref() {
+        Some("physical") => Ok(SlotKind::Physical),
+        Some("logical") if text("database").is_some() && text("plugin").is_some() => Ok(SlotKind::Logical),
+        Some("logical") => Err("a logical slot needs database and plugin; it has no effect".to_owned()),
+        Some(other) => Err(format!("type is {other:?}, but must be physical or logical; it has no effect")),
+        None if node.get("database").is_some() && node.get("plugin").is_some() => Ok(SlotKind::Logical),
+        None => Ok(SlotKind::Physical),
+    }
+}
+
+fn ignored(node: &Node, report: &mut Report) -> Option<IgnoreSlot> {
+    let text = |key: &str| node.get(key).and_then(Node::written);
+    let kind = match text("type").as_deref() {
+        None => None,
+        Some("physical") => Some(SlotKind::Physical),
+        Some("logical") => Some(SlotKind::Logical),
+        Some(other) => {
+            let what = format!("type is {other:?}, but must be physical or logical; the matcher has no effect");
+            report.warn(&node.at, "ignore_slots", what);
+            return None;
+        }
+    };
+    let matcher = IgnoreSlot { name: text("name"), kind, database: text("database"), plugin: text("plugin") };
+    // One that says nothing would match everything.
+    if matcher == IgnoreSlot::default() {
+        report.warn(&node.at, "ignore_slots", "a matcher needs one of name, type, database, plugin; it has no effect");
+        return None;
+    }
+    Some(matcher)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::yaml::parse;
+
+    fn slots(yaml: &str) -> (Slots, Vec<String>) {
+        let mut report = Report::default();
+        let read = read(Some(&parse("config", yaml.as_bytes()).unwrap()), &mut report);
+        (read, report.warnings)
+    }
+
+    #[test]
+    fn permanent_slots_are_read_under_each_of_their_names() {
+        for key in PERMANENT {
+            let (read, warnings) = slots(&format!("{key}: {{a: {{type: physical}}, b: }}"));
+            assert_eq!(read.permanent.len(), 2, "{key}");
+            assert_eq!(warnings, [""; 0]);
+        }
+        let (read, warnings) =
+            slots("slots: {l: {database: d, plugin: pgoutput}, A: , x: {type: odd}, y: {type: logical}}");
+        assert_eq!(read.permanent, BTreeMap::from([("l".to_owned(), SlotKind::Logical)]));
+        assert_eq!(warnings.len(), 4, "{warnings:?}");
+    }
+
+    #[test]
+    fn matchers_of_ignored_slots_say_something() {
+        let (read, warnings) = slots("ignore_slots: [{name: a, type: logical}, {}, {type: odd}, {plugin: wal2json}]");
+        assert_eq!(read.ignored.len(), 2, "{read:?}");
+        assert_eq!(read.ignored[0].kind, Some(SlotKind::Logical));
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+    }
+
+    #[test]
+    fn the_ttl_of_member_slots_is_a_time() {
+        for (yaml, seconds) in [("a: 1", 1800), ("member_slots_ttl: 30min", 1800), ("member_slots_ttl: 0", 0)] {
+            assert_eq!(slots(yaml).0.member_ttl, Duration::from_secs(seconds), "{yaml}");
+        }
+        for (yaml, seconds) in [("'2h'", 7200), ("90", 90), ("'1500ms'", 2), ("1d", 86_400), ("x", 1800)] {
+            assert_eq!(
+                slots(&format!("member_slots_ttl: {yaml}")).0.member_ttl,
+                Duration::from_secs(seconds),
+                "{yaml}"
+            );
+        }
+    }
+}
