@@ -24,18 +24,13 @@ pub(super) fn read(dynamic: Option<&Node>, report: &mut Report) -> Slots {
     let get = |key: &str| dynamic.and_then(|dynamic| dynamic.get(key));
     let entries = PERMANENT.iter().find_map(|key| get(key)).map(Node::entries).unwrap_or_default();
     let permanent = entries.iter().filter_map(|entry| {
-        let (name, node) = (entry.key.clone(), &entry.value);
-        let kind = permanent(&name, node);
-        match kind {
-            Ok(SlotKind::Logical) => report.warn(
-                &node.at,
-                &format!("slots.{name}"),
-                "a logical slot is neither created nor copied to standbys yet; one that exists is left alone",
-            ),
-            Ok(SlotKind::Physical) => {}
-            Err(wrong) => report.warn(&node.at, &format!("slots.{name}"), wrong),
+        let (name, at, path) = (&entry.key, &entry.value.at, format!("slots.{}", entry.key));
+        let kind = permanent(name, &entry.value).map_err(|wrong| report.warn(at, &path, wrong)).ok()?;
+        if kind == SlotKind::Logical {
+            let what = "a logical slot is neither created nor copied to standbys yet; one that exists is left alone";
+            report.warn(at, &path, what);
         }
-        Some((name, kind.ok()?))
+        Some((name.clone(), kind))
     });
     let permanent = permanent.collect();
     let matchers = match get("ignore_slots").map(|node| &node.value) {

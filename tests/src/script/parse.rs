@@ -160,6 +160,10 @@ pub(super) fn setting(word: &str) -> Result<Setting, String> {
             let value = time(value)?;
             Box::new(move |config| config.primary_start_timeout = value)
         }
+        "member_slots_ttl" => {
+            let value = time(value)?;
+            Box::new(move |config| config.member_slots_ttl = value)
+        }
         "maximum_lag_on_failover" => {
             let value = number(value)?;
             Box::new(move |config| config.maximum_lag_on_failover = value)
