@@ -84,6 +84,7 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
 fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, String> {
     let etcd = local.etcd.settings(&local.store_path);
     let (rest, guarded) = (local.restapi.clone(), local.guardian);
+    let settings = api_settings(&local)?;
     let layers = Files::new(sources, local, log);
     let effective = layers.effective(None)?;
     let clock = BootClock;
@@ -92,7 +93,6 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let (lease_sender, lease_view) = watch::channel(LeaseView::default());
     let (commands, inbox) = mpsc::channel(16);
     let (api_commands, mut asked) = mpsc::channel(16);
-    let settings = api_settings(&rest)?;
     let failsafe = regent::failsafe::Door::default();
     let server = api::spawn(settings, published, failsafe.clone(), Arc::new(boot_time), api_commands)
         .map_err(|error| error.to_string())?;
@@ -101,7 +101,7 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let server = Rc::new(server);
     let api = Rc::clone(&server);
     let layers = layers.applied_by(move |newer| {
-        api.set_policy(api_settings(&newer.restapi)?.policy);
+        api.set_policy(api_settings(newer)?.policy);
         *credentials.borrow_mut() = authorization(&newer.restapi);
         if newer.restapi.listen != rest.listen {
             tracing::warn!("restapi.listen changed: without effect until Regent is restarted");
@@ -133,6 +133,7 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
                     // The loop is gone only when the process ends.
                     api::Command::Reload => drop(commands.send(Command::Reload).await),
                     // Nobody waits any more when the client has gone.
+                    api::Command::Read { reply } => drop(reply.send(writer.read(WRITE_PATIENCE).await)),
                     api::Command::Write { write, reply } => drop(reply.send(writer.write(write, WRITE_PATIENCE).await)),
                 }
             }
@@ -181,13 +182,15 @@ fn unguarded(effective: &Effective) -> Option<guardian::Channels> {
     None
 }
 
-fn api_settings(rest: &regent::config::RestConfig) -> Result<api::Settings, String> {
+fn api_settings(local: &LocalConfig) -> Result<api::Settings, String> {
+    let rest = &local.restapi;
     let host = (!rest.listen.host.is_empty() && rest.listen.host != "*").then(|| rest.listen.host.clone());
     let mut settings = api::Settings::at(api::Listen { host, port: rest.listen.port });
     settings.policy.credentials = rest.authentication.as_ref().map(|basic| api::Credentials {
         username: basic.username.clone(),
         password: basic.password.expose().to_owned(),
     });
+    settings.policy.config = Some(Arc::new(local.clone()));
     settings.policy.server_tokens = match rest.server_tokens.as_str() {
         "minimal" => api::ServerTokens::Minimal,
         "productonly" => api::ServerTokens::ProductOnly,

@@ -7,6 +7,8 @@ mod support;
 
 #[path = "rest/calls.rs"]
 mod calls;
+#[path = "rest/config.rs"]
+mod config;
 #[path = "rest/documents.rs"]
 mod documents;
 #[path = "rest/health.rs"]

@@ -77,7 +77,7 @@ fn view() -> impl Strategy<Value = ClusterView> {
     let config = prop_oneof![
         Just(ConfigKey::Missing),
         Just(ConfigKey::Empty(modified)),
-        Just(ConfigKey::Garbage),
+        Just(ConfigKey::Garbage(modified)),
         Just(ConfigKey::Valid(modified))
     ];
     let line = (timeline(), lsn()).prop_map(|(parent, switched_at)| HistoryLine {

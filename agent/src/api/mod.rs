@@ -21,11 +21,13 @@ use std::time::Duration;
 use regent_core::units::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::config::LocalConfig;
 use crate::failsafe::Door;
 use crate::status::Status;
 
 mod access;
 mod cluster;
+mod config;
 mod connection;
 mod document;
 mod health;
@@ -54,6 +56,11 @@ pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 pub enum Command {
     /// Read the configuration file again and apply it (rest-api.md section 13).
     Reload,
+    /// Read etcd now: the client waits for the answer.
+    Read {
+        /// What stands there.
+        reply: oneshot::Sender<Result<regent_dcs::Read, regent_dcs::DcsError>>,
+    },
     /// Write this into etcd, and say what came of it: the client waits for the answer.
     Write {
         /// What.
@@ -102,6 +109,8 @@ pub struct Policy {
     pub server_tokens: ServerTokens,
     /// `restapi.http_extra_headers`, on every answer that has a body.
     pub extra_headers: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// The node's own configuration, with which a new `config` key must make sense (rest-api.md W8).
+    pub config: Option<Arc<LocalConfig>>,
 }
 
 /// What every request handler sees.

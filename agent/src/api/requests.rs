@@ -12,7 +12,7 @@ use regent_core::peers::{PeerReply, Question};
 use regent_core::sync::lists;
 use regent_core::units::{MemberName, Revision};
 use regent_dcs::keys::{ScheduleError, schedule};
-use regent_dcs::{Write, Written};
+use regent_dcs::{Read, Write, Written};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -180,8 +180,15 @@ async fn feasible(asked: &Asked, view: &ClusterView, mode: SyncMode) -> Result<(
     Ok(())
 }
 
+/// Reads etcd now, where the loop has its connection; `None`: no answer.
+pub(super) async fn look(app: &App) -> Option<Read> {
+    let (reply, answer) = oneshot::channel();
+    app.commands.try_send(Command::Read { reply }).ok()?;
+    timeout(WRITE, answer).await.ok()?.ok()?.ok()
+}
+
 /// Has this written where the loop has its connection to etcd; `None`: not known, or not done.
-async fn order(app: &App, write: Write) -> Option<Written> {
+pub(super) async fn order(app: &App, write: Write) -> Option<Written> {
     let (reply, answer) = oneshot::channel();
     app.commands.try_send(Command::Write { write, reply }).ok()?;
     timeout(WRITE, answer).await.ok()?.ok()?.ok()

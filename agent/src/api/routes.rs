@@ -14,10 +14,11 @@ use serde_json::Value;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::timeout;
 
+use super::config::Change;
 use super::moment::Moment;
 use super::params::Params;
 use super::requests::{self, Action};
-use super::{App, Command, cluster, document, health, json, metrics, wire};
+use super::{App, Command, cluster, config, document, health, json, metrics, wire};
 
 /// A question that is answered from the Status.
 pub(super) struct Ask<'a> {
@@ -47,8 +48,8 @@ const CALLS: [(Method, &str, Call); 13] = [
     (Method::POST, "citus", Call::NothingWithBody(StatusCode::OK, "OK")),
     (Method::POST, "mpp", Call::NothingWithBody(StatusCode::OK, "OK")),
     (Method::POST, "failsafe", Call::Agree),
-    (Method::PATCH, "config", Call::NotYet),
-    (Method::PUT, "config", Call::NotYet),
+    (Method::PATCH, "config", Call::Configure(Change::Patch)),
+    (Method::PUT, "config", Call::Configure(Change::Replace)),
     (Method::POST, "restart", Call::NotYet),
     (Method::DELETE, "restart", Call::NotYet),
     (Method::POST, "switchover", Call::Request(Action::Switchover)),
@@ -68,6 +69,8 @@ enum Call {
     NothingWithBody(StatusCode, &'static str),
     /// Asks for another leader, and needs a body.
     Request(Action),
+    /// Changes the cluster's configuration, and needs a body.
+    Configure(Change),
     /// Takes back what was scheduled.
     Cancel,
     /// A primary without etcd asks us to agree that it goes on (rest-api.md section 17).
@@ -197,6 +200,10 @@ async fn call(app: &App, policy: &super::Policy, parts: &http::request::Parts, b
         },
         Call::Request(action) => match json_object(&parts.headers, body).await {
             Ok(body) => requests::request(app, action, &body).await,
+            Err((status, why)) => wire::error_page(status, why),
+        },
+        Call::Configure(change) => match json_object(&parts.headers, body).await {
+            Ok(body) => config::change(app, change, &body).await,
             Err((status, why)) => wire::error_page(status, why),
         },
         Call::Cancel => requests::cancel(app).await,

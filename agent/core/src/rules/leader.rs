@@ -300,7 +300,7 @@ pub(super) fn restore_config(s: &Snapshot) -> Option<Verdict> {
     let seen = match s.view()?.config {
         ConfigKey::Missing => None,
         ConfigKey::Empty(modified) => Some(modified),
-        ConfigKey::Garbage | ConfigKey::Valid(_) => return None,
+        ConfigKey::Garbage(_) | ConfigKey::Valid(_) => return None,
     };
     let plan = Plan::stay().and_write(vec![KeyWrite::Config { seen }]);
     Some(Verdict::new(plan, "writing the cluster's configuration").again_in(Duration::ZERO))
