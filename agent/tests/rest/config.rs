@@ -50,9 +50,9 @@ fn call(node: &mut Node, method: &str, body: &str, stands: &[Option<&str>]) -> (
 }
 
 fn written(writes: &[Write]) -> Vec<(String, Option<Revision>)> {
-    let put = |write: &Write| match write {
-        Write::PutConfig { config, seen } => (config.to_string(), *seen),
-        other => panic!("{other:?}"),
+    let put = |write: &Write| {
+        let Write::PutConfig { config, seen } = write else { panic!("{write:?}") };
+        (config.to_string(), *seen)
     };
     writes.iter().map(put).collect()
 }
