@@ -73,6 +73,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::config::CtlConfig;
 
     #[test]
     fn versions_are_told_from_a_status() {
@@ -106,7 +107,7 @@ mod tests {
         let url = |port: u16| json!({"api_url": format!("http://127.0.0.1:{port}/patroni")});
         let members =
             BTreeMap::from([("pg1".into(), url(port)), ("pg2".into(), url(closed)), ("pg3".into(), json!({}))]);
-        let text = of_members(&members, &[]).await;
+        let text = of_members(&Rest::new(&CtlConfig::default()), &members, &[]).await;
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[..2], ["", "pg1: Patroni 4.1.5 PostgreSQL 15.20"]);
         assert!(lines[2].starts_with("pg2: failed to get version: "), "{text}");
