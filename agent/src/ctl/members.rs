@@ -37,11 +37,10 @@ impl<D: Dcs> Cluster<D> {
             return Ok(fit);
         }
         let named: Chosen<'_> = fit.into_iter().filter(|(name, _)| names.contains(&name.0)).collect();
-        match role {
-            _ if !named.is_empty() => Ok(named),
-            None => fail("No 'any' among provided members"),
-            Some(role) => fail(&format!("No {} among provided members", word(role))),
+        if named.is_empty() {
+            return fail(&format!("No '{}' among provided members", word(role.unwrap_or(Role::Any))));
         }
+        Ok(named)
     }
 
     async fn call(
@@ -101,7 +100,7 @@ impl<D: Dcs> Cluster<D> {
             );
             let later = "The nodes needing a restart will be identified at the scheduled time, and might be different \
                          from the ones showing pending restart right now. Is this fine?";
-            if !force && (!confirm(&sure).await? || asked.pending && !confirm(later).await?) {
+            if !force && !confirm(if asked.pending { later } else { &sure }).await? {
                 return fail("Aborted scheduled restart");
             }
         } else {
@@ -149,8 +148,12 @@ impl<D: Dcs> Cluster<D> {
     /// `reinit`
     pub(super) async fn reinit(&self, asked: &ReinitArgs) -> Result<(), CtlError> {
         let MembersArgs { member_names, force, .. } = &asked.members;
+        let no_replica = "No replica among provided members"; // without the quotes that the others have
         let read = self.read().await?;
-        let mut chosen = self.choose(&read, member_names, Some(Role::Replica))?;
+        let mut chosen = self.choose(&read, member_names, Some(Role::Replica)).map_err(|error| match error {
+            CtlError::Failed(_) if !member_names.is_empty() => CtlError::Failed(no_replica.to_owned()),
+            error => error,
+        })?;
         if member_names.is_empty() {
             let question = format!("Which member do you want to reinitialize [{}]?", names(&chosen));
             let answer = ask(&question, Some("")).await?;
