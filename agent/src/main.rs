@@ -132,6 +132,7 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
                 match command {
                     // The loop is gone only when the process ends.
                     api::Command::Reload => drop(commands.send(Command::Reload).await),
+                    api::Command::Loop(command) => drop(commands.send(command).await),
                     // Nobody waits any more when the client has gone.
                     api::Command::Read { reply } => drop(reply.send(writer.read(WRITE_PATIENCE).await)),
                     api::Command::Write { write, reply } => drop(reply.send(writer.write(write, WRITE_PATIENCE).await)),
@@ -233,7 +234,7 @@ fn signals(commands: mpsc::Sender<Command>) -> Result<impl Future<Output = ()>, 
                 _ = interrupt.recv() => Command::Stop,
                 _ = hangup.recv() => Command::Reload,
             };
-            match command {
+            match &command {
                 Command::Stop => {
                     tracing::info!("ordered to stop");
                     notify(sd_notify::NotifyState::Stopping);
@@ -246,6 +247,7 @@ fn signals(commands: mpsc::Sender<Command>) -> Result<impl Future<Output = ()>, 
                     ]);
                     notify(sd_notify::NotifyState::Ready);
                 }
+                Command::Request { .. } | Command::Unschedule { .. } => {}
             }
             if commands.send(command).await.is_err() {
                 return;

@@ -13,6 +13,8 @@ mod config;
 mod documents;
 #[path = "rest/health.rs"]
 mod health;
+#[path = "rest/operate.rs"]
+mod operate;
 #[path = "rest/peers.rs"]
 mod peers;
 #[path = "rest/requests.rs"]

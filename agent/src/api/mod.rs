@@ -21,6 +21,7 @@ use std::time::Duration;
 use regent_core::units::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::agent;
 use crate::config::LocalConfig;
 use crate::failsafe::Door;
 use crate::status::Status;
@@ -35,6 +36,7 @@ mod json;
 mod listen;
 mod metrics;
 mod moment;
+mod operate;
 mod params;
 mod pgtime;
 mod requests;
@@ -56,6 +58,8 @@ pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 pub enum Command {
     /// Read the configuration file again and apply it (rest-api.md section 13).
     Reload,
+    /// For the loop.
+    Loop(agent::Command),
     /// Read etcd now: the client waits for the answer.
     Read {
         /// What stands there.

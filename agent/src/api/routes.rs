@@ -18,7 +18,7 @@ use super::config::Change;
 use super::moment::Moment;
 use super::params::Params;
 use super::requests::{self, Action};
-use super::{App, Command, cluster, config, document, health, json, metrics, wire};
+use super::{App, Command, cluster, config, document, health, json, metrics, operate, wire};
 
 /// A question that is answered from the Status.
 pub(super) struct Ask<'a> {
@@ -50,12 +50,12 @@ const CALLS: [(Method, &str, Call); 13] = [
     (Method::POST, "failsafe", Call::Agree),
     (Method::PATCH, "config", Call::Configure(Change::Patch)),
     (Method::PUT, "config", Call::Configure(Change::Replace)),
-    (Method::POST, "restart", Call::NotYet),
-    (Method::DELETE, "restart", Call::NotYet),
+    (Method::POST, "restart", Call::Restart),
+    (Method::DELETE, "restart", Call::Unschedule),
     (Method::POST, "switchover", Call::Request(Action::Switchover)),
     (Method::DELETE, "switchover", Call::Cancel),
     (Method::POST, "failover", Call::Request(Action::Failover)),
-    (Method::POST, "reinitialize", Call::NotYet),
+    (Method::POST, "reinitialize", Call::Reinitialize),
 ];
 
 /// What a call does.
@@ -75,8 +75,12 @@ enum Call {
     Cancel,
     /// A primary without etcd asks us to agree that it goes on (rest-api.md section 17).
     Agree,
-    /// Known to the contract and not built yet.
-    NotYet,
+    /// Restarts PostgreSQL, now or later; its body may be missing.
+    Restart,
+    /// Forgets a restart that is scheduled.
+    Unschedule,
+    /// Copies the data anew; its body may be missing.
+    Reinitialize,
 }
 
 /// A client has this long to send a body; the bodies of the contract are a few kilobytes.
@@ -183,7 +187,7 @@ fn stored(ask: &Ask<'_>, status: StatusCode, value: &Value) -> Response {
 async fn call(app: &App, policy: &super::Policy, parts: &http::request::Parts, body: Body) -> Response {
     let segment = segment(&parts.uri);
     let known = CALLS.iter().find(|(method, name, _)| *method == parts.method && *name == segment);
-    let Some((method, name, call)) = known else {
+    let Some((_, _, call)) = known else {
         return wire::error_page(StatusCode::NOT_IMPLEMENTED, "unsupported method for this path");
     };
     if let Some(Err(refusal)) = policy.credentials.as_ref().map(|credentials| credentials.check(&parts.headers)) {
@@ -208,10 +212,15 @@ async fn call(app: &App, policy: &super::Policy, parts: &http::request::Parts, b
         },
         Call::Cancel => requests::cancel(app).await,
         Call::Agree => agree(app, parts, body).await,
-        Call::NotYet => {
-            let text = format!("{method} /{name} is not supported by this version of Regent; nothing was done");
-            wire::message(StatusCode::NOT_IMPLEMENTED, text)
-        }
+        Call::Restart => match optional_object(&parts.headers, body).await {
+            Ok(body) => operate::restart(app, &body).await,
+            Err((status, why)) => wire::error_page(status, why),
+        },
+        Call::Unschedule => operate::unschedule(app).await,
+        Call::Reinitialize => match optional_object(&parts.headers, body).await {
+            Ok(body) => operate::reinitialize(app, &body).await,
+            Err((status, why)) => wire::error_page(status, why),
+        },
     }
 }
 
@@ -222,6 +231,23 @@ fn send(app: &App, command: Command, accepted: &str) -> Response {
         Ok(()) => wire::message(StatusCode::ACCEPTED, accepted),
         Err(TrySendError::Full(_)) => wire::message(busy, "the agent has too many commands to carry out; try again"),
         Err(TrySendError::Closed(_)) => wire::message(busy, "the agent is shutting down"),
+    }
+}
+
+/// The body of a call that needs none (rest-api.md section 11): nothing at all is `{}`.
+async fn optional_object(
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<serde_json::Map<String, Value>, (StatusCode, &'static str)> {
+    let bad = (StatusCode::BAD_REQUEST, "the body must be a JSON object");
+    if !headers.contains_key(CONTENT_LENGTH) {
+        return Ok(serde_json::Map::new());
+    }
+    let bytes = timeout(BODY_TIME, axum::body::to_bytes(body, MAX_BODY)).await.map_err(|_| bad)?.map_err(|_| bad)?;
+    match serde_json::from_slice(&bytes) {
+        _ if bytes.is_empty() => Ok(serde_json::Map::new()),
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) | Err(_) => Err(bad),
     }
 }
 

@@ -150,9 +150,9 @@ impl<D: Dcs> Cluster<D> {
         let MembersArgs { member_names, force, .. } = &asked.members;
         let no_replica = "No replica among provided members"; // without the quotes that the others have
         let read = self.read().await?;
-        let mut chosen = self.choose(&read, member_names, Some(Role::Replica)).map_err(|error| match error {
-            CtlError::Failed(_) if !member_names.is_empty() => CtlError::Failed(no_replica.to_owned()),
-            error => error,
+        let mut chosen = self.choose(&read, member_names, Some(Role::Replica)).map_err(|error| {
+            let none = matches!(error, CtlError::Failed(_)) && !member_names.is_empty();
+            if none { CtlError::Failed(no_replica.to_owned()) } else { error }
         })?;
         if member_names.is_empty() {
             let question = format!("Which member do you want to reinitialize [{}]?", names(&chosen));

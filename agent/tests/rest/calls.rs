@@ -57,11 +57,6 @@ fn calls_without_effect_answer_as_the_contract_says() {
 #[test]
 fn what_is_not_there_says_so_and_does_nothing() {
     let mut node = Node::with(replica());
-    for (method, path) in [("POST", "/restart"), ("DELETE", "/restart"), ("POST", "/reinitialize")] {
-        let answer = post(&node, method, path, "Content-Length: 2\r\n\r\n{}");
-        assert_eq!(answer.code, 501, "{method} {path}");
-        assert!(answer.body.starts_with(&format!("{method} {path} is not supported")), "{}", answer.body);
-    }
     for (method, path) in [
         ("POST", "/"),
         ("POST", "/patroni"),

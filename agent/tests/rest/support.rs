@@ -209,6 +209,8 @@ pub(crate) fn replica() -> Status {
         guardian: Some(guardian::View { met: true, pid: 77, ..guardian::View::default() }),
         watchdog: regent::watchdog::State::default(),
         watchdog_failed: false,
+        action: None,
+        scheduled_restart: None,
         rule: "follow",
         why: "n1 leads".to_owned(),
     }
