@@ -83,6 +83,7 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
 /// REST on its own thread, the lease on its own thread, the loop on this one.
 fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, String> {
     let etcd = local.etcd.settings(&local.store_path);
+    peers::introduce(&local.ctl)?;
     let (rest, guarded) = (local.restapi.clone(), local.guardian);
     let settings = api_settings(&local)?;
     let layers = Files::new(sources, local, log);
@@ -103,6 +104,7 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let layers = layers.applied_by(move |newer| {
         api.set_policy(api_settings(newer)?.policy);
         *credentials.borrow_mut() = authorization(&newer.restapi);
+        peers::introduce(&newer.ctl)?;
         if newer.restapi.listen != rest.listen {
             tracing::warn!("restapi.listen changed: without effect until Regent is restarted");
         }
@@ -197,10 +199,14 @@ fn api_settings(local: &LocalConfig) -> Result<api::Settings, String> {
         "productonly" => api::ServerTokens::ProductOnly,
         _ => api::ServerTokens::Original,
     };
-    for (name, value) in &rest.http_extra_headers {
+    settings.policy.tls = api::Tls::load(rest)?;
+    settings.policy.allow =
+        api::AllowList { entries: rest.allowlist.clone(), include_members: rest.allowlist_include_members };
+    let secure = rest.https_extra_headers.iter().filter(|_| settings.policy.tls.is_some());
+    for (name, value) in rest.http_extra_headers.iter().chain(secure) {
         let header = (name.parse(), value.parse());
         let (Ok(name), Ok(value)) = header else {
-            return Err(format!("restapi.http_extra_headers: {name:?} is not a header; remove or correct it"));
+            return Err(format!("the extra headers of restapi: {name:?} is not a header; remove or correct it"));
         };
         settings.policy.extra_headers.push((name, value));
     }

@@ -19,5 +19,7 @@ mod operate;
 mod peers;
 #[path = "rest/requests.rs"]
 mod requests;
+#[path = "rest/secure.rs"]
+mod secure;
 #[path = "rest/wire.rs"]
 mod wire;

@@ -41,10 +41,12 @@ mod params;
 mod pgtime;
 mod requests;
 mod routes;
+mod tls;
 mod wire;
 
-pub use access::Credentials;
+pub use access::{AllowList, Credentials};
 pub use listen::{Listen, ListenError};
+pub use tls::Tls;
 pub use wire::ServerTokens;
 
 /// Level of the contract that we speak, in the form that clients split at the dots (rest-api.md section 1).
@@ -109,6 +111,10 @@ impl Settings {
 pub struct Policy {
     /// `restapi.authentication`: asked of every call that may change something (rest-api.md 19.3).
     pub credentials: Option<Credentials>,
+    /// Who may call what changes something, by address.
+    pub allow: AllowList,
+    /// TLS, for connections that come from now on; `None`: plain HTTP.
+    pub tls: Option<Tls>,
     /// `restapi.server_tokens`.
     pub server_tokens: ServerTokens,
     /// `restapi.http_extra_headers`, on every answer that has a body.
@@ -157,9 +163,11 @@ pub fn spawn(
     };
     let (policy, policy_seen) = watch::channel(Arc::new(settings.policy));
     let (stop, stopped) = oneshot::channel();
+    let seen = policy_seen.clone();
     let app = App { failsafe, status, policy: policy_seen, commands, clock, told_of_bad_lag: AtomicBool::new(false) };
     let door = connection::Door {
         listener,
+        policy: seen,
         router: routes::router(Arc::new(app)),
         max_connections: settings.max_connections,
         head_time: settings.head_time,

@@ -13,9 +13,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::requests::{Refusal, moment};
 use super::{App, Command, wire};
 use crate::agent::{self, ALREADY_SCHEDULED};
+use crate::status::Status;
 
 /// The loop takes a command within this time.
 const TAKEN: Duration = Duration::from_secs(10);
+/// ... and shows what it took within this.
+const SHOWN: Duration = Duration::from_secs(2);
 /// A start may take this long where nobody says otherwise (`primary_start_timeout`).
 const START: Duration = Duration::from_secs(300);
 
@@ -53,7 +56,10 @@ async fn restarted(app: &App, body: &Map<String, Value>) -> Result<(StatusCode, 
     if restart.schedule.is_some() {
         restart.started_at = status.sql.as_ref().map(|sql| sql.started_at.clone());
         return match timeout(TAKEN, ask(app, Request::Restart(restart))?).await {
-            Ok(Ok(Ok(()))) => Ok((StatusCode::ACCEPTED, "Restart scheduled".to_owned())),
+            Ok(Ok(Ok(()))) => {
+                shown(app, |status| status.scheduled_restart.is_some()).await;
+                Ok((StatusCode::ACCEPTED, "Restart scheduled".to_owned()))
+            }
             Ok(Ok(Err(text))) if text == ALREADY_SCHEDULED => refusal(StatusCode::CONFLICT, text),
             Ok(Ok(Err(text))) => refusal(StatusCode::SERVICE_UNAVAILABLE, text),
             Ok(Err(_)) | Err(_) => refusal(StatusCode::SERVICE_UNAVAILABLE, "the agent does not take commands"),
@@ -160,12 +166,21 @@ fn version(value: &Value) -> Result<(String, u32), String> {
     Ok((text, number))
 }
 
+/// Who asks for the status next shall not see the one of before. A late turn of the loop is told by those that follow.
+async fn shown(app: &App, accepted: impl Fn(&Status) -> bool) {
+    let mut published = app.status.clone();
+    drop(timeout(SHOWN, published.wait_for(|status| accepted(status))).await);
+}
+
 /// `DELETE /restart`
 pub(super) async fn unschedule(app: &App) -> Response {
     let (reply, outcome) = oneshot::channel();
     let sent = app.commands.try_send(Command::Loop(agent::Command::Unschedule { reply })).is_ok();
     match timeout(TAKEN, outcome).await {
-        Ok(Ok(true)) if sent => wire::message(StatusCode::OK, "scheduled restart deleted"),
+        Ok(Ok(true)) if sent => {
+            shown(app, |status| status.scheduled_restart.is_none()).await;
+            wire::message(StatusCode::OK, "scheduled restart deleted")
+        }
         Ok(Ok(false)) if sent => wire::message(StatusCode::NOT_FOUND, "no restarts are scheduled"),
         Ok(_) | Err(_) => wire::message(StatusCode::SERVICE_UNAVAILABLE, "the agent does not take commands"),
     }
@@ -195,11 +210,7 @@ async fn reinitialized(app: &App, body: &Map<String, Value>) -> Result<(StatusCo
         Ok(Ok(Err(text))) => return no(&text),
         Ok(Err(_)) | Err(_) => return no("the agent does not take commands"),
     }
-    // Who asks for the state next shall not see the one of before.
-    let mut published = app.status.clone();
-    let creates = published.wait_for(|status| status.action.is_some());
-    // A late turn is told by the states that follow.
-    drop(timeout(Duration::from_secs(2), creates).await);
+    shown(app, |status| status.action.is_some()).await;
     Ok((StatusCode::OK, "reinitialize started".to_owned()))
 }
 

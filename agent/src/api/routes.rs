@@ -18,6 +18,7 @@ use super::config::Change;
 use super::moment::Moment;
 use super::params::Params;
 use super::requests::{self, Action};
+use super::tls::Client;
 use super::{App, Command, cluster, config, document, health, json, metrics, operate, wire};
 
 /// A question that is answered from the Status.
@@ -190,6 +191,9 @@ async fn call(app: &App, policy: &super::Policy, parts: &http::request::Parts, b
     let Some((_, _, call)) = known else {
         return wire::error_page(StatusCode::NOT_IMPLEMENTED, "unsupported method for this path");
     };
+    if let Some(refusal) = stranger(app, policy, parts).await {
+        return wire::message(StatusCode::FORBIDDEN, refusal);
+    }
     if let Some(Err(refusal)) = policy.credentials.as_ref().map(|credentials| credentials.check(&parts.headers)) {
         let mut answer = wire::message(StatusCode::UNAUTHORIZED, refusal);
         answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"Patroni\""));
@@ -222,6 +226,19 @@ async fn call(app: &App, policy: &super::Policy, parts: &http::request::Parts, b
             Err((status, why)) => wire::error_page(status, why),
         },
     }
+}
+
+/// Why a client may change nothing, by where it comes from and what it showed.
+async fn stranger(app: &App, policy: &super::Policy, parts: &http::request::Parts) -> Option<&'static str> {
+    let client = parts.extensions.get::<Client>();
+    let status = app.status.borrow().clone();
+    let allowed = match client {
+        Some(client) => policy.allow.allows(client.address, &status).await,
+        None => false,
+    };
+    let wants = policy.tls.as_ref().is_some_and(|tls| tls.wants_certificate);
+    let certified = client.is_some_and(|client| client.certified);
+    (!allowed).then_some("Access is denied").or((wants && !certified).then_some("client certificate required"))
 }
 
 /// Hands a command to the loop without waiting for it.

@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -100,7 +100,7 @@ impl Rest {
             return send(stream, request).await;
         }
         let name = ServerName::try_from(bare).map_err(|error| text(&error))?;
-        let config = if self.ctl.insecure { peers::unchecked_tls()? } else { Arc::new(verifying(&self.ctl)?) };
+        let config = if self.ctl.insecure { peers::unchecked(&self.ctl)? } else { Arc::new(verifying(&self.ctl)?) };
         let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await;
         send(stream.map_err(|error| format!("TLS: {error}"))?, request).await
     }
@@ -130,10 +130,10 @@ fn verifying(ctl: &CtlConfig) -> Result<ClientConfig, String> {
         roots.add_parsable_certificates(read.map_err(|error| format!("cannot read {store}: {error}"))?);
     }
     let config = ClientConfig::builder().with_root_certificates(roots);
-    let Some(certfile) = &ctl.certfile else { return Ok(config.with_no_client_auth()) };
-    let keyfile = ctl.keyfile.as_ref().unwrap_or(certfile);
-    let chain = CertificateDer::pem_file_iter(certfile).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let chain = chain.map_err(|error| format!("cannot read {certfile}: {error}"))?;
-    let key = PrivateKeyDer::from_pem_file(keyfile).map_err(|error| format!("cannot read {keyfile}: {error}"))?;
-    config.with_client_auth_cert(chain, key).map_err(|error| format!("{certfile}: {error}"))
+    match peers::identity(ctl)? {
+        None => Ok(config.with_no_client_auth()),
+        Some((chain, key)) => {
+            config.with_client_auth_cert(chain, key).map_err(|error| format!("ctl.certfile: {error}"))
+        }
+    }
 }

@@ -126,13 +126,15 @@ fn what_became_of_a_restart_is_told_in_the_contracts_words() {
 fn a_scheduled_restart_is_accepted_once_shown_and_deleted() {
     let mut node = Node::with(replica());
     let body = r#"{"schedule": "2040-01-01 00:00+02", "restart_pending": false}"#;
-    let accepted = with_loop(&mut node, "/restart", body, |_, request, reply| {
+    let shown = serde_json::json!({"schedule": "2040-01-01T00:00:00+02:00", "role": "replica"});
+    let accepted = with_loop(&mut node, "/restart", body, |node, request, reply| {
         let Request::Restart(restart) = request else { panic!("{request:?}") };
         let schedule = restart.schedule.unwrap();
         assert_eq!(schedule.text, "2040-01-01T00:00:00+02:00");
         assert!(schedule.at.is_some() && restart.started_at == replica().sql.map(|sql| sql.started_at));
         assert!(!restart.pending, "a false is no wish");
         reply.send(Ok(())).unwrap();
+        node.publish(Status { scheduled_restart: Some(shown), ..replica() });
     });
     assert_eq!(accepted, (202, "Restart scheduled".to_owned()));
     let again = with_loop(&mut node, "/restart", body, |_, _, reply| {
@@ -140,8 +142,6 @@ fn a_scheduled_restart_is_accepted_once_shown_and_deleted() {
     });
     assert_eq!(again, (409, "Another restart is already scheduled".to_owned()));
 
-    let shown = serde_json::json!({"schedule": "2040-01-01T00:00:00+02:00", "role": "replica"});
-    node.publish(Status { scheduled_restart: Some(shown), ..replica() });
     let end = r#""name": "n2"}, "scheduled_restart": {"schedule": "2040-01-01T00:00:00+02:00", "role": "replica"}"#;
     assert!(node.get("/patroni").body.contains(end), "{}", node.get("/patroni").body);
 
@@ -152,6 +152,7 @@ fn a_scheduled_restart_is_accepted_once_shown_and_deleted() {
             panic!("another command")
         };
         reply.send(there).unwrap();
+        node.publish(replica());
         let answer = client.join().unwrap();
         assert_eq!((answer.code, answer.body.as_str()), (code, text));
     }
