@@ -174,6 +174,27 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
                 let job = Job::Start { as_primary: false };
                 self.jobs.start(job, now, async move { postgres.start_standby(&upstream).await }).await;
             }
+            Move::Restart { standby_of, .. } => {
+                let job = Job::Restart { as_primary: standby_of.is_none() };
+                match standby_of {
+                    None => {
+                        let work = self.under_lease(async move {
+                            // What it has to write at the stop is little then; without it, it takes longer.
+                            drop(postgres.checkpoint().await);
+                            postgres.stop(StopMode::Fast, UNBOUNDED).await?;
+                            postgres.start_primary().await
+                        });
+                        self.jobs.start(job, now, work).await;
+                    }
+                    Some(upstream) => {
+                        let work = async move {
+                            postgres.stop(StopMode::Fast, UNBOUNDED).await?;
+                            postgres.start_standby(&upstream).await
+                        };
+                        self.jobs.start(job, now, work).await;
+                    }
+                }
+            }
             Move::Stop(mode) => {
                 // A clean stop takes as long as it takes: the lease, not taste, ends it. A forced one becomes SIGKILL before its
                 // budget is used up, so that the kill itself still lies before the lease's end.

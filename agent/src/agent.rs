@@ -15,12 +15,13 @@ use regent_core::memory::{LeaseOutcome, Memory, Role};
 use regent_core::peers::{PeerReply, Question};
 use regent_core::plan::{Decision, Exit, Lease, Move, Plan};
 use regent_core::postgres::{Job, WalSender};
+use regent_core::request::{Request, Restart};
 use regent_core::rules::decide;
 use regent_core::snapshot::{Guardian, LeaseView, NoView, Order, Peers, Snapshot, Watchdog};
 use regent_core::units::{Instant, LeaseId, MemberName, Revision};
 use regent_dcs::{Dcs, DcsError, Read};
 use regent_pgctl::Postgres;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::act::{Done, Hands};
 use crate::clock::Clock;
@@ -52,13 +53,31 @@ pub trait Network: Clone + 'static {
 }
 
 /// What others tell the loop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Command {
     /// Stop PostgreSQL, hand over, exit (SIGTERM, SIGINT).
     Stop,
     /// Read the configuration again (SIGHUP, `POST /reload`).
     Reload,
+    /// Do this to PostgreSQL.
+    Request {
+        /// What.
+        request: Request,
+        /// Told when a restart has ended, a scheduled one or a new copy when it was accepted; else why it is not done.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Forget a restart that is scheduled.
+    Unschedule {
+        /// Told whether there was one.
+        reply: oneshot::Sender<bool>,
+    },
 }
+
+/// Tells a client what became of its request.
+type Reply = oneshot::Sender<Result<(), String>>;
+
+/// One restart is scheduled at a time (T2).
+pub const ALREADY_SCHEDULED: &str = "Another restart is already scheduled";
 
 /// The judgement and the second opinion on it. A real agent has [`Judge::default`]; the simulation also runs agents with
 /// known-wrong ones, which it must find out.
@@ -133,6 +152,98 @@ const PULSE: Duration = Duration::from_millis(900);
 /// The pause after a turn that asked to be repeated at once without having changed anything.
 const BREATH: Duration = Duration::from_millis(20);
 
+/// What operators asked for, and who waits for it.
+#[derive(Debug, Default)]
+struct Requests {
+    /// To be done at once.
+    now: Option<(Request, Option<Reply>)>,
+    /// To be done later.
+    scheduled: Option<Restart>,
+    /// Waits for the restart that runs.
+    restarting: Option<Reply>,
+}
+
+impl Requests {
+    /// What the next decision is to know of.
+    fn next(&self) -> Option<Request> {
+        let scheduled = || self.scheduled.clone().map(Request::Restart);
+        self.now.as_ref().map(|(request, _)| request.clone()).or_else(scheduled)
+    }
+
+    fn take(&mut self, request: Request, reply: Reply) {
+        // Nobody waits any more when the client has gone.
+        match request {
+            Request::Restart(restart) if restart.schedule.is_some() => {
+                let free = self.scheduled.is_none();
+                drop(reply.send(if free { Ok(()) } else { Err(ALREADY_SCHEDULED.to_owned()) }));
+                self.scheduled = self.scheduled.take().or(Some(restart));
+            }
+            Request::Reinitialize { force: true, .. } => {
+                drop(reply.send(Ok(())));
+                self.now = Some((request, None));
+            }
+            Request::Restart(_) | Request::Reinitialize { .. } => match &self.now {
+                Some((Request::Restart(_), _)) => drop(reply.send(Err("restart already in progress".to_owned()))),
+                Some((Request::Reinitialize { .. }, _)) => {
+                    drop(reply.send(Err("reinitialize already in progress".to_owned())));
+                }
+                None if matches!(request, Request::Reinitialize { .. }) => {
+                    drop(reply.send(Ok(())));
+                    self.now = Some((request, None));
+                }
+                None => self.now = Some((request, Some(reply))),
+            },
+        }
+    }
+
+    /// The request that a decision was made on is begun, or refused.
+    fn decided(&mut self, plan: &Plan) {
+        let reinitialize = matches!(self.now, Some((Request::Reinitialize { .. }, _)));
+        let begun = match &plan.postgres {
+            Move::Restart { .. } => true,
+            Move::Clone { .. } => reinitialize,
+            Move::Stay
+            | Move::Bootstrap
+            | Move::Rewind { .. }
+            | Move::GiveUpData { .. }
+            | Move::DiscardOldCopy
+            | Move::StartPrimary
+            | Move::StartStandby(_)
+            | Move::Stop(_)
+            | Move::Promote(_)
+            | Move::Follow(_)
+            | Move::Checkpoint
+            | Move::ChangeSlots(_)
+            | Move::ResumeReplay
+            | Move::SetSyncNames(_)
+            | Move::RemoveUnfinished
+            | Move::SetAside => false,
+        };
+        if !begun && plan.refuse.is_none() {
+            return;
+        }
+        let reply = match self.now.take() {
+            Some((_, reply)) => reply,
+            None => {
+                self.scheduled = None;
+                None
+            }
+        };
+        match (&plan.refuse, reply) {
+            (Some(why), Some(reply)) => drop(reply.send(Err(why.clone()))),
+            (None, reply) => self.restarting = reply,
+            (Some(_), None) => {}
+        }
+    }
+
+    /// A restart has ended, or was replaced by something else: then its sender is dropped.
+    fn restarted(&mut self, error: Option<String>) {
+        if let Some(reply) = self.restarting.take() {
+            drop(reply.send(error.map_or(Ok(()), Err)));
+        }
+    }
+}
+
 /// One agent.
 pub struct Agent<D, P, C, N> {
     seams: Seams<D, P, C, N>,
@@ -148,6 +259,7 @@ pub struct Agent<D, P, C, N> {
     jobs: Jobs,
     peers: Option<Peers>,
     order: Order,
+    requests: Requests,
     read: Option<Read>,
     /// Since when the guardian has not been ready.
     unguarded: Option<Instant>,
@@ -187,6 +299,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             jobs: Jobs::default(),
             peers: None,
             order: Order::Run,
+            requests: Requests::default(),
             read: None,
             unguarded: None,
             introduced: false,
@@ -204,6 +317,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             let seen = self.observe().await;
             self.copy_config(&seen);
             let decision = self.judge(&seen);
+            self.requests.decided(&decision.plan);
             let (outcome, done) = self.act(&seen, &decision).await;
             if let Some(exit) = decision.plan.exit {
                 self.finish(&seen).await;
@@ -233,6 +347,9 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         };
         // Taken before the look: a job that ends while we look still counts as running, as what we see may be older than its end.
         let ended = self.jobs.take(self.seams.clock.now());
+        if ended.is_none() && !matches!(self.jobs.running().map(|running| &running.job), Some(Job::Restart { .. })) {
+            self.requests.restarting = None; // It was replaced: who waits for it is told by the silence.
+        }
         let look = self.seams.postgres.observe(patience.unwrap_or(HURRY).min(LOOK_PATIENCE));
         let (read, postgres) = tokio::join!(read, look);
         let dcs = match read {
@@ -257,6 +374,9 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         let now = self.seams.clock.now();
         if let Some(ended) = ended {
             let timeline = postgres.sql.as_ref().and_then(|sql| sql.timeline);
+            if matches!(ended.job, Job::Restart { .. }) {
+                self.requests.restarted(ended.error.clone());
+            }
             self.memory.job_ended(ended, timeline);
         }
         let mut seen = Snapshot {
@@ -274,6 +394,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             guardian: Guardian::Ready,
             watchdog: Watchdog::Ready,
             order: self.order,
+            request: self.requests.next(),
             memory: self.memory.clone(),
         };
         seen.agreement = self.channels.failsafe.look(&seen);
@@ -588,6 +709,12 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 command = self.channels.commands.recv() => match command {
                     Some(Command::Stop) => { self.order = Order::Stop; true }
                     Some(Command::Reload) => { self.reload(); true }
+                    Some(Command::Request { request, reply }) => { self.requests.take(request, reply); true }
+                    Some(Command::Unschedule { reply }) => {
+                        // Nobody waits any more when the client has gone.
+                        let _ = reply.send(self.requests.scheduled.take().is_some());
+                        true
+                    }
                     None => { self.order = Order::Stop; true }
                 },
                 () = self.jobs.ended() => true,
@@ -610,7 +737,10 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
 
     /// An exit is news unless a job of ours is about to report it.
     fn exit_is_news(&self) -> bool {
-        !matches!(self.jobs.running().map(|running| &running.job), Some(Job::Stop(_) | Job::SetAside))
+        !matches!(
+            self.jobs.running().map(|running| &running.job),
+            Some(Job::Stop(_) | Job::Restart { .. } | Job::SetAside)
+        )
     }
 
     /// Keeps the published observation of the server young, and wakes the loop when it changed in kind.

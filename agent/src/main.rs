@@ -83,7 +83,9 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
 /// REST on its own thread, the lease on its own thread, the loop on this one.
 fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, String> {
     let etcd = local.etcd.settings(&local.store_path);
+    peers::introduce(&local.ctl)?;
     let (rest, guarded) = (local.restapi.clone(), local.guardian);
+    let settings = api_settings(&local)?;
     let layers = Files::new(sources, local, log);
     let effective = layers.effective(None)?;
     let clock = BootClock;
@@ -92,7 +94,6 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let (lease_sender, lease_view) = watch::channel(LeaseView::default());
     let (commands, inbox) = mpsc::channel(16);
     let (api_commands, mut asked) = mpsc::channel(16);
-    let settings = api_settings(&rest)?;
     let failsafe = regent::failsafe::Door::default();
     let server = api::spawn(settings, published, failsafe.clone(), Arc::new(boot_time), api_commands)
         .map_err(|error| error.to_string())?;
@@ -101,8 +102,9 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let server = Rc::new(server);
     let api = Rc::clone(&server);
     let layers = layers.applied_by(move |newer| {
-        api.set_policy(api_settings(&newer.restapi)?.policy);
+        api.set_policy(api_settings(newer)?.policy);
         *credentials.borrow_mut() = authorization(&newer.restapi);
+        peers::introduce(&newer.ctl)?;
         if newer.restapi.listen != rest.listen {
             tracing::warn!("restapi.listen changed: without effect until Regent is restarted");
         }
@@ -132,7 +134,9 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
                 match command {
                     // The loop is gone only when the process ends.
                     api::Command::Reload => drop(commands.send(Command::Reload).await),
+                    api::Command::Loop(command) => drop(commands.send(command).await),
                     // Nobody waits any more when the client has gone.
+                    api::Command::Read { reply } => drop(reply.send(writer.read(WRITE_PATIENCE).await)),
                     api::Command::Write { write, reply } => drop(reply.send(writer.write(write, WRITE_PATIENCE).await)),
                 }
             }
@@ -181,22 +185,28 @@ fn unguarded(effective: &Effective) -> Option<guardian::Channels> {
     None
 }
 
-fn api_settings(rest: &regent::config::RestConfig) -> Result<api::Settings, String> {
+fn api_settings(local: &LocalConfig) -> Result<api::Settings, String> {
+    let rest = &local.restapi;
     let host = (!rest.listen.host.is_empty() && rest.listen.host != "*").then(|| rest.listen.host.clone());
     let mut settings = api::Settings::at(api::Listen { host, port: rest.listen.port });
     settings.policy.credentials = rest.authentication.as_ref().map(|basic| api::Credentials {
         username: basic.username.clone(),
         password: basic.password.expose().to_owned(),
     });
+    settings.policy.config = Some(Arc::new(local.clone()));
     settings.policy.server_tokens = match rest.server_tokens.as_str() {
         "minimal" => api::ServerTokens::Minimal,
         "productonly" => api::ServerTokens::ProductOnly,
         _ => api::ServerTokens::Original,
     };
-    for (name, value) in &rest.http_extra_headers {
+    settings.policy.tls = api::Tls::load(rest)?;
+    settings.policy.allow =
+        api::AllowList { entries: rest.allowlist.clone(), include_members: rest.allowlist_include_members };
+    let secure = rest.https_extra_headers.iter().filter(|_| settings.policy.tls.is_some());
+    for (name, value) in rest.http_extra_headers.iter().chain(secure) {
         let header = (name.parse(), value.parse());
         let (Ok(name), Ok(value)) = header else {
-            return Err(format!("restapi.http_extra_headers: {name:?} is not a header; remove or correct it"));
+            return Err(format!("the extra headers of restapi: {name:?} is not a header; remove or correct it"));
         };
         settings.policy.extra_headers.push((name, value));
     }
@@ -230,7 +240,7 @@ fn signals(commands: mpsc::Sender<Command>) -> Result<impl Future<Output = ()>, 
                 _ = interrupt.recv() => Command::Stop,
                 _ = hangup.recv() => Command::Reload,
             };
-            match command {
+            match &command {
                 Command::Stop => {
                     tracing::info!("ordered to stop");
                     notify(sd_notify::NotifyState::Stopping);
@@ -243,6 +253,7 @@ fn signals(commands: mpsc::Sender<Command>) -> Result<impl Future<Output = ()>, 
                     ]);
                     notify(sd_notify::NotifyState::Ready);
                 }
+                Command::Request { .. } | Command::Unschedule { .. } => {}
             }
             if commands.send(command).await.is_err() {
                 return;

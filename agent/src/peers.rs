@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,13 +17,16 @@ use regent_core::failsafe::Notice;
 use regent_core::peers::{PeerAnswer, PeerReply, Question};
 use regent_core::units::{Lsn, MemberName, Timeline};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+
+use crate::config::CtlConfig;
 
 /// The longest status document we read.
 const MAX_BODY: usize = 1 << 20;
@@ -231,7 +234,7 @@ async fn get(target: &Target, within: Duration) -> Result<Answer, AskError> {
     }
     let name = ServerName::try_from(target.host.clone())
         .map_err(|error| AskError::Tls(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))?;
-    let config = TLS.clone().map_err(|error| AskError::Tls(std::io::Error::other(error)))?;
+    let config = unchecked_tls().map_err(|error| AskError::Tls(std::io::Error::other(error)))?;
     let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.map_err(AskError::Tls)?;
     exchange(stream, target).await
 }
@@ -293,13 +296,63 @@ where
     }
 }
 
+/// TLS that believes every certificate, and shows the one of [`introduce`].
+///
+/// # Errors
+/// TLS cannot be had at all, for people.
+fn unchecked_tls() -> Result<Arc<ClientConfig>, String> {
+    let mut config = TLS.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*config {
+        Some(config) => Ok(Arc::clone(config)),
+        None => Ok(Arc::clone(config.insert(unchecked(&CtlConfig::default())?))),
+    }
+}
+
+/// Members show this certificate, `ctl.certfile`, to members that ask for one.
+///
+/// # Errors
+/// Which file cannot be used and why, for people.
+pub fn introduce(ctl: &CtlConfig) -> Result<(), String> {
+    *TLS.lock().unwrap_or_else(PoisonError::into_inner) = Some(unchecked(ctl)?);
+    Ok(())
+}
+
+/// Certificate chain and key of `ctl.certfile`, `ctl.keyfile`.
+pub(crate) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// What `ctl` says that this side shows, if anything.
+///
+/// # Errors
+/// Which file cannot be used and why, for people.
+pub(crate) fn identity(ctl: &CtlConfig) -> Result<Option<Identity>, String> {
+    let Some(certfile) = &ctl.certfile else { return Ok(None) };
+    let keyfile = ctl.keyfile.as_ref().unwrap_or(certfile);
+    let chain = CertificateDer::pem_file_iter(certfile).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let chain = chain.map_err(|error| format!("ctl.certfile {certfile}: {error}"))?;
+    let key = PrivateKeyDer::from_pem_file(keyfile).map_err(|error| format!("ctl.keyfile {keyfile}: {error}"))?;
+    Ok(Some((chain, key)))
+}
+
 /// Members' certificates are not checked here: this is how the peer asks its members, and their names rarely match.
-static TLS: LazyLock<Result<Arc<ClientConfig>, rustls::Error>> = LazyLock::new(|| {
+static TLS: Mutex<Option<Arc<ClientConfig>>> = Mutex::new(None);
+
+/// TLS that believes every certificate.
+///
+/// # Errors
+/// Which file cannot be used and why, for people.
+pub(crate) fn unchecked(ctl: &CtlConfig) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Arc::new(AnyCertificate(provider.signature_verification_algorithms.supported_schemes()));
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(Arc::new(config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()))
-});
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.map_err(|error| error.to_string())?.dangerous().with_custom_certificate_verifier(verifier);
+    let config = match identity(ctl)? {
+        None => config.with_no_client_auth(),
+        Some((chain, key)) => {
+            config.with_client_auth_cert(chain, key).map_err(|error| format!("ctl.certfile: {error}"))?
+        }
+    };
+    Ok(Arc::new(config))
+}
 
 /// Accepts any certificate: TLS for secrecy from listeners, not for knowing whom we ask.
 #[derive(Debug)]

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use regent_core::memory::{Memory, Role};
 use regent_core::plan::{Decision, Move};
 use regent_core::postgres::{ClusterState, DataDir, Job, Probe};
-use regent_core::snapshot::{Order, Seat, Snapshot, Watchdog};
+use regent_core::request::{Request, Restart};
+use regent_core::snapshot::{Seat, Snapshot, Watchdog};
 use regent_core::sync::lists;
 use regent_core::units::Instant;
 use serde_json::{Map, Value, json};
@@ -54,8 +55,11 @@ pub struct Context<'a> {
 #[must_use]
 pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> Status {
     let Context { effective, memory, last, lock_until, read, wall, guardian, watchdog } = context;
-    let stopping = matches!(decision.plan.postgres, Move::Stop(_) | Move::SetAside)
-        || matches!(seen.job.as_ref().map(|running| &running.job), Some(Job::Stop(_) | Job::SetAside));
+    let stopping = matches!(decision.plan.postgres, Move::Stop(_) | Move::Restart { .. } | Move::SetAside)
+        || matches!(
+            seen.job.as_ref().map(|running| &running.job),
+            Some(Job::Stop(_) | Job::Restart { .. } | Job::SetAside)
+        );
     let fresh = read.is_some();
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let view = seen.view().or(last.last_view.as_ref());
@@ -89,9 +93,62 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         guardian: guardian.clone(),
         watchdog: watchdog.clone(),
         watchdog_failed: matches!(seen.watchdog, Watchdog::Failed(_)),
+        action: action(seen, &decision.plan.postgres),
+        scheduled_restart: match &seen.request {
+            Some(Request::Restart(restart)) => scheduled(restart),
+            Some(Request::Reinitialize { .. }) => last.scheduled_restart.clone(),
+            None => None,
+        },
         rule: decision.rule,
         why: decision.why.clone(),
     }
+}
+
+/// What a further request would disturb, in the words of rest-api.md 14.2.
+fn action(seen: &Snapshot, next: &Move) -> Option<String> {
+    let asked = match &seen.request {
+        Some(Request::Reinitialize { .. }) => Some("reinitialize".to_owned()),
+        Some(Request::Restart(_)) | None => None,
+    };
+    let job = seen.job.as_ref().map(|running| &running.job);
+    asked.or_else(|| match (next, job) {
+        (Move::Restart { .. }, _) | (_, Some(Job::Restart { .. })) => Some("restart".to_owned()),
+        (Move::Clone { from, .. }, _) | (_, Some(Job::Clone { from })) => {
+            Some(format!("bootstrap from leader '{from}'"))
+        }
+        (_, Some(Job::Rewind { .. })) => Some("running pg_rewind".to_owned()),
+        (_, Some(Job::GiveUpData)) => Some("reinitialize".to_owned()),
+        (_, Some(Job::Promote)) => Some("promote".to_owned()),
+        (_, Some(Job::Bootstrap)) => Some("bootstrap".to_owned()),
+        (
+            _,
+            Some(
+                Job::DiscardOldCopy
+                | Job::Start { .. }
+                | Job::Stop(_)
+                | Job::Follow
+                | Job::Checkpoint
+                | Job::ChangeSlots
+                | Job::ResumeReplay
+                | Job::SetSyncNames
+                | Job::RemoveUnfinished
+                | Job::SetAside,
+            )
+            | None,
+        ) => None,
+    })
+}
+
+/// A restart that waits for its time, as status documents and member keys show it (rest-api.md section 4).
+fn scheduled(restart: &Restart) -> Option<Value> {
+    let mut shown = Map::new();
+    shown.insert("schedule".to_owned(), json!(restart.schedule.as_ref()?.text));
+    let mut put = |name: &str, value: Option<Value>| shown.extend(value.map(|value| (name.to_owned(), value)));
+    put("role", restart.role.as_ref().map(|role| json!(role)));
+    put("restart_pending", restart.pending.then_some(json!(true)));
+    put("postgres_version", restart.older_than.as_ref().map(|(text, _)| json!(text)));
+    put("timeout", restart.timeout.map(|timeout| json!(timeout.as_secs())));
+    Some(Value::Object(shown))
 }
 
 /// Nothing is known yet: what is published before the first turn.
@@ -127,6 +184,8 @@ pub fn first_status(effective: &Effective, now: Instant) -> Status {
         guardian: None,
         watchdog: watchdog::State::default(),
         watchdog_failed: false,
+        action: None,
+        scheduled_restart: None,
         rule: "start",
         why: "just started".to_owned(),
     }
@@ -134,7 +193,13 @@ pub fn first_status(effective: &Effective, now: Instant) -> Status {
 
 fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
     let job = seen.job.as_ref().map(|running| &running.job);
+    // From the word that accepts it to the start of the new copy: who waits for the end asks for this state.
+    let copied = matches!(seen.request, Some(Request::Reinitialize { .. }));
+    if (copied || memory.copying) && seen.seat() != Seat::Mine {
+        return State::CreatingReplica;
+    }
     match (next, job) {
+        (Move::Restart { .. }, _) | (Move::Stay, Some(Job::Restart { .. })) => return State::Restarting,
         (Move::Bootstrap, _) | (Move::Stay, Some(Job::Bootstrap)) => return State::InitializingNewCluster,
         (Move::Clone { .. }, _) | (Move::Stay, Some(Job::Clone { .. })) => return State::CreatingReplica,
         (Move::Stop(_) | Move::SetAside, _) | (Move::Stay, Some(Job::Stop(_) | Job::SetAside)) => {
@@ -170,7 +235,7 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
     }
     let failed = memory.last_job.as_ref().filter(|last| last.error.is_some()).map(|last| &last.job);
     match (failed, memory.role) {
-        (Some(Job::Start { .. }), _) => State::StartFailed,
+        (Some(Job::Start { .. } | Job::Restart { .. }), _) => State::StartFailed,
         (Some(Job::Bootstrap), _) => State::InitdbFailed,
         (_, Role::Primary | Role::Promoted) if matches!(seen.postgres.data_dir, DataDir::Present(_)) => State::Crashed,
         (_, Role::Uninitialized | Role::Primary | Role::Promoted | Role::Replica | Role::Demoted) => State::Stopped,
@@ -206,7 +271,7 @@ pub fn member(seen: &Snapshot, status: &Status, effective: &Effective, checkpoin
     }
     let mut tags = effective.tags.clone();
     let listed = seen.view().and_then(|view| view.sync.as_ref());
-    if seen.order == Order::Stop && listed.is_some_and(|sync| lists(&sync.standbys, &seen.config.name)) {
+    if seen.is_to_go_down() && listed.is_some_and(|sync| lists(&sync.standbys, &seen.config.name)) {
         // "Stop waiting for me": the primary drops it from `sync` (dcs.md 3.3).
         tags.insert("nosync".to_owned(), json!(true));
         tags.insert("sync_priority".to_owned(), json!(0));
@@ -241,6 +306,9 @@ pub fn member(seen: &Snapshot, status: &Status, effective: &Effective, checkpoin
     }
     if status.pause {
         put("pause", json!(true));
+    }
+    if let Some(scheduled) = &status.scheduled_restart {
+        put("scheduled_restart", scheduled.clone());
     }
     put("regent", json!(env!("CARGO_PKG_VERSION")));
     Value::Object(key).to_string()

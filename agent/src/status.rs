@@ -76,6 +76,10 @@ pub struct Status {
     pub watchdog: watchdog::State,
     /// It is required and cannot be used (rest-api.md 4, `watchdog_failed`).
     pub watchdog_failed: bool,
+    /// An action that another request would disturb, in the contract's words (rest-api.md 14.2).
+    pub action: Option<String>,
+    /// The restart that waits for its time, as documents show it.
+    pub scheduled_restart: Option<Value>,
     /// The last decision: rule and reason.
     pub rule: &'static str,
     /// See `rule`.

@@ -7,13 +7,19 @@ mod support;
 
 #[path = "rest/calls.rs"]
 mod calls;
+#[path = "rest/config.rs"]
+mod config;
 #[path = "rest/documents.rs"]
 mod documents;
 #[path = "rest/health.rs"]
 mod health;
+#[path = "rest/operate.rs"]
+mod operate;
 #[path = "rest/peers.rs"]
 mod peers;
 #[path = "rest/requests.rs"]
 mod requests;
+#[path = "rest/secure.rs"]
+mod secure;
 #[path = "rest/wire.rs"]
 mod wire;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Client, CompareOp, Error, GetOptions, PutOptions, TxnOp};
+use etcd_client::{Client, CompareOp, DeleteOptions, Error, GetOptions, PutOptions, TxnOp};
 use regent_core::units::{LeaseId, Revision};
 use tokio::time::Instant;
 
@@ -114,6 +114,7 @@ impl EtcdDcs {
                 TxnOp::put(key(name), value.as_bytes(), options)
             }
             Change::Delete(name) => TxnOp::delete(key(name), None),
+            Change::DeleteAll => TxnOp::delete(self.0.base.prefix(), Some(DeleteOptions::new().with_prefix())),
         };
         etcd_client::Txn::new()
             .when(txn.compares.iter().map(compare).collect::<Vec<_>>())

@@ -183,13 +183,15 @@ pub enum Write {
         /// The holder's lease.
         lease: LeaseId,
     },
-    /// 3.4: `config`, restored by the holder when MOD(`config`) = `seen` (CREATE = 0 when `None`).
+    /// 3.4: `config`, when MOD(`config`) = `seen` (CREATE = 0 when `None`): restored by the holder, or changed on request.
     PutConfig {
         /// The JSON object.
         config: serde_json::Value,
-        /// Revision of the (empty or garbage) key that the decision saw.
+        /// Revision of the key that the decision saw.
         seen: Option<Revision>,
     },
+    /// Every key of the cluster is deleted: it is forgotten (`remove` of the control program, never an agent).
+    RemoveCluster,
 }
 
 /// A definite answer to a write.

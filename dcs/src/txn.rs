@@ -41,6 +41,8 @@ pub(crate) enum Change {
     Put { key: String, value: String, lease: Option<LeaseId> },
     /// Delete a key.
     Delete(&'static str),
+    /// Delete every key below the base path.
+    DeleteAll,
 }
 
 impl Txn {
@@ -118,6 +120,7 @@ impl From<&Write> for Txn {
             Write::PutConfig { config, seen } => {
                 Txn::new([Compare::unchanged(CONFIG, *seen)], [put(CONFIG, config.to_string())])
             }
+            Write::RemoveCluster => Txn::new([], [Change::DeleteAll]),
         }
     }
 }

@@ -109,6 +109,7 @@ on_both! {
     only_the_holder_writes_sync_and_only_over_what_it_saw
     a_request_is_cleared_only_if_it_is_the_one_that_was_seen
     config_is_restored_only_over_what_was_seen
+    a_removed_cluster_leaves_no_key
     a_lease_that_is_gone_is_said_to_be_gone
     renewals_keep_a_lease_and_its_end_takes_all_keys_at_once
     a_revoked_lease_takes_its_keys_along
@@ -359,6 +360,20 @@ async fn config_is_restored_only_over_what_was_seen(bench: impl Bench) {
     refused(&dcs, put(Some(first))).await;
     refused(&dcs, put(None)).await;
     done(&dcs, put(Some(seen))).await;
+}
+
+async fn a_removed_cluster_leaves_no_key(bench: impl Bench) {
+    let dcs = bench.dcs();
+    bench.meddle("config", Some("{}")).await;
+    bench.meddle("members/n1", Some("{}")).await;
+    bench.meddle("unknown/key", Some("x")).await;
+    let before = read(&dcs).await;
+    assert!(before.config.is_some() && before.view.members.len() == 1);
+    done(&dcs, Write::RemoveCluster).await;
+    let after = read(&dcs).await;
+    assert!(after.view.revision > before.view.revision);
+    assert_eq!((after.view.config, after.view.members.len()), (ConfigKey::Missing, 0));
+    done(&dcs, Write::RemoveCluster).await;
 }
 
 async fn a_lease_that_is_gone_is_said_to_be_gone(bench: impl Bench) {

@@ -136,6 +136,8 @@ fn postgres(postgres: &Move) -> String {
         Move::DiscardOldCopy => "discard_old_copy".into(),
         Move::StartPrimary => "start_primary".into(),
         Move::StartStandby(upstream) => format!("start_standby({})", of(upstream)),
+        Move::Restart { standby_of: None, .. } => "restart(primary)".into(),
+        Move::Restart { standby_of: Some(upstream), .. } => format!("restart({})", of(upstream)),
         Move::Stop(mode) => format!("stop({mode:?})").to_lowercase(),
         Move::Promote(timeline) => format!("promote({timeline})"),
         Move::Follow(upstream) => format!("follow({})", of(upstream)),

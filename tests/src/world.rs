@@ -18,6 +18,7 @@ use regent::watchdog;
 use regent_core::config::{Config, SyncMode};
 use regent_core::fence::Fence;
 use regent_core::plan::Exit;
+use regent_core::request::Request;
 use regent_core::snapshot::LeaseView;
 use regent_core::units::MemberName;
 use regent_dcs::memory::{MemoryDcs, MemoryStore};
@@ -363,6 +364,15 @@ impl World {
         if let Some(process) = self.nodes.get(name).and_then(|node| node.process.as_ref()) {
             // A full queue holds a stop already.
             let _ = process.commands.try_send(Command::Stop);
+        }
+    }
+
+    /// Asks something of the agent of a member, as its REST API does; nobody waits for the answer.
+    pub fn ask(&self, name: &str, request: Request) {
+        if let Some(process) = self.nodes.get(name).and_then(|node| node.process.as_ref()) {
+            let (reply, _) = tokio::sync::oneshot::channel();
+            // A full queue answers 503.
+            let _ = process.commands.try_send(Command::Request { request, reply });
         }
     }
 

@@ -172,9 +172,20 @@ pub enum ConfigKey {
     /// An empty one: likewise.
     Empty(Revision),
     /// Not a JSON object: the last valid one stays in force (CF1).
-    Garbage,
+    Garbage(Revision),
     /// A JSON object.
     Valid(Revision),
+}
+
+impl ConfigKey {
+    /// Revision of the key, whatever it holds; `None`: there is none.
+    #[must_use]
+    pub fn modified(&self) -> Option<Revision> {
+        match self {
+            ConfigKey::Missing => None,
+            ConfigKey::Empty(modified) | ConfigKey::Garbage(modified) | ConfigKey::Valid(modified) => Some(*modified),
+        }
+    }
 }
 
 /// The `failsafe` key (dcs.md 3.9): who must agree before a primary goes on without etcd, and who may run for leader.

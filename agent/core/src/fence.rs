@@ -57,7 +57,9 @@ impl Snapshot {
         };
         match self.postgres.process {
             Process::Down => {
-                let starts = self.job.as_ref().is_some_and(|job| job.job == Job::Start { as_primary: true });
+                let starts = self.job.as_ref().is_some_and(|job| {
+                    matches!(job.job, Job::Start { as_primary: true } | Job::Restart { as_primary: true })
+                });
                 // A primary that crashed under its lock is started in place: armed before, as it has no pid yet.
                 let crashed = lease.is_some() && self.memory.role == Role::Primary && self.job.is_none();
                 if starts || crashed { self.armed(None, lease, None) } else { Fence::Down }
@@ -116,6 +118,7 @@ mod tests {
             (standby().job(Job::Promote).build(), guard(Some(42), None)),
             (primary().job(Job::Stop(StopMode::Fast)).build(), guard(Some(42), Some(1))),
             (primary().down().build(), guard(None, Some(1))),
+            (primary().down().job(Job::Restart { as_primary: true }).build(), guard(None, Some(1))),
             (primary().vacant().bootstrapping().build(), guard(Some(42), Some(1))),
             (standby().vacant().empty().bootstrapping().job(Job::Bootstrap).build(), guard(None, Some(1))),
         ] {

@@ -160,6 +160,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
         guardian: Guardian::Ready,
         watchdog: Watchdog::Ready,
         order: Order::Run,
+        request: None,
         memory: Memory {
             role: if in_recovery { Role::Replica } else { Role::Primary },
             holds: (!in_recovery).then_some(LeaseId(1)),

@@ -5,6 +5,7 @@
 
 use crate::plan::{KeyWrite, Lease, Move, Plan};
 use crate::postgres::{ClusterState, DataDir};
+use crate::request::Request;
 use crate::snapshot::{Guardian, Order, Seat, Snapshot, Watchdog};
 
 /// A plan that must not be carried out.
@@ -62,7 +63,8 @@ const SENTENCES: &[Sentence] = &[
     ),
     ("a start as a primary happens only under the own lock, in time, and not from a standby's directory", |s, p| {
         let directory = matches!(&s.postgres.data_dir, DataDir::Present(present) if !present.standby_signal);
-        implies(p.postgres == Move::StartPrimary, holds_the_key(s) && before_must_stop(s) && directory)
+        let starts = matches!(p.postgres, Move::StartPrimary | Move::Restart { standby_of: None, .. });
+        implies(starts, holds_the_key(s) && before_must_stop(s) && directory)
     }),
     ("the key is taken only when it is free, with a lease, by a server whose position is known", |s, p| {
         implies(
@@ -74,7 +76,8 @@ const SENTENCES: &[Sentence] = &[
         "nobody takes the key, is promoted, starts as a primary or makes a cluster without guardian and watchdog",
         |s, p| {
             let leads = matches!(p.lease, Lease::Take { .. })
-                || matches!(p.postgres, Move::Promote(_) | Move::StartPrimary | Move::Bootstrap);
+                || matches!(p.postgres, Move::Promote(_) | Move::StartPrimary | Move::Bootstrap)
+                || matches!(p.postgres, Move::Restart { standby_of: None, .. });
             let guarded = s.guardian == Guardian::Ready && s.watchdog == Watchdog::Ready;
             implies(leads, guarded || s.config.pause && p.postgres == Move::Stay)
         },
@@ -136,7 +139,8 @@ const SENTENCES: &[Sentence] = &[
         "data is given up only where that is allowed, with no server on it, and beside another member that runs as the leader",
         |s, p| {
             let Move::GiveUpData { from, .. } = &p.postgres else { return true };
-            let allowed = s.config.remove_on_divergence || s.config.remove_on_rewind_failure;
+            let asked = matches!(s.request, Some(Request::Reinitialize { .. }));
+            let allowed = s.config.remove_on_divergence || s.config.remove_on_rewind_failure || asked;
             let leader = s.view().and_then(|view| view.leader_member());
             let verified = leader.is_some_and(|(name, m)| {
                 name == from && m.state == "running" && matches!(m.role.as_str(), "primary" | "master")
@@ -150,8 +154,13 @@ const SENTENCES: &[Sentence] = &[
     ("a directory is set aside only by the agent that is making the cluster", |s, p| {
         implies(p.postgres == Move::SetAside, s.memory.bootstrapping)
     }),
-    ("nothing moves in pause, unless it is under way", |s, p| {
-        let still = matches!(p.postgres, Move::Stay | Move::SetSyncNames(_));
+    ("a server is restarted only where that was asked for, and as the primary that it is only", |s, p| {
+        let Move::Restart { standby_of, .. } = &p.postgres else { return true };
+        s.restart_due().is_some() && s.job.is_none() && standby_of.is_none() == s.is_primary()
+    }),
+    ("nothing moves in pause, unless it is under way or was asked for", |s, p| {
+        let asked = s.request.is_some() || s.memory.copying && matches!(p.postgres, Move::StartStandby(_));
+        let still = matches!(p.postgres, Move::Stay | Move::SetSyncNames(_)) || asked;
         implies(s.config.pause && s.job.is_none() && !s.memory.bootstrapping, still)
     }),
     ("who agreed that another primary goes on does not take the key as a standby, and is not promoted", |s, p| {

@@ -14,6 +14,7 @@ pub mod peers;
 pub mod plan;
 pub mod postgres;
 pub mod quorum;
+pub mod request;
 pub mod rules;
 pub mod slots;
 pub mod snapshot;

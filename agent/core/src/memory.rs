@@ -1,6 +1,7 @@
 //! All that an agent remembers between two turns; lost when it restarts, so nothing here may be needed for safety then.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +9,7 @@ use crate::cluster::Member;
 use crate::failsafe::{Promises, Topology};
 use crate::plan::{Decision, KeyWrite, Lease, Move};
 use crate::postgres::{DataDir, FinishedJob, Job, Probe, Process, StopMode};
+use crate::request::Request;
 use crate::snapshot::{Order, Seat, Snapshot};
 use crate::sync::Since;
 use crate::units::{Instant, LeaseId, Lsn, MemberName, Timeline};
@@ -23,6 +25,12 @@ pub struct Memory {
     pub last_led: Option<LastLed>,
     /// A start was tried and the server has not been seen accepting connections since (C9).
     pub recovering: bool,
+    /// How long the start under way may take, where an operator said so (T3).
+    #[serde(default)]
+    pub start_timeout: Option<Duration>,
+    /// A new copy that an operator asked for is being made, and was not started yet.
+    #[serde(default)]
+    pub copying: bool,
     /// Since when the server has been starting.
     pub starting_since: Option<Instant>,
     /// Since when the server has run and not even hung up on a fresh connection. It stays when a server that hung for
@@ -46,7 +54,7 @@ pub struct Memory {
     pub sync_names: Option<Since>,
     /// This agent has set `synchronous_standby_names`.
     pub set_sync_names: bool,
-    /// Since when this process has been ordered to stop.
+    /// Since when this process has been ordered to stop, or its server to go down for a while.
     pub ordered_since: Option<Instant>,
     /// Own position when the server last answered.
     pub last_position: Option<Lsn>,
@@ -151,11 +159,13 @@ impl Memory {
             }
         }
         self.slots_wanted = crate::slots::wanted_since(&self.slots_wanted, seen);
-        self.ordered_since = (seen.order == Order::Stop).then_some(self.ordered_since.unwrap_or(seen.now));
+        self.ordered_since = seen.is_to_go_down().then_some(self.ordered_since.unwrap_or(seen.now));
         if let Some(sql) = seen.sql() {
             self.primary_since = (!sql.in_recovery).then_some(self.primary_since.unwrap_or(seen.now));
             self.sync_names = Some(Since::after(self.sync_names.take(), sql, seen.now));
-            self.recovering = false;
+            // A server that is about to be restarted answers, too.
+            self.recovering &= matches!(seen.job.as_ref().map(|running| &running.job), Some(Job::Restart { .. }));
+            self.start_timeout = self.start_timeout.filter(|_| self.recovering);
             self.starting_since = None;
             self.met = true;
             self.last_position = Some(sql.position());
@@ -242,7 +252,13 @@ impl Memory {
             }
             Move::StartStandby(_) => {
                 self.recovering = true;
+                self.copying = false;
                 self.role = Role::Replica;
+            }
+            Move::Restart { standby_of, timeout } => {
+                self.recovering = true;
+                self.start_timeout = *timeout;
+                self.role = if standby_of.is_none() { Role::Primary } else { Role::Replica };
             }
             Move::Promote(_) => {
                 self.role = Role::Promoted;
@@ -261,9 +277,11 @@ impl Memory {
                 let before = self.rewinds.as_ref().filter(|rewinds| rewinds.from == *from).map_or(0, |r| r.tries);
                 self.rewinds = Some(Rewinds { from: from.clone(), tries: before.saturating_add(1) });
             }
+            Move::Clone { .. } => {
+                self.copying |= matches!(seen.request, Some(Request::Reinitialize { .. }));
+            }
             Move::Stay
             | Move::Bootstrap
-            | Move::Clone { .. }
             | Move::GiveUpData { .. }
             | Move::DiscardOldCopy
             | Move::Stop(_)

@@ -65,6 +65,8 @@ pub struct Plan {
     pub ask: BTreeMap<MemberName, Question>,
     /// Ask these members (by `api_url`) to agree that this primary goes on without etcd; `None`: nobody is asked.
     pub confirm: Option<BTreeMap<MemberName, String>>,
+    /// What an operator asked for is not done, in these words.
+    pub refuse: Option<String>,
     /// End the process afterwards.
     pub exit: Option<Exit>,
 }
@@ -73,7 +75,7 @@ impl Plan {
     /// A plan of both halves.
     #[must_use]
     pub fn of(lease: Lease, postgres: Move) -> Plan {
-        Plan { lease, postgres, keys: Vec::new(), ask: BTreeMap::new(), confirm: None, exit: None }
+        Plan { lease, postgres, keys: Vec::new(), ask: BTreeMap::new(), confirm: None, refuse: None, exit: None }
     }
 
     /// Keep the lease, leave PostgreSQL alone.
@@ -171,6 +173,13 @@ pub enum Move {
     StartPrimary,
     /// Start as a standby.
     StartStandby(Upstream),
+    /// Stop fast and start again, as asked for.
+    Restart {
+        /// As a standby of this; `None`: as a primary.
+        standby_of: Option<Upstream>,
+        /// In place of `primary_start_timeout`.
+        timeout: Option<Duration>,
+    },
     /// Stop.
     Stop(StopMode),
     /// Promote so that this timeline is written.

@@ -314,6 +314,11 @@ pub enum Job {
         /// Started as a primary, not as a standby.
         as_primary: bool,
     },
+    /// Stop and start, as what the plan said.
+    Restart {
+        /// Started as a primary, not as a standby.
+        as_primary: bool,
+    },
     /// Stop.
     Stop(StopMode),
     /// Promotion: from the signal to the end of recovery.

@@ -11,6 +11,7 @@ use crate::failsafe::Agreement;
 use crate::memory::{Memory, Role};
 use crate::peers::{PeerAnswer, PeerReply, Question};
 use crate::postgres::{Job, PgState, Probe, RunningJob, SqlFacts};
+use crate::request::Request;
 use crate::units::{Instant, LeaseId, Lsn, MemberName, SystemId, Timeline};
 
 /// One look at the world.
@@ -44,6 +45,9 @@ pub struct Snapshot {
     pub watchdog: Watchdog,
     /// What the operator or the machine wants of this process.
     pub order: Order,
+    /// What an operator asked of its server, until it is begun or refused.
+    #[serde(default)]
+    pub request: Option<Request>,
     /// The past.
     pub memory: Memory,
 }
@@ -200,7 +204,7 @@ impl Snapshot {
     #[must_use]
     pub fn may_write(&self) -> bool {
         let soon = match self.job.as_ref().map(|running| &running.job) {
-            Some(Job::Promote | Job::Start { as_primary: true }) => true,
+            Some(Job::Promote | Job::Start { as_primary: true } | Job::Restart { as_primary: true }) => true,
             Some(
                 Job::Bootstrap
                 | Job::Clone { .. }
@@ -208,6 +212,7 @@ impl Snapshot {
                 | Job::GiveUpData
                 | Job::DiscardOldCopy
                 | Job::Start { as_primary: false }
+                | Job::Restart { as_primary: false }
                 | Job::Stop(_)
                 | Job::Follow
                 | Job::Checkpoint
@@ -323,6 +328,7 @@ impl Snapshot {
             | Job::Rewind { .. }
             | Job::GiveUpData
             | Job::Start { .. }
+            | Job::Restart { .. }
             | Job::Stop(_)
             | Job::Promote
             | Job::RemoveUnfinished

@@ -12,6 +12,7 @@ use regent_core::inspector::inspect;
 use regent_core::memory::{LastLed, Memory, Role};
 use regent_core::peers::{PeerAnswer, PeerReply};
 use regent_core::postgres::*;
+use regent_core::request::{Request, Restart};
 use regent_core::rules::decide;
 use regent_core::snapshot::{Guardian, LeaseView, NoView, Order, Peers, Snapshot, Watchdog};
 use regent_core::units::*;
@@ -77,7 +78,7 @@ fn view() -> impl Strategy<Value = ClusterView> {
     let config = prop_oneof![
         Just(ConfigKey::Missing),
         Just(ConfigKey::Empty(modified)),
-        Just(ConfigKey::Garbage),
+        Just(ConfigKey::Garbage(modified)),
         Just(ConfigKey::Valid(modified))
     ];
     let line = (timeline(), lsn()).prop_map(|(parent, switched_at)| HistoryLine {
@@ -206,6 +207,7 @@ fn job() -> impl Strategy<Value = Job> {
         Just(Job::GiveUpData),
         Just(Job::DiscardOldCopy),
         any::<bool>().prop_map(|as_primary| Job::Start { as_primary }),
+        any::<bool>().prop_map(|as_primary| Job::Restart { as_primary }),
         Just(Job::Stop(StopMode::Fast)),
         Just(Job::Stop(StopMode::FastThenImmediate)),
         Just(Job::Stop(StopMode::Immediate)),
@@ -265,6 +267,8 @@ fn memory() -> impl Strategy<Value = Memory> {
                 sync_names: None,
                 set_sync_names: false,
                 ordered_since: None,
+                start_timeout: None,
+                copying: false,
                 vacant_since: None,
                 rewinds: None,
                 slots_wanted: std::collections::BTreeMap::new(),
@@ -327,9 +331,15 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
     let to = Notice { name: "b".into(), conn_url: String::new(), api_url: String::new(), slots: Default::default() };
     let agreement =
         option::weighted(0.1, Just(Agreement { until: Instant(std::time::Duration::from_secs(NOW + 9)), to }));
-    let ours = (order, guardian, watchdog, memory(), agreement);
+    let restart = (option::of(NOW - 30..NOW + 30), any::<bool>()).prop_map(|(at, pending)| {
+        let at = at.map(|at| Schedule { at: Some(std::time::Duration::from_secs(at)), text: String::new() });
+        Request::Restart(Restart { schedule: at, pending, ..Restart::default() })
+    });
+    let copy = any::<(bool, bool)>().prop_map(|(from_leader, force)| Request::Reinitialize { from_leader, force });
+    let request = option::weighted(0.2, prop_oneof![restart, copy]);
+    let ours = (order, guardian, watchdog, memory(), agreement, request);
     (any::<u64>(), config, dcs, lease, postgres(), option::weighted(0.2, job()), option::of(peers()), ours).prop_map(
-        |(dice, config, dcs, lease, postgres, job, peers, (order, guardian, watchdog, memory, agreement))| {
+        |(dice, config, dcs, lease, postgres, job, peers, (order, guardian, watchdog, memory, agreement, request))| {
             let now = Instant(std::time::Duration::from_secs(NOW));
             Snapshot {
                 now,
@@ -345,6 +355,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 guardian,
                 watchdog,
                 order,
+                request,
                 memory,
                 job: job.map(|job| RunningJob { job, since: now }),
             }
@@ -371,6 +382,7 @@ proptest! {
         before.lease = LeaseView { id: Some(LeaseId(1)), ends: Some(before.now + std::time::Duration::from_secs(30)) };
         before.job = None;
         before.order = Order::Run;
+        before.request = None;
         before.watchdog = Watchdog::Ready; // One that fails where it is required is a reason of its own.
         before.memory = Memory { role: Role::Primary, holds: Some(LeaseId(1)), met: true, ..Memory::default() };
         before.postgres.process = Process::Up { pid: 9 };

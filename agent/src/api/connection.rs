@@ -29,10 +29,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tower::Service;
+
+use super::Policy;
+use super::tls::Client;
 
 /// The longest request line (rest-api.md 2.2).
 const MAX_LINE: usize = 65_536;
@@ -44,6 +48,7 @@ const MAX_CONNECTIONS: usize = 4096;
 /// What the accept loop is made of.
 pub(super) struct Door {
     pub(super) listener: TcpListener,
+    pub(super) policy: watch::Receiver<Arc<Policy>>,
     pub(super) router: Router,
     pub(super) max_connections: usize,
     pub(super) head_time: Duration,
@@ -83,12 +88,25 @@ impl Door {
         seats.make_room();
         let busy = Arc::new(AtomicBool::new(false));
         let seat = Seat { number, seats: Arc::clone(seats) };
-        // TLS goes here: the handshake in the task below, under `head_time`, its stream into `converse`.
+        let tls = self.policy.borrow().tls.clone();
+        let address = client.ip().to_canonical();
         let (router, head_time, is_busy) = (self.router.clone(), self.head_time, Arc::clone(&busy));
         // The task cannot end before it is noted below: this thread runs it, and only once we wait again.
         let task = tokio::spawn(async move {
             let _seat = seat;
-            if let Err(error) = converse(stream, router, head_time, is_busy).await {
+            let who = |certified| Client { address, certified };
+            let spoken = match tls {
+                None => converse(stream, router, head_time, is_busy, who(false)).await,
+                Some(tls) => match timeout(head_time, TlsAcceptor::from(tls.config).accept(stream)).await {
+                    Ok(Ok(stream)) => {
+                        let certified = stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty());
+                        converse(stream, router, head_time, is_busy, who(certified)).await
+                    }
+                    Ok(Err(error)) => Err(error.into()),
+                    Err(late) => Err(late.into()),
+                },
+            };
+            if let Err(error) = spoken {
                 tracing::debug!(%client, %error, "connection ended");
             }
         });
@@ -154,6 +172,7 @@ async fn converse<S>(
     router: Router,
     head_time: Duration,
     busy: Arc<AtomicBool>,
+    client: Client,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -163,7 +182,8 @@ where
         Opening::Closed => return Ok(()),
         Opening::Refused(status) => return Ok(timeout(head_time, refuse(stream, status)).await??),
     };
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(client);
         let (mut router, busy) = (router.clone(), Arc::clone(&busy));
         async move {
             busy.store(true, Ordering::Relaxed);

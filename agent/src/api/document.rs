@@ -64,6 +64,9 @@ pub(super) fn document(moment: &Moment<'_>) -> Value {
         put("pending_restart_reason", reason);
     }
     put("patroni", json!({"version": super::CONTRACT_VERSION, "scope": status.scope, "name": status.name}));
+    if let Some(scheduled) = &status.scheduled_restart {
+        put("scheduled_restart", scheduled.clone());
+    }
     if status.watchdog_failed {
         put("watchdog_failed", true.into());
     }

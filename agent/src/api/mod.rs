@@ -21,11 +21,14 @@ use std::time::Duration;
 use regent_core::units::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::agent;
+use crate::config::LocalConfig;
 use crate::failsafe::Door;
 use crate::status::Status;
 
 mod access;
 mod cluster;
+mod config;
 mod connection;
 mod document;
 mod health;
@@ -33,14 +36,17 @@ mod json;
 mod listen;
 mod metrics;
 mod moment;
+mod operate;
 mod params;
 mod pgtime;
 mod requests;
 mod routes;
+mod tls;
 mod wire;
 
-pub use access::Credentials;
+pub use access::{AllowList, Credentials};
 pub use listen::{Listen, ListenError};
+pub use tls::Tls;
 pub use wire::ServerTokens;
 
 /// Level of the contract that we speak, in the form that clients split at the dots (rest-api.md section 1).
@@ -54,6 +60,13 @@ pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 pub enum Command {
     /// Read the configuration file again and apply it (rest-api.md section 13).
     Reload,
+    /// For the loop.
+    Loop(agent::Command),
+    /// Read etcd now: the client waits for the answer.
+    Read {
+        /// What stands there.
+        reply: oneshot::Sender<Result<regent_dcs::Read, regent_dcs::DcsError>>,
+    },
     /// Write this into etcd, and say what came of it: the client waits for the answer.
     Write {
         /// What.
@@ -98,10 +111,16 @@ impl Settings {
 pub struct Policy {
     /// `restapi.authentication`: asked of every call that may change something (rest-api.md 19.3).
     pub credentials: Option<Credentials>,
+    /// Who may call what changes something, by address.
+    pub allow: AllowList,
+    /// TLS, for connections that come from now on; `None`: plain HTTP.
+    pub tls: Option<Tls>,
     /// `restapi.server_tokens`.
     pub server_tokens: ServerTokens,
     /// `restapi.http_extra_headers`, on every answer that has a body.
     pub extra_headers: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// The node's own configuration, with which a new `config` key must make sense (rest-api.md W8).
+    pub config: Option<Arc<LocalConfig>>,
 }
 
 /// What every request handler sees.
@@ -144,9 +163,11 @@ pub fn spawn(
     };
     let (policy, policy_seen) = watch::channel(Arc::new(settings.policy));
     let (stop, stopped) = oneshot::channel();
+    let seen = policy_seen.clone();
     let app = App { failsafe, status, policy: policy_seen, commands, clock, told_of_bad_lag: AtomicBool::new(false) };
     let door = connection::Door {
         listener,
+        policy: seen,
         router: routes::router(Arc::new(app)),
         max_connections: settings.max_connections,
         head_time: settings.head_time,

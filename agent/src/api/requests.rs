@@ -12,7 +12,7 @@ use regent_core::peers::{PeerReply, Question};
 use regent_core::sync::lists;
 use regent_core::units::{MemberName, Revision};
 use regent_dcs::keys::{ScheduleError, schedule};
-use regent_dcs::{Write, Written};
+use regent_dcs::{Read, Write, Written};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -48,7 +48,7 @@ impl Action {
     }
 }
 
-type Refusal = (StatusCode, String);
+pub(super) type Refusal = (StatusCode, String);
 
 struct Asked {
     action: Action,
@@ -106,7 +106,7 @@ fn read(action: Action, body: &Map<String, Value>, paused: bool) -> Result<Asked
     if when.is_some() && paused {
         return bad("Can't schedule switchover in the paused state");
     }
-    let scheduled_at = when.map(moment).transpose()?;
+    let scheduled_at = when.map(|when| moment(when, "switchover")).transpose()?.map(|(text, _)| text);
     if paused && candidate.is_none() {
         return bad("Switchover is possible only to a specific candidate in a paused state");
     }
@@ -121,22 +121,19 @@ fn read(action: Action, body: &Map<String, Value>, paused: bool) -> Result<Asked
     Ok(Asked { action, leader, candidate, scheduled_at })
 }
 
-/// 15.5: a time with a zone, and not over yet.
-fn moment(when: &Value) -> Result<String, Refusal> {
+/// 15.5: a time with a zone, and not over yet: its text in the form of the contract, and what it is on the wall clock.
+pub(super) fn moment(when: &Value, action: &str) -> Result<(String, Duration), Refusal> {
     let unreadable = "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601";
     let unprocessable = |text: &str| (StatusCode::UNPROCESSABLE_ENTITY, text.to_owned());
     let read = when.as_str().ok_or(ScheduleError::Unreadable).and_then(schedule).map_err(|error| match error {
         ScheduleError::Unreadable => unprocessable(unreadable),
         ScheduleError::NoZone => {
-            let text = "Timezone information is mandatory for the scheduled switchover";
-            (StatusCode::BAD_REQUEST, text.to_owned())
+            (StatusCode::BAD_REQUEST, format!("Timezone information is mandatory for the scheduled {action}"))
         }
     })?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    if read.at.is_none_or(|at| at < now) {
-        return Err(unprocessable("Cannot schedule switchover in the past"));
-    }
-    Ok(read.text)
+    let at = read.at.filter(|at| *at >= now);
+    Ok((read.text, at.ok_or_else(|| unprocessable(&format!("Cannot schedule {action} in the past")))?))
 }
 
 /// 15.3: could it come true?
@@ -180,8 +177,15 @@ async fn feasible(asked: &Asked, view: &ClusterView, mode: SyncMode) -> Result<(
     Ok(())
 }
 
+/// Reads etcd now, where the loop has its connection; `None`: no answer.
+pub(super) async fn look(app: &App) -> Option<Read> {
+    let (reply, answer) = oneshot::channel();
+    app.commands.try_send(Command::Read { reply }).ok()?;
+    timeout(WRITE, answer).await.ok()?.ok()?.ok()
+}
+
 /// Has this written where the loop has its connection to etcd; `None`: not known, or not done.
-async fn order(app: &App, write: Write) -> Option<Written> {
+pub(super) async fn order(app: &App, write: Write) -> Option<Written> {
     let (reply, answer) = oneshot::channel();
     app.commands.try_send(Command::Write { write, reply }).ok()?;
     timeout(WRITE, answer).await.ok()?.ok()?.ok()

@@ -14,10 +14,12 @@ use serde_json::Value;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::timeout;
 
+use super::config::Change;
 use super::moment::Moment;
 use super::params::Params;
 use super::requests::{self, Action};
-use super::{App, Command, cluster, document, health, json, metrics, wire};
+use super::tls::Client;
+use super::{App, Command, cluster, config, document, health, json, metrics, operate, wire};
 
 /// A question that is answered from the Status.
 pub(super) struct Ask<'a> {
@@ -47,14 +49,14 @@ const CALLS: [(Method, &str, Call); 13] = [
     (Method::POST, "citus", Call::NothingWithBody(StatusCode::OK, "OK")),
     (Method::POST, "mpp", Call::NothingWithBody(StatusCode::OK, "OK")),
     (Method::POST, "failsafe", Call::Agree),
-    (Method::PATCH, "config", Call::NotYet),
-    (Method::PUT, "config", Call::NotYet),
-    (Method::POST, "restart", Call::NotYet),
-    (Method::DELETE, "restart", Call::NotYet),
+    (Method::PATCH, "config", Call::Configure(Change::Patch)),
+    (Method::PUT, "config", Call::Configure(Change::Replace)),
+    (Method::POST, "restart", Call::Restart),
+    (Method::DELETE, "restart", Call::Unschedule),
     (Method::POST, "switchover", Call::Request(Action::Switchover)),
     (Method::DELETE, "switchover", Call::Cancel),
     (Method::POST, "failover", Call::Request(Action::Failover)),
-    (Method::POST, "reinitialize", Call::NotYet),
+    (Method::POST, "reinitialize", Call::Reinitialize),
 ];
 
 /// What a call does.
@@ -68,12 +70,18 @@ enum Call {
     NothingWithBody(StatusCode, &'static str),
     /// Asks for another leader, and needs a body.
     Request(Action),
+    /// Changes the cluster's configuration, and needs a body.
+    Configure(Change),
     /// Takes back what was scheduled.
     Cancel,
     /// A primary without etcd asks us to agree that it goes on (rest-api.md section 17).
     Agree,
-    /// Known to the contract and not built yet.
-    NotYet,
+    /// Restarts PostgreSQL, now or later; its body may be missing.
+    Restart,
+    /// Forgets a restart that is scheduled.
+    Unschedule,
+    /// Copies the data anew; its body may be missing.
+    Reinitialize,
 }
 
 /// A client has this long to send a body; the bodies of the contract are a few kilobytes.
@@ -180,9 +188,12 @@ fn stored(ask: &Ask<'_>, status: StatusCode, value: &Value) -> Response {
 async fn call(app: &App, policy: &super::Policy, parts: &http::request::Parts, body: Body) -> Response {
     let segment = segment(&parts.uri);
     let known = CALLS.iter().find(|(method, name, _)| *method == parts.method && *name == segment);
-    let Some((method, name, call)) = known else {
+    let Some((_, _, call)) = known else {
         return wire::error_page(StatusCode::NOT_IMPLEMENTED, "unsupported method for this path");
     };
+    if let Some(refusal) = stranger(app, policy, parts).await {
+        return wire::message(StatusCode::FORBIDDEN, refusal);
+    }
     if let Some(Err(refusal)) = policy.credentials.as_ref().map(|credentials| credentials.check(&parts.headers)) {
         let mut answer = wire::message(StatusCode::UNAUTHORIZED, refusal);
         answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"Patroni\""));
@@ -199,13 +210,35 @@ async fn call(app: &App, policy: &super::Policy, parts: &http::request::Parts, b
             Ok(body) => requests::request(app, action, &body).await,
             Err((status, why)) => wire::error_page(status, why),
         },
+        Call::Configure(change) => match json_object(&parts.headers, body).await {
+            Ok(body) => config::change(app, change, &body).await,
+            Err((status, why)) => wire::error_page(status, why),
+        },
         Call::Cancel => requests::cancel(app).await,
         Call::Agree => agree(app, parts, body).await,
-        Call::NotYet => {
-            let text = format!("{method} /{name} is not supported by this version of Regent; nothing was done");
-            wire::message(StatusCode::NOT_IMPLEMENTED, text)
-        }
+        Call::Restart => match optional_object(&parts.headers, body).await {
+            Ok(body) => operate::restart(app, &body).await,
+            Err((status, why)) => wire::error_page(status, why),
+        },
+        Call::Unschedule => operate::unschedule(app).await,
+        Call::Reinitialize => match optional_object(&parts.headers, body).await {
+            Ok(body) => operate::reinitialize(app, &body).await,
+            Err((status, why)) => wire::error_page(status, why),
+        },
     }
+}
+
+/// Why a client may change nothing, by where it comes from and what it showed.
+async fn stranger(app: &App, policy: &super::Policy, parts: &http::request::Parts) -> Option<&'static str> {
+    let client = parts.extensions.get::<Client>();
+    let status = app.status.borrow().clone();
+    let allowed = match client {
+        Some(client) => policy.allow.allows(client.address, &status).await,
+        None => false,
+    };
+    let wants = policy.tls.as_ref().is_some_and(|tls| tls.wants_certificate);
+    let certified = client.is_some_and(|client| client.certified);
+    (!allowed).then_some("Access is denied").or((wants && !certified).then_some("client certificate required"))
 }
 
 /// Hands a command to the loop without waiting for it.
@@ -215,6 +248,23 @@ fn send(app: &App, command: Command, accepted: &str) -> Response {
         Ok(()) => wire::message(StatusCode::ACCEPTED, accepted),
         Err(TrySendError::Full(_)) => wire::message(busy, "the agent has too many commands to carry out; try again"),
         Err(TrySendError::Closed(_)) => wire::message(busy, "the agent is shutting down"),
+    }
+}
+
+/// The body of a call that needs none (rest-api.md section 11): nothing at all is `{}`.
+async fn optional_object(
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<serde_json::Map<String, Value>, (StatusCode, &'static str)> {
+    let bad = (StatusCode::BAD_REQUEST, "the body must be a JSON object");
+    if !headers.contains_key(CONTENT_LENGTH) {
+        return Ok(serde_json::Map::new());
+    }
+    let bytes = timeout(BODY_TIME, axum::body::to_bytes(body, MAX_BODY)).await.map_err(|_| bad)?.map_err(|_| bad)?;
+    match serde_json::from_slice(&bytes) {
+        _ if bytes.is_empty() => Ok(serde_json::Map::new()),
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) | Err(_) => Err(bad),
     }
 }
 

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // There is nobody left to tell that stderr is closed.
             let _ = writeln!(std::io::stderr(), "{}", error.line());
-            ExitCode::FAILURE
+            ExitCode::from(error.status())
         }
     }
 }

@@ -56,18 +56,22 @@ const SECTIONS: &[Keys] = &[
     },
     Keys {
         path: "restapi",
-        now: &["listen", "connect_address", "authentication", "auth", "http_extra_headers", "server_tokens"],
-        later: &[
+        now: &[
+            "listen",
+            "connect_address",
+            "authentication",
+            "auth",
             "certfile",
             "keyfile",
-            "keyfile_password",
             "cafile",
-            "ciphers",
             "verify_client",
             "allowlist",
             "allowlist_include_members",
+            "http_extra_headers",
             "https_extra_headers",
+            "server_tokens",
         ],
+        later: &["keyfile_password", "ciphers"],
         ignored: &["request_queue_size", "thread_pool_size", "cacert"],
     },
     Keys {

@@ -36,10 +36,272 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Generate a dsn for the provided member, defaults to a dsn of the leader
+    Dsn(DsnArgs),
+    /// Edit cluster configuration
+    EditConfig(EditConfigArgs),
+    /// Failover to a replica
+    Failover(FailoverArgs),
+    /// Discard scheduled events
+    Flush(FlushArgs),
+    /// Show the history of failovers/switchovers
+    History(HistoryArgs),
     /// List the members of a cluster
     List(ListArgs),
+    /// Disable auto failover
+    Pause(PauseArgs),
+    /// Reinitialize cluster member
+    Reinit(ReinitArgs),
+    /// Reload cluster member configuration
+    Reload(ReloadArgs),
+    /// Remove cluster from DCS
+    Remove(RemoveArgs),
+    /// Restart cluster member
+    Restart(RestartArgs),
+    /// Resume auto failover
+    Resume(PauseArgs),
+    /// Show cluster configuration
+    ShowConfig(ClusterArgs),
+    /// Switchover to a replica
+    Switchover(SwitchoverArgs),
+    /// Prints ASCII topology for given cluster
+    Topology(TopologyArgs),
     /// Show the version of this program, and of the members of a cluster
     Version(VersionArgs),
+}
+
+/// A cluster, by name or by the configuration's scope.
+#[derive(Debug, Default, Args)]
+pub struct ClusterArgs {
+    /// Cluster; the scope of the configuration unless given
+    pub cluster_name: Option<String>,
+    /// Citus group (not supported)
+    #[arg(long, value_name = "N", hide = true)]
+    pub group: Option<i64>,
+}
+
+/// Members of a cluster that must be named.
+#[derive(Debug, Default, Args)]
+pub struct MembersArgs {
+    /// Cluster
+    pub cluster_name: String,
+    /// Members; all unless given
+    pub member_names: Vec<String>,
+    /// Citus group (not supported)
+    #[arg(long, value_name = "N", hide = true)]
+    pub group: Option<i64>,
+    /// Do not ask for confirmation at any point
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Which members are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Holder of the leader key
+    Leader,
+    /// The leader, unless it is a standby leader
+    #[value(alias = "master")]
+    Primary,
+    /// The leader of a standby cluster
+    StandbyLeader,
+    /// Everybody but the leader
+    Replica,
+    /// Everybody but the leader
+    Standby,
+    /// Everybody
+    Any,
+}
+
+/// Arguments of `dsn`.
+#[derive(Debug, Default, Args)]
+pub struct DsnArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Give a dsn of any member with this role
+    #[arg(short, long, value_enum)]
+    pub role: Option<Role>,
+    /// Generate a dsn for this member
+    #[arg(short, long)]
+    pub member: Option<String>,
+}
+
+/// Arguments of `edit-config`.
+#[derive(Debug, Default, Args)]
+#[command(
+    after_help = "Examples:\n  regentctl edit-config -s ttl=20 -s synchronous_mode=on\n  regentctl edit-config -p \
+    max_connections=200 --force\n  regentctl edit-config --apply changes.yml"
+)]
+pub struct EditConfigArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Do not show changes
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Set specific configuration value; dotted path, empty value removes
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Set specific PostgreSQL parameter value
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub pg: Vec<String>,
+    /// Apply configuration from file (- is stdin)
+    #[arg(long, value_name = "FILENAME")]
+    pub apply: Option<String>,
+    /// Apply configuration from file, replacing existing configuration (- is stdin)
+    #[arg(long, value_name = "FILENAME")]
+    pub replace: Option<String>,
+    /// Do not ask for confirmation at any point
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `history`.
+#[derive(Debug, Default, Args)]
+pub struct HistoryArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// Arguments of `pause` and `resume`.
+#[derive(Debug, Default, Args)]
+pub struct PauseArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Wait until pause is applied on all nodes
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// Arguments of `reinit`.
+#[derive(Debug, Default, Args)]
+pub struct ReinitArgs {
+    #[command(flatten)]
+    pub members: MembersArgs,
+    /// Take a copy from the leader, from no replica
+    #[arg(long)]
+    pub from_leader: bool,
+    /// Wait until reinitialization completes
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// Arguments of `reload`.
+#[derive(Debug, Default, Args)]
+pub struct ReloadArgs {
+    #[command(flatten)]
+    pub members: MembersArgs,
+    /// Reload only members with this role
+    #[arg(short, long, value_enum)]
+    pub role: Option<Role>,
+}
+
+/// Arguments of `restart`.
+#[derive(Debug, Default, Args)]
+pub struct RestartArgs {
+    #[command(flatten)]
+    pub members: MembersArgs,
+    /// Restart only members with this role
+    #[arg(short, long, value_enum)]
+    pub role: Option<Role>,
+    /// Restart a single random member
+    #[arg(long)]
+    pub any: bool,
+    /// Restart only if a restart is pending
+    #[arg(long)]
+    pub pending: bool,
+    /// Timestamp of a scheduled restart in unambiguous format (e.g. ISO 8601)
+    #[arg(long, value_name = "TIMESTAMP")]
+    pub scheduled: Option<String>,
+    /// Restart if the PostgreSQL version is less than provided (e.g. 9.5.2)
+    #[arg(long, value_name = "VERSION")]
+    pub pg_version: Option<String>,
+    /// Return error and fail over if necessary when restarting takes longer than this
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<String>,
+}
+
+/// Arguments of `flush`: the last word is what is discarded.
+#[derive(Debug, Default, Args)]
+pub struct FlushArgs {
+    /// Cluster
+    pub cluster_name: String,
+    /// Members, and at the end what to discard: restart or switchover
+    #[arg(required = true, value_name = "[MEMBER_NAMES]... {restart|switchover}")]
+    pub words: Vec<String>,
+    /// Flush only members with this role
+    #[arg(short, long, value_enum)]
+    pub role: Option<Role>,
+    /// Citus group (not supported)
+    #[arg(long, value_name = "N", hide = true)]
+    pub group: Option<i64>,
+    /// Do not ask for confirmation at any point
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `remove`.
+#[derive(Debug, Default, Args)]
+pub struct RemoveArgs {
+    /// Cluster
+    pub cluster_name: String,
+    /// Citus group (not supported)
+    #[arg(long, value_name = "N", hide = true)]
+    pub group: Option<i64>,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// Arguments of `switchover`.
+#[derive(Debug, Default, Args)]
+pub struct SwitchoverArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// The name of the current leader
+    #[arg(long, visible_alias = "primary", alias = "master")]
+    pub leader: Option<String>,
+    /// The name of the candidate
+    #[arg(long)]
+    pub candidate: Option<String>,
+    /// Timestamp of a scheduled switchover in unambiguous format (e.g. ISO 8601)
+    #[arg(long, value_name = "TIMESTAMP")]
+    pub scheduled: Option<String>,
+    /// Do not ask for confirmation at any point
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `failover`.
+#[derive(Debug, Default, Args)]
+pub struct FailoverArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// The name of the candidate
+    #[arg(long)]
+    pub candidate: Option<String>,
+    /// Do not ask for confirmation at any point
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `topology`.
+#[derive(Debug, Default, Args)]
+pub struct TopologyArgs {
+    /// Clusters to show; the scope of the configuration unless given
+    #[arg(value_name = "CLUSTER_NAMES")]
+    pub cluster_names: Vec<String>,
+    /// Citus group (not supported)
+    #[arg(long, value_name = "N", hide = true)]
+    pub group: Option<i64>,
+    /// Repeat every 2 seconds
+    #[arg(short = 'W')]
+    pub repeat: bool,
+    /// Repeat every SECONDS (fractions allowed)
+    #[arg(short, long, value_name = "SECONDS", value_parser = seconds)]
+    pub watch: Option<Duration>,
 }
 
 /// Arguments of `list`.
@@ -76,8 +338,20 @@ impl ListArgs {
     /// Time between the beginnings of two rounds; `None`: one round. `-w` beats `-W`, and 0 is no watch.
     #[must_use]
     pub fn period(&self) -> Option<Duration> {
-        self.watch.or(self.repeat.then_some(Duration::from_secs(2))).filter(|period| !period.is_zero())
+        period(self.watch, self.repeat)
     }
+}
+
+impl TopologyArgs {
+    /// As in [`ListArgs::period`].
+    #[must_use]
+    pub fn period(&self) -> Option<Duration> {
+        period(self.watch, self.repeat)
+    }
+}
+
+fn period(watch: Option<Duration>, repeat: bool) -> Option<Duration> {
+    watch.or(repeat.then_some(Duration::from_secs(2))).filter(|period| !period.is_zero())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -125,10 +399,8 @@ mod tests {
 
     fn list(words: &str) -> Result<ListArgs, clap::Error> {
         Cli::try_parse_from(["regentctl", "list"].into_iter().chain(words.split_whitespace())).map(|cli| {
-            match cli.command {
-                Command::List(list) => list,
-                Command::Version(_) => unreachable!("list was asked for"),
-            }
+            let Command::List(list) = cli.command else { unreachable!("list was asked for") };
+            list
         })
     }
 

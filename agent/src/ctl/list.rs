@@ -1,9 +1,9 @@
 //! `list`: the members of a cluster as etcd knows them (cli.md 2, 4.1).
 
-use regent_core::cluster::Initialize;
-use regent_core::units::Lsn;
+use regent_core::cluster::{Initialize, Member};
+use regent_core::units::{Lsn, MemberName};
 use regent_dcs::Read;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::args::Format;
 use super::output::to_json;
@@ -75,10 +75,16 @@ impl ClusterTable {
             },
             leader: read.view.leader.as_ref().map(|leader| leader.name.0.clone()),
             optime: read.view.status.optime.map(|lsn| lsn.0),
-            members: read.members.iter().map(|(name, json)| (name.0.clone(), json.clone())).collect(),
+            members: read.view.members.iter().map(|(name, member)| (name.0.clone(), key(read, name, member))).collect(),
             config: read.config.clone(),
-            sync: None,
-            failover: None,
+            sync: read.view.sync.as_ref().map(|sync| {
+                let names: Vec<_> = sync.standbys.iter().map(|name| name.as_str()).collect();
+                json!({"sync_standby": names.join(",")})
+            }),
+            failover: read.view.failover.as_ref().map(|asked| {
+                let at = asked.schedule.as_ref().map(|schedule| schedule.text.as_str());
+                json!({"leader": asked.leader, "member": asked.candidate, "scheduled_at": at})
+            }),
         }
     }
 
@@ -87,15 +93,45 @@ impl ClusterTable {
     pub fn show(&self, format: Format, extended: bool) -> String {
         let rows = self.rows();
         match format {
-            Format::Pretty => self.pretty(&rows, extended) + &self.notes(),
+            Format::Pretty => {
+                let tags = |tags| to_yaml(&Value::Object(tags)).trim_end().to_owned();
+                self.pretty(&rows, extended, tags) + &self.notes()
+            }
             Format::Tsv => self.tsv(&rows, extended),
             Format::Json => to_json(&self.objects(&rows)) + "\n",
             Format::Yaml | Format::Yml => to_yaml(&self.objects(&rows)) + "\n",
         }
     }
 
-    fn setting(&self, key: &str) -> Option<&Value> {
-        self.config.as_ref()?.get(key)
+    /// The table of `topology`: the leader first, below each member those that stream from it (cli.md 4.2).
+    #[must_use]
+    pub fn topology(&self) -> String {
+        let rows = self.rows();
+        let upstream = |row: &MemberTable| {
+            let named = row.tags.as_ref().and_then(|tags| tags.get("replicatefrom")).and_then(Value::as_str);
+            let leads = |name: &str| self.leader.as_deref() == Some(name);
+            let there = |name: &&str| *name != row.name && !leads(name) && rows.iter().any(|other| other.name == *name);
+            named.filter(there).map(str::to_owned)
+        };
+        let mut shown: Vec<MemberTable> = Vec::new();
+        // A stack of who comes next and how deep; whoever is in a ring of replicatefrom comes at the end.
+        let leads = |row: &&MemberTable| self.leader.as_deref() == Some(row.name.as_str());
+        let direct = rows.iter().filter(|row| !leads(row) && upstream(row).is_none());
+        let mut next: Vec<(&MemberTable, usize)> =
+            rows.iter().filter(leads).map(|row| (row, 0)).chain(direct.map(|row| (row, 1))).rev().collect();
+        let mut left: Vec<&MemberTable> = rows.iter().collect();
+        while let Some((row, depth)) = next.pop().or_else(|| left.first().map(|row| (*row, 1))) {
+            let before = left.len();
+            left.retain(|other| other.name != row.name);
+            if left.len() == before {
+                continue;
+            }
+            let below = rows.iter().rev().filter(|other| upstream(other).as_ref() == Some(&row.name));
+            next.extend(below.map(|other| (other, depth.saturating_add(1))));
+            let indent = depth.checked_sub(1).map_or_else(String::new, |level| "  ".repeat(level) + "+ ");
+            shown.push(MemberTable { name: format!("{indent}{}", row.name), ..row.clone() });
+        }
+        self.pretty(&shown, false, |tags| to_flow(&Value::Object(tags))) + &self.notes()
     }
 
     fn rows(&self) -> Vec<MemberTable> {
@@ -147,23 +183,15 @@ impl ClusterTable {
 
     fn role(&self, name: &str) -> &'static str {
         if self.leader.as_deref() == Some(name) {
-            let standby = self.setting("standby_cluster");
-            let keys = ["host", "port", "restore_command"];
-            let in_force = keys.into_iter().any(|key| standby.and_then(|s| s.get(key)).is_some_and(truthy));
+            let in_force = standby_cluster(self.config.as_ref());
             return if in_force { "Standby Leader" } else { "Leader" };
         }
-        let mode = match self.setting("synchronous_mode") {
-            Some(Value::Bool(on)) => on.to_string(),
-            Some(Value::Number(number)) => number.to_string(),
-            Some(Value::String(text)) => text.to_ascii_lowercase(),
-            Some(Value::Null | Value::Array(_) | Value::Object(_)) | None => String::new(),
-        };
         let names = self.sync.as_ref().and_then(|sync| sync.get("sync_standby")).and_then(Value::as_str).unwrap_or("");
         // PostgreSQL compares these names without regard to case.
         let named = names.split(',').any(|sync| sync.trim().to_lowercase() == name.to_lowercase());
-        match mode.as_str() {
+        match synchronous_mode(self.config.as_ref()) {
             "quorum" if named => "Quorum Standby",
-            "on" | "true" | "yes" | "1" if named => "Sync Standby",
+            "on" if named => "Sync Standby",
             _ => "Replica",
         }
     }
@@ -190,7 +218,7 @@ impl ClusterTable {
         (shown(receive), shown(replay))
     }
 
-    fn pretty(&self, rows: &[MemberTable], extended: bool) -> String {
+    fn pretty(&self, rows: &[MemberTable], extended: bool, tags: impl Fn(Map<String, Value>) -> String) -> String {
         let optional = Optional::of(rows, extended);
         let (left, right) = (Align::Left, Align::Right);
         let mut headings = vec![
@@ -206,8 +234,7 @@ impl ClusterTable {
         ];
         headings.extend(optional.headings().map(|heading| (heading, left)));
         let reason = |reasons: &[String]| reasons.iter().map(|line| short(line)).collect::<Vec<_>>().join("\n");
-        let tags = |tags: Map<String, Value>| to_yaml(&Value::Object(tags)).trim_end().to_owned();
-        let cells: Vec<_> = rows.iter().map(|row| row.cells(&optional, reason, tags)).collect();
+        let cells: Vec<_> = rows.iter().map(|row| row.cells(&optional, reason, &tags)).collect();
         draw(&format!(" Cluster: {} ({}) ", self.scope, self.identity), &headings, &cells)
     }
 
@@ -262,13 +289,7 @@ impl ClusterTable {
     /// The lines below the table.
     fn notes(&self) -> String {
         let mut notes = String::new();
-        let paused = self.setting("pause").is_some_and(|pause| match pause {
-            Value::String(text) => matches!(text.to_ascii_lowercase().as_str(), "on" | "true" | "yes" | "1"),
-            other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
-                truthy(other)
-            }
-        });
-        if paused {
+        if paused(self.config.as_ref()) {
             notes.push_str(" Maintenance mode: on\n");
         }
         let failover = |key: &str| {
@@ -347,6 +368,45 @@ impl Optional {
     }
 }
 
+/// A member key as it stands; of one that is no JSON object, what could be read.
+fn key(read: &Read, name: &MemberName, member: &Member) -> Value {
+    let known = || json!({"conn_url": member.conn_url, "api_url": member.api_url, "state": member.state});
+    read.members.get(name).cloned().unwrap_or_else(known)
+}
+
+/// `standby_cluster` is in force in this `config` key.
+pub(super) fn standby_cluster(config: Option<&Value>) -> bool {
+    let standby = config.and_then(|config| config.get("standby_cluster"));
+    let keys = ["host", "port", "restore_command"];
+    keys.into_iter().any(|key| standby.and_then(|standby| standby.get(key)).is_some_and(truthy))
+}
+
+/// `synchronous_mode` of this `config` key: `on`, `quorum` or `off`.
+pub(super) fn synchronous_mode(config: Option<&Value>) -> &'static str {
+    let mode = match config.and_then(|config| config.get("synchronous_mode")) {
+        Some(Value::Bool(on)) => on.to_string(),
+        Some(Value::Number(number)) => number.to_string(),
+        Some(Value::String(text)) => text.to_ascii_lowercase(),
+        Some(Value::Null | Value::Array(_) | Value::Object(_)) | None => String::new(),
+    };
+    match mode.as_str() {
+        "quorum" => "quorum",
+        "on" | "true" | "yes" | "1" => "on",
+        _ => "off",
+    }
+}
+
+/// `pause` is on in this `config` key.
+pub(super) fn paused(config: Option<&Value>) -> bool {
+    match config.and_then(|config| config.get("pause")) {
+        Some(Value::String(text)) => matches!(text.to_ascii_lowercase().as_str(), "on" | "true" | "yes" | "1"),
+        Some(other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => {
+            truthy(other)
+        }
+        None => false,
+    }
+}
+
 /// Whole MiB, half to even.
 fn mebibytes(bytes: u64) -> u64 {
     let (whole, rest) = (bytes / MIB, bytes % MIB);
@@ -354,7 +414,7 @@ fn mebibytes(bytes: u64) -> u64 {
     whole.saturating_add(u64::from(up))
 }
 
-fn truthy(value: &Value) -> bool {
+pub(super) fn truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(on) => *on,
@@ -366,7 +426,7 @@ fn truthy(value: &Value) -> bool {
 }
 
 /// Host and port of `conn_url`, else of `conn_kwargs`; empty when there are none.
-fn address(json: &Value) -> (String, String) {
+pub(super) fn address(json: &Value) -> (String, String) {
     if let Some(url) = json.get("conn_url").and_then(Value::as_str) {
         let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
         let authority = rest.split(['/', '?']).next().unwrap_or_default();

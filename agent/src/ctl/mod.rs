@@ -3,9 +3,17 @@
 //! Output for stdout is made as text and tested byte by byte; only [`run`] writes it.
 
 mod args;
+mod ask;
+mod cluster;
+mod config;
+mod diff;
 mod list;
+mod members;
+mod moment;
 mod output;
+mod rest;
 mod store;
+mod switchover;
 mod table;
 mod version;
 mod yaml_writer;
@@ -17,7 +25,10 @@ use std::time::Duration;
 use regent_dcs::{Dcs, DcsError};
 
 pub use args::{Cli, Command, Format, ListArgs, VersionArgs};
+use args::{ClusterArgs, MembersArgs};
+use cluster::Cluster;
 pub use list::{ClusterTable, MemberTable};
+use rest::Rest;
 pub use yaml_writer::to_yaml;
 
 use crate::config::{ConfigErrors, ControlConfig, Sources, store_path};
@@ -49,7 +60,13 @@ pub enum CtlError {
     /// stdout is closed.
     #[error("cannot write the output: {0}")]
     Output(#[from] std::io::Error),
-    /// Ctrl-C.
+    /// It cannot be done, in the contract's words.
+    #[error("{0}")]
+    Failed(String),
+    /// The words of the command line do not fit together: status 2.
+    #[error("{0}")]
+    Usage(String),
+    /// Ctrl-C, or no answer to a question.
     #[error("Aborted!")]
     Aborted,
 }
@@ -66,8 +83,16 @@ impl CtlError {
             | CtlError::Dcs(_)
             | CtlError::Connect(_)
             | CtlError::Group
+            | CtlError::Failed(_)
+            | CtlError::Usage(_)
             | CtlError::Output(_) => format!("Error: {self}"),
         }
+    }
+
+    /// The exit status.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        if matches!(self, CtlError::Usage(_)) { 2 } else { 1 }
     }
 }
 
@@ -79,48 +104,90 @@ pub async fn run<D: Dcs>(
     cli: &Cli,
     connect: impl AsyncFn(&ControlConfig, &str) -> Result<D, CtlError>,
 ) -> Result<(), CtlError> {
+    let way = async |scope: Option<&String>, group: Option<i64>| {
+        refuse_group(group)?;
+        let config = configuration(cli)?;
+        let scope = scope.or(config.scope.as_ref()).cloned();
+        let missing = || CtlError::Failed("cluster name is missing: give one, or set scope".to_owned());
+        let scope = scope.ok_or_else(missing)?;
+        Ok::<_, CtlError>(Cluster { dcs: connect(&config, &scope).await?, rest: Rest::new(&config.ctl), scope })
+    };
+    let of = async |cluster: &ClusterArgs| way(cluster.cluster_name.as_ref(), cluster.group).await;
+    let of_members = async |members: &MembersArgs| way(Some(&members.cluster_name), members.group).await;
     match &cli.command {
+        Command::Dsn(asked) => of(&asked.cluster).await?.dsn(asked).await,
+        Command::EditConfig(asked) => of(&asked.cluster).await?.edit_config(asked).await,
+        Command::Failover(asked) => of(&asked.cluster).await?.failover(asked).await,
+        Command::Flush(asked) => way(Some(&asked.cluster_name), asked.group).await?.flush(asked).await,
+        Command::History(asked) => of(&asked.cluster).await?.history(asked.format).await,
+        Command::Pause(asked) => of(&asked.cluster).await?.pause(true, asked.wait).await,
+        Command::Resume(asked) => of(&asked.cluster).await?.pause(false, asked.wait).await,
+        Command::Reinit(asked) => of_members(&asked.members).await?.reinit(asked).await,
+        Command::Reload(asked) => of_members(&asked.members).await?.reload(asked).await,
+        Command::Remove(asked) => way(Some(&asked.cluster_name), asked.group).await?.remove(asked.format).await,
+        Command::Restart(asked) => of_members(&asked.members).await?.restart(asked).await,
+        Command::ShowConfig(asked) => of(asked).await?.show_config().await,
+        Command::Switchover(asked) => of(&asked.cluster).await?.switchover(asked).await,
         Command::List(list) => {
-            let config = configuration(cli)?;
-            refuse_group(list.group)?;
-            let scopes = if list.cluster_names.is_empty() {
-                config.scope.iter().cloned().collect()
-            } else {
-                list.cluster_names.clone()
-            };
-            if scopes.is_empty() {
-                warn("Listing members: No cluster names were provided");
-                return Ok(());
-            }
-            let mut clusters = Vec::new();
-            for scope in scopes {
-                clusters.push((connect(&config, &scope).await?, scope));
-            }
-            rounds(list, &clusters).await
+            let show = |table: &ClusterTable| table.show(list.format, list.extended);
+            let clusters = clusters(cli, &list.cluster_names, list.group, &connect).await?;
+            rounds(list.period(), list.timestamp, &clusters, show).await
+        }
+        Command::Topology(asked) => {
+            let clusters = clusters(cli, &asked.cluster_names, asked.group, &connect).await?;
+            rounds(asked.period(), false, &clusters, ClusterTable::topology).await
         }
         Command::Version(asked) => {
-            refuse_group(asked.group)?;
             print(&version::own())?;
-            let Some(scope) = &asked.cluster_name else { return Ok(()) };
-            let config = configuration(cli)?;
-            let read = connect(&config, scope).await?.read(READ).await?;
-            print(&version::of_members(&read.members, &asked.member_names).await)
+            if asked.cluster_name.is_none() {
+                return refuse_group(asked.group);
+            }
+            let cluster = way(asked.cluster_name.as_ref(), asked.group).await?;
+            let read = cluster.read().await?;
+            print(&version::of_members(&cluster.rest, &read.members, &asked.member_names).await)
         }
     }
 }
 
-/// Repeats the table as long as `-W` or `-w` asks for it.
-async fn rounds<D: Dcs>(list: &ListArgs, clusters: &[(D, String)]) -> Result<(), CtlError> {
-    let period = list.period();
+/// The named clusters, else the one of the configuration; none is worth a warning.
+async fn clusters<D: Dcs>(
+    cli: &Cli,
+    names: &[String],
+    group: Option<i64>,
+    connect: impl AsyncFn(&ControlConfig, &str) -> Result<D, CtlError>,
+) -> Result<Vec<(D, String)>, CtlError> {
+    let config = configuration(cli)?;
+    refuse_group(group)?;
+    let scopes = if names.is_empty() { config.scope.iter().cloned().collect() } else { names.to_vec() };
+    if scopes.is_empty() {
+        warn("Listing members: No cluster names were provided");
+    }
+    let mut clusters = Vec::new();
+    for scope in scopes {
+        clusters.push((connect(&config, &scope).await?, scope));
+    }
+    Ok(clusters)
+}
+
+/// Repeats the tables as long as `-W` or `-w` asks for it.
+async fn rounds<D: Dcs>(
+    period: Option<Duration>,
+    timestamp: bool,
+    clusters: &[(D, String)],
+    show: impl Fn(&ClusterTable) -> String,
+) -> Result<(), CtlError> {
+    if clusters.is_empty() {
+        return Ok(());
+    }
     loop {
         let started = tokio::time::Instant::now();
         let mut text = String::new();
-        if list.timestamp {
+        if timestamp {
             text.push_str(&format!("{}\n", jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S")));
         }
         for (dcs, scope) in clusters {
             let read = interruptible(dcs.read(READ)).await??;
-            text.push_str(&ClusterTable::of_read(scope, &read).show(list.format, list.extended));
+            text.push_str(&show(&ClusterTable::of_read(scope, &read)));
         }
         if period.is_some() && std::io::stdout().is_terminal() {
             text.insert_str(0, "\u{1b}[2J\u{1b}[1;1H");
@@ -138,6 +205,11 @@ async fn interruptible<T>(work: impl Future<Output = T>) -> Result<T, CtlError> 
         _ = tokio::signal::ctrl_c() => Err(CtlError::Aborted),
         done = work => Ok(done),
     }
+}
+
+/// An error in the contract's words.
+fn fail<T>(why: &str) -> Result<T, CtlError> {
+    Err(CtlError::Failed(why.to_owned()))
 }
 
 fn print(text: &str) -> Result<(), CtlError> {

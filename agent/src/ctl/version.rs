@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
+use http::Method;
 use regent_core::units::MemberName;
 use serde_json::Value;
 
+use super::rest::Rest;
+
 /// One member's time to answer.
 const ANSWER: Duration = Duration::from_secs(5);
-/// No status is larger.
-const LARGEST: usize = 1024 * 1024;
 
 /// The line of this program.
 pub(super) fn own() -> String {
@@ -19,15 +18,15 @@ pub(super) fn own() -> String {
 }
 
 /// An empty line, and one for each member that has an address, all asked at the same time.
-pub(super) async fn of_members(members: &BTreeMap<MemberName, Value>, only: &[String]) -> String {
+pub(super) async fn of_members(rest: &Rest, members: &BTreeMap<MemberName, Value>, only: &[String]) -> String {
     let asked = members.iter().filter(|(name, _)| only.is_empty() || only.contains(&name.0));
     let mut answers = tokio::task::JoinSet::new();
     for (name, json) in asked {
         let Some(url) = json.get("api_url").and_then(Value::as_str) else { continue };
-        let (name, url) = (name.0.clone(), url.to_owned());
+        let (rest, name, url) = (rest.clone(), name.0.clone(), url.to_owned());
         answers.spawn(async move {
-            let answer = tokio::time::timeout(ANSWER, status(&url)).await;
-            (name, answer.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs()))))
+            let answer = status(&rest, &url).await;
+            (name, answer)
         });
     }
     let mut lines = Vec::new();
@@ -62,30 +61,10 @@ fn server_version(number: u64) -> String {
     }
 }
 
-/// GET of the status document.
-async fn status(url: &str) -> Result<Value, String> {
-    let uri: http::Uri = url.parse().map_err(|_| "its address is no URL".to_owned())?;
-    if uri.scheme_str() != Some("http") {
-        return Err("its REST API wants https, which is not supported yet".to_owned());
-    }
-    let (Some(host), port) = (uri.host(), uri.port_u16().unwrap_or(80)) else {
-        return Err("its address has no host".to_owned());
-    };
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = tokio::net::TcpStream::connect((bare, port)).await.map_err(|error| error.to_string())?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-    // Ends with the answer, or with the task that waits for it.
-    let mut driver = tokio::task::JoinSet::new();
-    driver.spawn(connection);
-    let request = http::Request::get("/patroni")
-        .header(http::header::HOST, format!("{host}:{port}"))
-        .body(Empty::<bytes::Bytes>::new())
-        .map_err(|error| error.to_string())?;
-    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-    // 503 has the same document: a replica or a stopped server answers so.
-    let body = Limited::new(response.into_body(), LARGEST).collect().await.map_err(|error| error.to_string())?;
-    serde_json::from_slice(&body.to_bytes()).map_err(|_| "its answer is no JSON".to_owned())
+/// The status document; 503 has the same one: a replica or a stopped server answers so.
+async fn status(rest: &Rest, url: &str) -> Result<Value, String> {
+    let answer = rest.call(Method::GET, url, "/patroni", None, ANSWER).await?;
+    serde_json::from_str(&answer.body).map_err(|_| "its answer is no JSON".to_owned())
 }
 
 #[cfg(test)]
@@ -94,6 +73,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::config::CtlConfig;
 
     #[test]
     fn versions_are_told_from_a_status() {
@@ -127,7 +107,7 @@ mod tests {
         let url = |port: u16| json!({"api_url": format!("http://127.0.0.1:{port}/patroni")});
         let members =
             BTreeMap::from([("pg1".into(), url(port)), ("pg2".into(), url(closed)), ("pg3".into(), json!({}))]);
-        let text = of_members(&members, &[]).await;
+        let text = of_members(&Rest::new(&CtlConfig::default()), &members, &[]).await;
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[..2], ["", "pg1: Patroni 4.1.5 PostgreSQL 15.20"]);
         assert!(lines[2].starts_with("pg2: failed to get version: "), "{text}");

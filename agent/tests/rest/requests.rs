@@ -124,16 +124,6 @@ fn the_answer_is_what_became_of_it() {
     }
 }
 
-fn send(address: std::net::SocketAddr, request: &str) -> String {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(secs(20))).unwrap();
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
-
 #[test]
 fn a_schedule_is_written_shown_and_taken_back() {
     let target = Node::with(replica());

@@ -98,6 +98,16 @@ impl Node {
     }
 }
 
+/// Sends this to a server and reads until it closes; from any thread.
+pub(crate) fn send(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(secs(20))).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 /// A complete answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -199,6 +209,8 @@ pub(crate) fn replica() -> Status {
         guardian: Some(guardian::View { met: true, pid: 77, ..guardian::View::default() }),
         watchdog: regent::watchdog::State::default(),
         watchdog_failed: false,
+        action: None,
+        scheduled_restart: None,
         rule: "follow",
         why: "n1 leads".to_owned(),
     }

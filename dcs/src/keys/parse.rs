@@ -99,7 +99,7 @@ impl Parser {
             self.read.view.config = ConfigKey::Empty(key.modified);
             return Ok(());
         }
-        self.read.view.config = ConfigKey::Garbage;
+        self.read.view.config = ConfigKey::Garbage(key.modified);
         let value = json(key.value)?;
         if !value.is_object() {
             return Err(format!("want a JSON object, have {}", kind(&value)));

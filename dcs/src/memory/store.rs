@@ -260,16 +260,17 @@ impl State {
         }
         let leases = txn.changes.iter().filter_map(|change| match change {
             Change::Put { lease, .. } => *lease,
-            Change::Delete(_) => None,
+            Change::Delete(_) | Change::DeleteAll => None,
         });
         for lease in leases {
             if !self.leases.contains_key(&lease) {
                 return Err(DcsError::LeaseGone);
             }
         }
-        let changes = txn.changes.iter().map(|change| match change {
-            Change::Put { key, value, lease } => (key.clone(), Some((value.clone().into_bytes(), *lease))),
-            Change::Delete(key) => ((*key).to_owned(), None),
+        let changes = txn.changes.iter().flat_map(|change| match change {
+            Change::Put { key, value, lease } => vec![(key.clone(), Some((value.clone().into_bytes(), *lease)))],
+            Change::Delete(key) => vec![((*key).to_owned(), None)],
+            Change::DeleteAll => self.keys.keys().map(|key| (key.clone(), None)).collect(),
         });
         self.change(changes.collect::<Vec<_>>());
         Ok(Written::Done(self.revision))

@@ -4,7 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use regent::clock::Clock;
+use regent_core::cluster::Schedule;
 use regent_core::postgres::{StopMode, Upstream};
+use regent_core::request::{Request, Restart};
 use regent_core::units::Timeline;
 use regent_dcs::memory::Trip;
 use regent_pgctl::Postgres;
@@ -191,6 +194,25 @@ impl Stage {
             ["guardian", name, "back"] => self.guardian(name)?.refuse(false),
             ["watchdog", name, "gone"] => self.world.break_watchdog(self.named(name)?, Some("no such device")),
             ["watchdog", name, "back"] => self.world.break_watchdog(self.named(name)?, None),
+
+            // What an operator asks of an agent: a restart of its server, now or in a while, or a new copy.
+            ["restart", name] => self.world.ask(self.named(name)?, Request::Restart(Restart::default())),
+            ["restart", name, "pending"] => {
+                self.world.ask(self.named(name)?, Request::Restart(Restart { pending: true, ..Restart::default() }));
+            }
+            ["restart", name, "in", long] => {
+                let now = self.world.nodes.get(self.named(name)?).map(|node| node.clock.wall());
+                let now = now.and_then(|now| now.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
+                let at = now.saturating_add(time(long)?);
+                let schedule = Some(Schedule { at: Some(at), text: String::new() });
+                self.world.ask(self.named(name)?, Request::Restart(Restart { schedule, ..Restart::default() }));
+            }
+            ["reinitialize", name] => {
+                self.world.ask(self.named(name)?, Request::Reinitialize { from_leader: false, force: false });
+            }
+            ["reinitialize", name, "force"] => {
+                self.world.ask(self.named(name)?, Request::Reinitialize { from_leader: false, force: true });
+            }
 
             // What PostgreSQL does by itself.
             ["replay", name, "pauses"] => self.server(name)?.pause_replay(),

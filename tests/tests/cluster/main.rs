@@ -7,6 +7,7 @@
 mod bad_data;
 mod bad_input;
 mod bootstrap;
+mod control;
 mod crash;
 mod etcd_outage;
 mod failsafe;

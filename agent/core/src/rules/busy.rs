@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::plan::{Lease, Move, Plan, Verdict};
 use crate::postgres::{Job, StopMode};
+use crate::request::Request;
 use crate::snapshot::{Seat, Snapshot};
 
 fn job(s: &Snapshot) -> Option<&Job> {
@@ -33,7 +34,7 @@ pub(super) fn cancel_promotion_without_lock(s: &Snapshot) -> Option<Verdict> {
 
 /// A primary that starts without the lock must not come up.
 pub(super) fn cancel_start_without_lock(s: &Snapshot) -> Option<Verdict> {
-    let starting = job(s) == Some(&Job::Start { as_primary: true });
+    let starting = matches!(job(s), Some(Job::Start { as_primary: true } | Job::Restart { as_primary: true }));
     let lost = s.seat() == Seat::Vacant || s.seat() == Seat::Unknown && s.lock_ends().is_none();
     (starting && lost).then(|| {
         Verdict::new(
@@ -51,6 +52,33 @@ pub(super) fn cancel_clone_without_source(s: &Snapshot) -> Option<Verdict> {
     (view.leader.is_some() && !view.members.contains_key(from) && !s.postgres.is_up()).then(|| {
         Verdict::new(Plan::of(Lease::Keep, Move::RemoveUnfinished), format!("{from}, the source of the clone, is gone"))
     })
+}
+
+/// An operator wants a new copy at once, whatever is under way here. Nothing that makes a primary is cancelled.
+pub(super) fn cancel_for_reinitialize(s: &Snapshot) -> Option<Verdict> {
+    let wanted = matches!(s.request, Some(Request::Reinitialize { force: true, .. })) && s.seat() == Seat::Theirs;
+    let postgres = match job(s)? {
+        Job::Clone { .. } if !s.postgres.is_up() => Move::RemoveUnfinished,
+        Job::Rewind { .. } | Job::Start { as_primary: false } | Job::Restart { as_primary: false } => {
+            Move::Stop(StopMode::Immediate)
+        }
+        Job::Clone { .. }
+        | Job::Bootstrap
+        | Job::GiveUpData
+        | Job::DiscardOldCopy
+        | Job::Start { as_primary: true }
+        | Job::Restart { as_primary: true }
+        | Job::Stop(_)
+        | Job::Promote
+        | Job::Follow
+        | Job::Checkpoint
+        | Job::ChangeSlots
+        | Job::ResumeReplay
+        | Job::SetSyncNames
+        | Job::RemoveUnfinished
+        | Job::SetAside => return None,
+    };
+    wanted.then(|| Verdict::new(Plan::of(Lease::Keep, postgres), "asked for a new copy, whatever is under way"))
 }
 
 /// Another member leads now, and the source of a rewind is gone, so that its pg_rewind may wait for ever. Whether it had begun
@@ -84,6 +112,7 @@ mod tests {
     use crate::fixture::{cut_off, primary, secs, standby};
     use crate::plan::{Lease, Move};
     use crate::postgres::{Job, StopMode};
+    use crate::request::Request;
     use crate::rules::decide;
 
     #[test]
@@ -119,6 +148,18 @@ mod tests {
         let from = |name: &str| Job::Clone { from: name.into() };
         assert_eq!(decide(&standby().empty().job(from("a")).build()).rule, "wait_for_job");
         assert_eq!(decide(&standby().empty().job(from("gone")).build()).rule, "cancel_clone_without_source");
+    }
+
+    #[test]
+    fn cancel_for_reinitialize() {
+        let forced = |s: crate::fixture::Builder, force| {
+            decide(&s.with(|s| s.request = Some(Request::Reinitialize { from_leader: false, force }))).rule
+        };
+        let cloning = || standby().empty().job(Job::Clone { from: "b".into() });
+        assert_eq!(forced(cloning(), true), "cancel_for_reinitialize");
+        assert_eq!(forced(cloning(), false), "wait_for_job");
+        assert_eq!(forced(standby().job(Job::Promote), true), "stop_writer_beside_leader");
+        assert_eq!(forced(standby().down().job(Job::GiveUpData), true), "wait_for_job");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::cluster::Member;
 use crate::plan::{Lease, Move, Plan, Verdict};
 use crate::postgres::{DataDir, Job, StopMode, Upstream};
+use crate::request::Request;
 use crate::snapshot::Snapshot;
 use crate::units::MemberName;
 
@@ -72,6 +73,8 @@ pub(super) fn clone(s: &Snapshot) -> Option<Verdict> {
         .filter(|(name, member)| member.tags.clonefrom && **name != s.config.name && Some(*name) != leader)
         .filter_map(|(name, member)| Some((name, serves(member)?)))
         .collect();
+    let tagged =
+        if matches!(s.request, Some(Request::Reinitialize { from_leader: true, .. })) { vec![] } else { tagged };
     let drawn = usize::try_from(s.dice).unwrap_or(0).checked_rem(tagged.len()).and_then(|i| tagged.get(i).copied());
     let Some((from, conn_url)) = drawn.or_else(|| leader.zip(leader_member.and_then(serves))) else {
         return Some(Verdict::new(Plan::stay(), "empty, and no member to clone from runs yet").again_in(SOON));
@@ -107,7 +110,7 @@ pub(super) fn wait_after_failed_start(s: &Snapshot) -> Option<Verdict> {
 }
 
 /// Whom to stream from: nobody (`nostream`), the member named by `replicatefrom` while it is there, else the leader.
-fn upstream(s: &Snapshot) -> Upstream {
+pub(super) fn upstream(s: &Snapshot) -> Upstream {
     let Some(view) = s.view().filter(|_| !s.config.tags.nostream) else { return Upstream::Nobody };
     let of = |name: &MemberName| {
         let conn_url = view.members.get(name).filter(|_| *name != s.config.name)?.conn_url.clone()?;

@@ -18,6 +18,7 @@ fn stopping(s: &Snapshot) -> Option<StopMode> {
         | Job::GiveUpData
         | Job::DiscardOldCopy
         | Job::Start { .. }
+        | Job::Restart { .. }
         | Job::Promote
         | Job::Follow
         | Job::Checkpoint

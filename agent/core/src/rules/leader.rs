@@ -200,15 +200,13 @@ fn starting_for(s: &Snapshot) -> Option<Duration> {
 
 /// Crash recovery takes longer than the operator allows, and another member could lead.
 pub(super) fn give_up_slow_start(s: &Snapshot) -> Option<Verdict> {
-    let took = starting_for(s).filter(|took| *took > s.config.primary_start_timeout)?;
+    let limit = s.memory.start_timeout.unwrap_or(s.config.primary_start_timeout);
+    let took = starting_for(s).filter(|took| *took > limit)?;
     match successor(s) {
         Successor::Ask(ask) => Some(Verdict::new(*ask, format!("starting for {took:?}: who could take over?"))),
         Successor::Ready => Some(Verdict::new(
             Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
-            format!(
-                "starting for {took:?}, primary_start_timeout is {:?}: handing over",
-                s.config.primary_start_timeout
-            ),
+            format!("starting for {took:?}, it may take {limit:?}: handing over"),
         )),
         Successor::Nobody => None,
     }
@@ -301,7 +299,7 @@ pub(super) fn restore_config(s: &Snapshot) -> Option<Verdict> {
     let seen = match s.view()?.config {
         ConfigKey::Missing => None,
         ConfigKey::Empty(modified) => Some(modified),
-        ConfigKey::Garbage | ConfigKey::Valid(_) => return None,
+        ConfigKey::Garbage(_) | ConfigKey::Valid(_) => return None,
     };
     let plan = Plan::stay().and_write(vec![KeyWrite::Config { seen }]);
     Some(Verdict::new(plan, "writing the cluster's configuration").again_in(Duration::ZERO))

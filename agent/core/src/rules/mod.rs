@@ -11,6 +11,7 @@ mod isolated;
 mod leader;
 mod pause;
 mod repair;
+mod request;
 mod switchover;
 mod synchronous;
 
@@ -84,6 +85,11 @@ pub const GUARDS: &[Rule] = rules! {
     guard::leave_foreign_cluster       ["B9"]         "joining another cluster and overwriting its data";
     guard::leave_when_primary_unknown  ["B10"]        "a stale replica that founds a new cluster";
     guard::adopt_existing_cluster      ["B11"]        "a migrated instance that nobody leads";
+    request::refuse_restart            ["T1 T2"]      "a restart that nobody wants any more, or that leaves the cluster without a primary";
+    request::restart                   ["T1 T2 T3 T4 T5 M10"] "a restart that is taken for a crash";
+    request::refuse_reinitialize       ["M10"]        "the last good copy, removed on a wrong word";
+    request::reinitialize              ["M10"]        "a member that an operator cannot have copied anew";
+    request::start_new_copy            ["M10"]        "a new copy that stays down because the cluster is paused";
 };
 
 /// Read while a long action runs.
@@ -94,6 +100,7 @@ pub const BUSY: Table = Table {
         busy::cancel_promotion_without_lock ["A2 CY1"] "promotion after losing the lock";
         busy::cancel_start_without_lock     ["A3 C6"]  "a former primary that comes up writable beside the new one";
         busy::cancel_clone_without_source   ["B13"]    "a clone that can never end, from a member that is gone";
+        busy::cancel_for_reinitialize       ["M10"]    "a clone that hangs, and that an operator cannot have made anew";
         busy::cancel_rewind_without_source  ["X8"]     "a rewind that never ends, to a former leader that is gone";
     },
     otherwise: otherwise!(busy::wait_for_job ["A1 A4"] "two actions on one data directory"),
@@ -273,6 +280,7 @@ fn decided(s: &Snapshot, rule: &'static str, verdict: Verdict) -> Decision {
         true => verdict.look_again.unwrap_or(s.config.loop_wait).min(s.config.loop_wait),
         false => Duration::ZERO, // Answers are decided on at once: a moment later they are stale.
     };
+    let wanted = request::due_in(s).map_or(wanted, |left| wanted.min(left));
     // A server that keeps silent is looked at again until it is known whether it hangs.
     let wanted = if s.postgres.probe == Probe::Silent { wanted.min(SILENCE) } else { wanted };
     let look_again = before_stop.map_or(wanted, |left| wanted.min(left));

@@ -10,7 +10,7 @@ use crate::cluster::SyncState;
 use crate::config::SyncMode;
 use crate::peers::PeerAnswer;
 use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
-use crate::snapshot::{Order, Seat, Snapshot};
+use crate::snapshot::{Seat, Snapshot};
 use crate::sync::{Todo, before_promotion, lists, next};
 use crate::units::MemberName;
 
@@ -139,9 +139,9 @@ pub(super) fn ask_to_be_released(s: &Snapshot) -> Option<Verdict> {
     let patience = s.config.loop_wait * 2;
     let waited = s.memory.ordered_since.map_or(Duration::ZERO, |since| s.now.since(since));
     let somebody_waits = listed && s.seat() == Seat::Theirs;
-    let wanted = s.order == Order::Stop && somebody_waits && s.standby().is_some() && s.job.is_none();
+    let wanted = s.is_to_go_down() && somebody_waits && s.standby().is_some() && s.job.is_none();
     (wanted && waited < patience).then(|| {
-        Verdict::new(Plan::stay(), "ordered to stop: the primary is to stop waiting for this standby first")
+        Verdict::new(Plan::stay(), "about to go down on purpose: the primary is to stop waiting for this standby first")
             .again_in(SETTLING)
     })
 }

@@ -252,3 +252,20 @@ fn everything_at_once_in_all_formats() {
     assert_eq!(table.show(Format::Json, true), include_str!("golden/everything.json"));
     assert_eq!(table.show(Format::Yaml, true), include_str!("golden/everything.yaml"));
 }
+
+#[test]
+fn the_topology_shows_who_streams_from_whom() {
+    let tagged = |upstream: &str| with(replica(3, 5, 0x40_603D8), "tags", json!({"replicatefrom": upstream}));
+    let mut table = demo("pg2", 0x40_603D8, [replica(1, 5, 0x40_603D8), primary(2, 5), tagged("pg1")]);
+    let shown = |table: &ClusterTable| {
+        let lines: Vec<_> =
+            table.topology().lines().map(|line| line.split(" | ").next().unwrap().trim_end().to_owned()).collect();
+        lines[3..6].join("\n")
+    };
+    assert_eq!(shown(&table), "| pg2\n| + pg1\n|   + pg3");
+    table.leader = None;
+    assert_eq!(shown(&table), "| + pg1\n|   + pg3\n| + pg2");
+    let ring =
+        demo("pg2", 1, [with(replica(1, 5, 1), "tags", json!({"replicatefrom": "pg3"})), primary(2, 5), tagged("pg1")]);
+    assert_eq!(shown(&ring).matches("pg").count(), 3, "nobody is left out, nothing goes on for ever");
+}

@@ -47,11 +47,11 @@ fn config_is_missing_valid_or_garbage() {
         ("", ConfigKey::Empty(Revision(5))),
         (captured, ConfigKey::Valid(Revision(5))),
         ("{}", ConfigKey::Valid(Revision(5))),
-        ("[1]", ConfigKey::Garbage),
-        ("{", ConfigKey::Garbage),
+        ("[1]", ConfigKey::Garbage(Revision(5))),
+        ("{", ConfigKey::Garbage(Revision(5))),
     ] {
         let read = read(&[(CONFIG, value)]);
-        assert_eq!(read.view.garbage.contains_key(CONFIG), expected == ConfigKey::Garbage, "{value:?}");
+        assert_eq!(read.view.garbage.contains_key(CONFIG), expected == ConfigKey::Garbage(Revision(5)), "{value:?}");
         assert_eq!(read.config.is_some(), expected == ConfigKey::Valid(Revision(5)), "{value:?}");
         assert_eq!(read.view.config, expected, "{value:?}");
     }

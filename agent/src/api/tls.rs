@@ -1,0 +1,78 @@
+//! TLS of the REST API, and who a client is (rest-api.md 19.2, 19.4).
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+
+use crate::config::RestConfig;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Client {
+    /// Its address; an IPv4 address is one, also on a listener for both.
+    pub(super) address: IpAddr,
+    /// It showed a certificate that `restapi.cafile` vouches for.
+    pub(super) certified: bool,
+}
+
+/// Certificate, key and whom to believe, as read from their files.
+#[derive(Clone)]
+pub struct Tls {
+    pub(super) config: Arc<ServerConfig>,
+    /// `verify_client: optional`: guarded calls want a certificate.
+    pub(super) wants_certificate: bool,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("wants_certificate", &self.wants_certificate).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Reads what `restapi` names; `None` where there is no `certfile`.
+    ///
+    /// # Errors
+    /// Which file cannot be used and why, for people.
+    pub fn load(rest: &RestConfig) -> Result<Option<Tls>, String> {
+        let verify = rest.verify_client.as_str();
+        if !matches!(verify, "none" | "optional" | "required") {
+            return Err(format!("restapi.verify_client is {verify:?}; it may be none, optional or required"));
+        }
+        let Some(certfile) = &rest.certfile else { return Ok(None) };
+        let keyfile = rest.keyfile.as_ref().unwrap_or(certfile);
+        let chain = certificates("certfile", certfile)?;
+        let key = PrivateKeyDer::from_pem_file(keyfile).map_err(|error| {
+            format!("restapi.keyfile {keyfile}: {error} (a key with a password must be decrypted first: openssl pkey -in FILE)")
+        })?;
+        let builder = ServerConfig::builder();
+        let builder = match (verify, &rest.cafile) {
+            ("none", _) => builder.with_no_client_auth(),
+            (_, None) => return Err(format!("restapi.verify_client is {verify}, and there is no restapi.cafile")),
+            (_, Some(cafile)) => {
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(certificates("cafile", cafile)?);
+                let verifier = WebPkiClientVerifier::builder(Arc::new(roots));
+                let verifier = if verify == "optional" { verifier.allow_unauthenticated() } else { verifier };
+                let verifier = verifier.build().map_err(|error| format!("restapi.cafile {cafile}: {error}"))?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut config = builder
+            .with_single_cert(chain, key)
+            .map_err(|error| format!("restapi.certfile {certfile} and its key: {error}"))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Some(Tls { config: Arc::new(config), wants_certificate: verify == "optional" }))
+    }
+}
+
+fn certificates(key: &str, file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let read = read.map_err(|error| format!("restapi.{key} {file}: {error}"))?;
+    if read.is_empty() { Err(format!("restapi.{key} {file}: no certificate is in it")) } else { Ok(read) }
+}

@@ -1,0 +1,165 @@
+//! TLS, client certificates and allow lists (rest-api.md section 19).
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use base64::Engine;
+use regent::api::{AllowList, Policy, Tls};
+use regent::config::{LocalConfig, Sources};
+use regent::status::Status;
+use regent_core::cluster::Member;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use super::support::*;
+
+/// A certificate authority and what it signed, as PEM files: `ca`, `server`, `client`, each with `.crt` and `.key`.
+fn certificates(dir: &Path) {
+    let write = |name: &str, kind: &str, der: &[u8]| {
+        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        std::fs::write(dir.join(name), format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")).unwrap();
+    };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    write("ca.crt", "CERTIFICATE", params.self_signed(&key).unwrap().der());
+    let ca = rcgen::Issuer::new(params, key);
+    for name in ["server", "client"] {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        write(&format!("{name}.crt"), "CERTIFICATE", params.signed_by(&key, &ca).unwrap().der());
+        write(&format!("{name}.key"), "PRIVATE KEY", &key.serialize_der());
+    }
+}
+
+/// What `restapi` with these further keys makes of it.
+fn tls(dir: &Path, keys: &str) -> Result<Option<Tls>, String> {
+    let (crt, key, ca) = (dir.join("server.crt"), dir.join("server.key"), dir.join("ca.crt"));
+    let file = format!(
+        "{{scope: demo, name: n1, restapi: {{listen: '127.0.0.1:8008', certfile: '{}', keyfile: '{}', cafile: '{}', {keys}}},
+        etcd3: {{hosts: ['127.0.0.1:2379']}}, postgresql: {{listen: '127.0.0.1:5432', data_dir: /nonexistent/d,
+        authentication: {{superuser: {{username: p}}, replication: {{username: r}}}}}}}}",
+        crt.display(),
+        key.display(),
+        ca.display()
+    );
+    let sources = Sources::new(None, [("PATRONI_CONFIGURATION".to_owned(), file)]);
+    let local = LocalConfig::load(&sources).unwrap();
+    assert!(local.restapi.api_url().starts_with("https://"), "{}", local.restapi.api_url());
+    Tls::load(&local.restapi)
+}
+
+/// The answer, or why there is none, with the client's certificate or without.
+fn ask(node: &Node, dir: &Path, request: &str, certified: bool) -> Result<Answer, std::io::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(dir.join("ca.crt")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots);
+    let config = if certified {
+        let chain = vec![CertificateDer::from_pem_file(dir.join("client.crt")).unwrap()];
+        config.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(dir.join("client.key")).unwrap()).unwrap()
+    } else {
+        config.with_no_client_auth()
+    };
+    let connection = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+    let tcp = TcpStream::connect(node.address()).unwrap();
+    tcp.set_read_timeout(Some(secs(20))).unwrap();
+    let mut stream = StreamOwned::new(connection, tcp);
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Ok(_) => {}
+        // Closed without TLS's own goodbye.
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof && !answer.is_empty() => {}
+        Err(error) => return Err(error),
+    }
+    Ok(Answer::of(&String::from_utf8(answer).unwrap()))
+}
+
+const CHECK: &str = "GET /replica HTTP/1.0\r\n\r\n";
+const RELOAD: &str = "POST /reload HTTP/1.0\r\n\r\n";
+
+#[test]
+fn over_tls_all_is_as_without() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let settings = tls(dir.path(), "").unwrap();
+    let node = Node::with_policy(replica(), Policy { tls: settings, ..Policy::default() });
+    let answer = ask(&node, dir.path(), CHECK, false).unwrap();
+    assert_eq!(answer.code, 200);
+    assert!(answer.body.contains(r#""role": "replica""#));
+    assert_eq!(ask(&node, dir.path(), RELOAD, false).unwrap().code, 202);
+    assert_eq!(node.raw(CHECK).split_once(' '), None, "plain HTTP gets no HTTP answer");
+
+    // Other files count for the connections that follow.
+    certificates(dir.path());
+    assert!(ask(&node, dir.path(), CHECK, false).is_err(), "the old certificate, under the new authority");
+    node.server.set_policy(Policy { tls: tls(dir.path(), "").unwrap(), ..Policy::default() });
+    assert_eq!(ask(&node, dir.path(), CHECK, false).unwrap().code, 200);
+}
+
+#[test]
+fn client_certificates_are_asked_for_as_configured() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let node = |verify: &str| {
+        let tls = tls(dir.path(), &format!("verify_client: {verify}")).unwrap();
+        Node::with_policy(replica(), Policy { tls, ..Policy::default() })
+    };
+    let optional = node("Optional");
+    assert_eq!(ask(&optional, dir.path(), CHECK, false).unwrap().code, 200);
+    let refused = ask(&optional, dir.path(), RELOAD, false).unwrap();
+    assert_eq!((refused.code, refused.body.as_str()), (403, "client certificate required"));
+    assert_eq!(ask(&optional, dir.path(), RELOAD, true).unwrap().code, 202);
+    let required = node("required");
+    assert!(ask(&required, dir.path(), CHECK, false).is_err());
+    assert_eq!(ask(&required, dir.path(), CHECK, true).unwrap().code, 200);
+    assert_eq!(ask(&node("none"), dir.path(), RELOAD, false).unwrap().code, 202);
+    let other = tempfile::tempdir().unwrap();
+    certificates(other.path());
+    std::fs::copy(dir.path().join("ca.crt"), other.path().join("ca.crt")).unwrap();
+    assert!(ask(&optional, other.path(), CHECK, true).is_err(), "a certificate of another authority");
+
+    let bogus = tls(dir.path(), "verify_client: bogus").unwrap_err();
+    assert!(bogus.contains("none, optional or required"), "{bogus}");
+    std::fs::write(dir.path().join("server.key"), "nothing").unwrap();
+    let broken = tls(dir.path(), "").unwrap_err();
+    assert!(broken.contains("server.key"), "{broken}");
+}
+
+#[test]
+fn only_allowed_addresses_change_something() {
+    let with = |entries: &[&str], include_members| {
+        let entries = entries.iter().map(|entry| (*entry).to_owned()).collect();
+        let allow = AllowList { entries, include_members };
+        let mut view = view(Some("n1"));
+        let member = |host: &str| Member { api_url: Some(format!("http://{host}:8008/patroni")), ..Member::default() };
+        view.members = [("n1".into(), member("10.0.0.1")), ("n2".into(), member("127.0.0.1"))].into();
+        let status = Status { last_view: Some(view), ..replica() };
+        Node::with_policy(status, Policy { allow, ..Policy::default() })
+    };
+    for (entries, include_members, code) in [
+        (&[][..], false, 202),
+        (&["127.0.0.0/8"], false, 202),
+        (&["10.0.0.0/8", "localhost"], false, 202),
+        (&["10.0.0.0/8"], false, 403),
+        (&["no.such.host.invalid"], false, 403),
+        (&[], true, 202),
+        (&["10.0.0.0/8"], true, 202),
+    ] {
+        let node = with(entries, include_members);
+        let answer = Answer::of(&node.raw(RELOAD));
+        assert_eq!(answer.code, code, "{entries:?} {include_members}");
+        if code == 403 {
+            assert_eq!(answer.body, "Access is denied");
+        }
+        assert_eq!(node.code("/replica"), 200, "reading is free");
+        assert_eq!(node.ask("POST", "/nosuch").code, 501, "what is not there needs no guard");
+    }
+}
