@@ -18,6 +18,7 @@ use regent_dcs::{Dcs, DcsError};
 
 pub use args::{Cli, Command, Format, ListArgs, VersionArgs};
 pub use list::{ClusterTable, MemberTable};
+pub(crate) use yaml_writer::to_flow;
 pub use yaml_writer::to_yaml;
 
 use crate::config::{ConfigErrors, ControlConfig, Sources, store_path};
