@@ -18,6 +18,7 @@ use regent::config::{self, LocalConfig, Sources};
 use regent::layers::{Effective, Files, Layers};
 use regent::logging::Log;
 use regent::{guardian, init, lease, peers, report, watchdog};
+use regent_core::contract::contract;
 use regent_core::failsafe::Notice;
 use regent_core::fence::Fence;
 use regent_core::peers::{PeerReply, Question};
@@ -131,6 +132,7 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let (rest, guarded) = (local.restapi.clone(), local.guardian);
     let layers = Files::new(sources, local, log);
     let effective = layers.effective(None)?;
+    tracing::info!("if the primary dies: {}", contract(&effective.core, None).sentence);
     let clock = BootClock;
     let (status, published) = watch::channel(Arc::new(report::first_status(&effective, clock.now())));
     let (claims, claimed) = watch::channel(None);

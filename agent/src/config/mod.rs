@@ -11,6 +11,7 @@
 //! with must run here (config.md 8). Every message names file, line, column and key.
 
 mod address;
+mod advice;
 mod cache;
 mod check;
 mod effective;
@@ -35,6 +36,7 @@ mod values;
 mod yaml;
 
 pub use address::Address;
+pub use advice::{Advice, Weight, advise};
 pub use cache::{CacheError, DYNAMIC_CACHE, read_dynamic_cache, write_dynamic_cache};
 pub use check::{Finding, Severity, check};
 pub use effective::{Effective, effective};

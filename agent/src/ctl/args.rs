@@ -36,6 +36,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Say what is wrong with a configuration and its cluster, worst first, each with its cure
+    Doctor(super::DoctorArgs),
     /// List the members of a cluster
     List(ListArgs),
     /// Show the version of this program, and of the members of a cluster
@@ -127,7 +129,7 @@ mod tests {
         Cli::try_parse_from(["regentctl", "list"].into_iter().chain(words.split_whitespace())).map(|cli| {
             match cli.command {
                 Command::List(list) => list,
-                Command::Version(_) => unreachable!("list was asked for"),
+                Command::Version(_) | Command::Doctor(_) => unreachable!("list was asked for"),
             }
         })
     }

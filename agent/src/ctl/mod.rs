@@ -3,6 +3,7 @@
 //! Output for stdout is made as text and tested byte by byte; only [`run`] writes it.
 
 mod args;
+mod doctor;
 mod list;
 mod output;
 mod store;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use regent_dcs::{Dcs, DcsError};
 
 pub use args::{Cli, Command, Format, ListArgs, VersionArgs};
+pub use doctor::DoctorArgs;
 pub use list::{ClusterTable, MemberTable};
 pub(crate) use yaml_writer::to_flow;
 pub use yaml_writer::to_yaml;
@@ -99,6 +101,7 @@ pub async fn run<D: Dcs>(
             }
             rounds(list, &clusters).await
         }
+        Command::Doctor(asked) => print(&doctor::examine(cli, asked, connect).await?),
         Command::Version(asked) => {
             refuse_group(asked.group)?;
             print(&version::own())?;
