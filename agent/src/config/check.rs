@@ -58,6 +58,7 @@ pub async fn check(sources: &Sources) -> (Vec<Finding>, Option<(LocalConfig, Eff
                 report.warnings.push(why);
             }
             let dcs = local.tree.path(&["bootstrap", "dcs"]).filter(|dcs| dcs.is_map());
+            unsaid(&local.tree, &mut report);
             if let Some(all) = effective::of_nodes(&local, dcs, &mut report) {
                 hooks(&local, dcs, &all, &mut report).await;
                 read = Some((local, all));
@@ -70,6 +71,43 @@ pub async fn check(sources: &Sources) -> (Vec<Finding>, Option<(LocalConfig, Eff
     found.sort_by(|a, b| a.problem.at.cmp(&b.problem.at));
     found.dedup();
     (found, read)
+}
+
+/// What a start can do without, and nobody should: what the peer's validation wants besides.
+fn unsaid(tree: &Node, report: &mut Report) {
+    let wanted = [
+        (&["postgresql"][..], "connect_address", "others are told to connect to this machine itself"),
+        (&["restapi"], "connect_address", "others are told to connect to restapi.listen"),
+        (
+            &["postgresql", "authentication", "superuser"],
+            "username",
+            "the name of the operating system's user is taken",
+        ),
+        (
+            &["postgresql", "authentication", "replication"],
+            "username",
+            "the name of the operating system's user is taken",
+        ),
+    ];
+    let old_form = tree.path(&["postgresql", "superuser"]).is_some();
+    for (section, name, what) in wanted {
+        let above = (1..=section.len()).rev().find_map(|depth| tree.path(section.get(..depth)?));
+        let there = tree.path(section).is_some_and(|node| node.get(name).is_some());
+        if !(there || name == "username" && old_form) {
+            let key = format!("{}.{name}", section.join("."));
+            let at = above.map(|node| node.at.clone());
+            report.warnings.push(Problem { at, key, what: format!("is not defined; {what}") });
+        }
+    }
+    for (switch, number) in [("nofailover", "failover_priority"), ("nosync", "sync_priority")] {
+        if let (Some(_), Some(second)) = (tree.path(&["tags", switch]), tree.path(&["tags", number])) {
+            report.warn(
+                &second.at,
+                &format!("tags.{number}"),
+                format!("{switch} is set too, and wins; keep one of them"),
+            );
+        }
+    }
 }
 
 impl LocalConfig {

@@ -44,7 +44,9 @@ fn example(key: &Key) -> (String, Vec<(&'static str, &'static str)>) {
         "bootstrap.dcs.synchronous_mode" => own("quorum"),
         "bootstrap.initdb" => own("[data-checksums, encoding: UTF8]"),
         "postgresql.basebackup" => own("[verbose, max-rate: 100M]"),
-        "postgresql.superuser" | "postgresql.replication" | "postgresql.pg_rewind" => own("{username: x, password: y}"),
+        "postgresql.superuser" | "postgresql.replication" | "postgresql.pg_rewind" => {
+            ("{username: x, password: y}".to_owned(), vec![("postgresql.authentication", "~")])
+        }
         "postgresql.parameters" => own("{work_mem: 8MB}"),
         "postgresql.recovery_conf" => own("{restore_command: cp}"),
         "postgresql.use_slots" => own("off"),
@@ -70,14 +72,9 @@ fn place(key: &Key) -> &'static str {
 }
 
 fn set(key: &Key, value: &str, beside: &[(&str, &str)]) -> String {
-    // What is set first is kept: `with` starts from the smallest file.
     let mut tree = crate::json(&with(place(key), value));
     for (path, value) in beside {
-        let other = crate::json(&with(path, value));
-        let (section, name) = path.rsplit_once('.').unwrap_or(("", path));
-        let pointer = if section.is_empty() { String::new() } else { format!("/{}", section.replace('.', "/")) };
-        let value = other.pointer(&format!("{pointer}/{name}")).unwrap().clone();
-        tree.pointer_mut(&pointer).unwrap()[name] = value;
+        crate::put(&mut tree, path, crate::json(&format!("v: {value}"))["v"].clone());
     }
     tree.to_string()
 }
@@ -91,11 +88,12 @@ fn every_key_has_its_effect_or_is_refused_or_is_named() {
         match key.state {
             State::InForce if key.path == "tags" => {}
             State::InForce => {
-                // Two keys that count together are compared with another value of this one.
-                let base = match key.path {
-                    "etcd3.port" => set(key, "4002", &beside),
-                    _ if beside.is_empty() || key.path == "postgresql.name" => crate::MINIMAL.to_owned(),
-                    _ => set(key, "another", &beside),
+                // Without the key, or with another value of it where it must be there.
+                let without = set(key, "~", &beside);
+                let base = match load(&without) {
+                    Ok(_) => without,
+                    Err(_) if key.path == "etcd3.port" => set(key, "4002", &beside),
+                    Err(_) => set(key, if key.section().is_empty() { "another" } else { "'another:1'" }, &beside),
                 };
                 assert_ne!(meaning(&base), meaning(&text), "{} has no effect\n{text}", key.path);
             }

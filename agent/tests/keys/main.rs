@@ -4,6 +4,7 @@
 
 mod document;
 mod effects;
+mod peer;
 mod printed;
 mod server;
 
@@ -12,10 +13,12 @@ use regent::config::{Effective, Finding, LocalConfig, Sources, check, effective}
 const MINIMAL: &str = "
 scope: demo
 name: pg1
-restapi: {listen: '127.0.0.1:8008'}
+restapi: {listen: '127.0.0.1:8008', connect_address: '127.0.0.1:8008'}
 etcd3: {hosts: '127.0.0.1:2379'}
 bootstrap: {dcs: {}}
-postgresql: {listen: '127.0.0.1:5432', data_dir: /pg/data}
+postgresql:
+  {listen: '127.0.0.1:5432', connect_address: '127.0.0.1:5432', data_dir: /pg/data, authentication: {superuser: {username: postgres},
+   replication: {username: r}}}
 ";
 
 /// Where a text stands, so that messages name it `patroni.yml`.
@@ -57,18 +60,26 @@ fn findings(text: &str) -> Vec<String> {
 
 /// Sets one key of `MINIMAL`, by its path in the table; the value is YAML.
 fn with(path: &str, value: &str) -> String {
-    let path = path.replace('*', "superuser");
     let mut tree = json(MINIMAL);
-    let value = json(&format!("v: {value}"))["v"].clone();
-    let mut place = &mut tree;
-    for key in path.split('.') {
-        if !place.is_object() {
-            *place = serde_json::json!({});
+    put(&mut tree, &path.replace('*', "superuser"), json(&format!("v: {value}"))["v"].clone());
+    tree.to_string()
+}
+
+/// Sets a key of a tree; null takes it away.
+fn put(tree: &mut serde_json::Value, path: &str, value: serde_json::Value) {
+    let (section, name) = path.rsplit_once('.').unwrap_or(("", path));
+    let mut place = tree;
+    for key in section.split('.').filter(|key| !key.is_empty()) {
+        if !place[key].is_object() {
+            place[key] = serde_json::json!({});
         }
         place = &mut place[key];
     }
-    *place = value;
-    tree.to_string()
+    if value.is_null() {
+        place.as_object_mut().unwrap().remove(name);
+    } else {
+        place[name] = value;
+    }
 }
 
 fn json(yaml: &str) -> serde_json::Value {

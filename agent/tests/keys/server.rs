@@ -11,7 +11,7 @@ use crate::{MINIMAL, findings};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// The newest installed server. The tests of this file need one, as the others of real processes do.
-fn bin_dir() -> PathBuf {
+pub(crate) fn bin_dir() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed (make packages)");
     let mut found: Vec<PathBuf> = versions.map(|entry| entry.unwrap().path().join("bin")).collect();
     found.retain(|bin| bin.join("postgres").exists());
@@ -75,24 +75,23 @@ fn what_the_server_would_not_take_is_found_in_the_file() {
     my.own: anything
     timezone: Middle/Earth
 ";
-    let text = MINIMAL.replace(
-        "postgresql: {listen: '127.0.0.1:5432', data_dir: /pg/data}",
-        &format!(
-            "postgresql:\n  listen: 127.0.0.1:5432\n  data_dir: /pg/data\n  bin_dir: {}{parameters}",
-            bin.display()
-        ),
+    let head = MINIMAL.split_once("postgresql:").unwrap().0;
+    let text = format!(
+        "{head}postgresql:\n  listen: 127.0.0.1:5432\n  connect_address: 127.0.0.1:5432\n  data_dir: /pg/data\n  bin_dir: {}\n  \
+         authentication: {{superuser: {{username: a}}, replication: {{username: b}}}}{parameters}",
+        bin.display()
     );
     let found = findings(&text);
     let wanted = [
-        "patroni.yml:12:15: warning: postgresql.parameters.work_mem: Removing integer parameter=work_mem from the config due to \
+        "patroni.yml:14:15: warning: postgresql.parameters.work_mem: Removing integer parameter=work_mem from the config due to \
          the invalid value=5XB; write a whole number from 64 to 2147483647 (kB), or with the unit B, kB, MB, GB or TB",
-        "patroni.yml:13:5: warning: postgresql.parameters.work_memm: Removing unexpected parameter=work_memm from the config; \
+        "patroni.yml:15:5: warning: postgresql.parameters.work_memm: Removing unexpected parameter=work_memm from the config; \
          did you mean work_mem?",
         "Value=2000 of parameter=effective_io_concurrency is out of range, taking 1000",
         "Removing bool parameter=fsync",
         "Removing enum parameter=wal_compression from the config due to the invalid value=sometimes; write one of pglz",
-        "patroni.yml:18:32: error: postgresql.parameters.synchronous_standby_names: PostgreSQL would not start with it",
-        "patroni.yml:21:15: error: postgresql.parameters.timezone: PostgreSQL would not start with it",
+        "patroni.yml:20:32: error: postgresql.parameters.synchronous_standby_names: PostgreSQL would not start with it",
+        "patroni.yml:23:15: error: postgresql.parameters.timezone: PostgreSQL would not start with it",
     ];
     assert_eq!(found.len(), wanted.len(), "{found:#?}");
     for (line, part) in found.iter().zip(wanted) {
