@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::config::{ConfigErrors, LocalConfig, Sources, effective};
+use crate::config::{self, LocalConfig, Secrets, Severity, Sources};
 
 /// The version of this program, and of the peer whose contract it keeps.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (patroni 4.1.5 compatible)");
@@ -26,6 +26,12 @@ pub struct Cli {
     /// With --validate-config: do not mind that the listen ports are in use
     #[arg(short, long)]
     pub ignore_listen_port: bool,
+    /// Print the configuration in force, each value with the place it comes from; secrets are masked
+    #[arg(short, long, visible_alias = "print")]
+    pub print_config: bool,
+    /// Write a commented sample to FILE, or to standard output
+    #[arg(long, conflicts_with_all = ["validate_config", "print_config"])]
+    pub generate_sample_config: bool,
 }
 
 impl Cli {
@@ -36,15 +42,24 @@ impl Cli {
     }
 }
 
-/// `--validate-config`: warnings when the agent could start, all that is wrong when it could not.
+/// `--validate-config`: a line for each thing that was found, and whether the agent would start.
+pub async fn validate(sources: &Sources) -> (String, bool) {
+    let (found, _) = config::check(sources).await;
+    let usable = found.iter().all(|finding| finding.severity != Severity::Error);
+    (found.iter().map(|finding| format!("{finding}\n")).collect(), usable)
+}
+
+/// `--print-config`: under the copy of the dynamic configuration beside the data, else under `bootstrap.dcs`.
 ///
 /// # Errors
-/// Everything that would prevent a start, or the use of `bootstrap.dcs`.
-pub fn validate(sources: &Sources) -> Result<Vec<String>, ConfigErrors> {
-    let local = LocalConfig::load(sources)?;
-    let dynamic = local.bootstrap_dynamic()?;
-    let all = effective(&local, Some(&dynamic))?;
-    Ok(local.warnings.into_iter().chain(all.warnings).collect())
+/// What is wrong with the configuration.
+pub fn print(sources: &Sources) -> Result<String, String> {
+    let local = LocalConfig::load(sources).map_err(|errors| errors.to_string())?;
+    let copy = config::read_dynamic_cache(&local.data_dir).map_err(|error| error.to_string())?;
+    let source = local.data_dir.join(config::DYNAMIC_CACHE).display().to_string();
+    let first = local.bootstrap_dynamic().map_err(|errors| errors.to_string())?;
+    let all = config::effective(&local, copy.as_ref().or(Some(&first))).map_err(|errors| errors.to_string())?;
+    Ok(config::print_config(&local, &all, copy.as_ref().map(|copy| (copy, source.as_str())), Secrets::Masked))
 }
 
 #[cfg(test)]
@@ -59,31 +74,14 @@ mod tests {
         let cli = Cli::try_parse_from(["regent", "--validate-config", "/etc/patroni.yml", "-i"]).unwrap();
         assert_eq!(cli.config, Some(PathBuf::from("/etc/patroni.yml")));
         assert!(cli.validate_config && cli.ignore_listen_port);
-        assert_eq!(Cli::try_parse_from(["regent", "--bogus"]).unwrap_err().exit_code(), 2);
+        for wrong in [vec!["regent", "--bogus"], vec!["regent", "--validate-config", "--generate-sample-config"]] {
+            assert_eq!(Cli::try_parse_from(wrong).unwrap_err().exit_code(), 2);
+        }
         let version = Cli::try_parse_from(["regent", "--version"]).unwrap_err();
         assert_eq!(version.exit_code(), 0);
         assert_eq!(
             version.to_string().trim(),
             format!("regent {} (patroni 4.1.5 compatible)", env!("CARGO_PKG_VERSION"))
         );
-    }
-
-    #[test]
-    fn validation_tells_what_is_wrong_and_what_only_looks_so() {
-        let text = "
-scope: demo
-name: pg1
-restapi: {listen: '127.0.0.1:8008'}
-etcd3: {host: '127.0.0.1:2379'}
-bootstrap: {dcs: {ttl: 30, max_timelines_history: 3}}
-postgresql: {listen: '127.0.0.1:5432', data_dir: /pg/data}
-";
-        let of = |text: &str| Sources::new(None, [("PATRONI_CONFIGURATION".to_owned(), text.to_owned())]);
-        assert_eq!(
-            validate(&of(text)),
-            Ok(vec!["not supported yet: max_timelines_history; they have no effect".to_owned()])
-        );
-        let errors = validate(&of(&text.replace("ttl: 30", "ttl: 30s"))).unwrap_err().to_string();
-        assert!(errors.contains("bootstrap.dcs.ttl"), "{errors}");
     }
 }

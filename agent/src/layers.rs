@@ -7,7 +7,7 @@ use regent_core::config::Config;
 use regent_pgctl::Settings;
 use serde_json::{Map, Value};
 
-use crate::config::{self, LocalConfig, Sources};
+use crate::config::{self, LocalConfig, Problem, Sources};
 use crate::logging::Log;
 use crate::watchdog;
 
@@ -88,9 +88,10 @@ impl Files {
         self
     }
 
-    fn tell(&self, warnings: &[String]) {
+    fn tell(&self, warnings: &[Problem]) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         for warning in warnings {
+            let warning = warning.to_string();
             if told.insert(warning.clone()) {
                 tracing::warn!("{warning}");
             }
@@ -159,7 +160,7 @@ impl Layers for Files {
     }
 
     fn reload(&mut self) -> Result<(), String> {
-        let newer = LocalConfig::load(&self.sources).map_err(|error| error.to_string())?;
+        let newer = LocalConfig::load(&self.sources).map_err(|error| error.to_string())?.with_catalog_of(&self.local);
         if newer.is_same_as(&self.local) {
             tracing::info!("No local configuration items changed.");
         }

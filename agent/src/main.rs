@@ -1,6 +1,7 @@
 //! `regent`: the agent beside one PostgreSQL.
 
 use std::cell::RefCell;
+use std::io::Write;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,10 +14,11 @@ use regent::agent::{Agent, Channels, Command, Judge, Network, Seams};
 use regent::api;
 use regent::cli::{self, Cli};
 use regent::clock::{BootClock, Clock, boot_time};
-use regent::config::{LocalConfig, Sources};
+use regent::config::{self, LocalConfig, Sources};
 use regent::layers::{Effective, Files, Layers};
 use regent::logging::Log;
 use regent::{guardian, init, lease, peers, report, watchdog};
+use regent_core::contract::contract;
 use regent_core::failsafe::Notice;
 use regent_core::fence::Fence;
 use regent_core::peers::{PeerReply, Question};
@@ -56,15 +58,11 @@ fn complain(problem: &str) {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode, String> {
-    let sources = cli.sources();
-    if cli.validate_config {
-        let warnings = cli::validate(&sources).map_err(|errors| errors.to_string())?;
-        for warning in warnings {
-            complain(&format!("warning: {warning}"));
-        }
-        return Ok(ExitCode::SUCCESS);
+    if let Some(status) = answer(cli)? {
+        return Ok(status);
     }
-    let local = LocalConfig::load(&sources).map_err(|error| error.to_string())?;
+    let sources = cli.sources();
+    let mut local = LocalConfig::load(&sources).map_err(|error| error.to_string())?;
     if nix::unistd::geteuid().is_root() {
         return Err(
             "PostgreSQL refuses to run as root, and so does Regent: start it as the owner of the data directory \
@@ -73,11 +71,59 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
         );
     }
     let log = Log::start(&local.log).map_err(|error| error.to_string())?;
+    if let Err(why) = short_runtime()?.block_on(local.ask_server()) {
+        tracing::warn!("{why}");
+    }
     let _ = rustls::crypto::ring::default_provider().install_default(); // Only the first of a process counts.
     raise_descriptor_limit();
     let status = serve(sources, local, log.clone());
     log.flush(Duration::from_secs(1));
     status
+}
+
+/// What only asks about a configuration, and starts nothing.
+fn answer(cli: &Cli) -> Result<Option<ExitCode>, String> {
+    let sources = cli.sources();
+    let say = |text: &str| {
+        let done = std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush());
+        done.map_err(|error| format!("cannot write the output: {error}"))
+    };
+    if cli.generate_sample_config {
+        let sample = config::sample(&sources);
+        match &cli.config {
+            Some(path) => write_new(path, &sample)?,
+            None => say(&sample)?,
+        }
+        return Ok(Some(ExitCode::SUCCESS));
+    }
+    let mut usable = true;
+    if cli.validate_config {
+        let found;
+        (found, usable) = short_runtime()?.block_on(cli::validate(&sources));
+        // There is nobody left to tell that stderr is closed.
+        let _ = std::io::stderr().write_all(found.as_bytes());
+    }
+    if cli.print_config && usable {
+        say(&cli::print(&sources)?)?;
+    }
+    let asked = cli.validate_config || cli.print_config;
+    Ok(asked.then_some(if usable { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
+}
+
+/// Writes a file that is not there yet, and the directories above it.
+fn write_new(path: &std::path::Path, text: &str) -> Result<(), String> {
+    let write = || {
+        if let Some(above) = path.parent() {
+            std::fs::create_dir_all(above)?;
+        }
+        std::fs::File::create_new(path)?.write_all(text.as_bytes())
+    };
+    write().map_err(|error| format!("cannot write {}: {error}; name a file that does not exist", path.display()))
+}
+
+/// For a few questions before the agent runs.
+fn short_runtime() -> Result<tokio::runtime::Runtime, String> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| format!("cannot start: {error}"))
 }
 
 /// REST on its own thread, the lease on its own thread, the loop on this one.
@@ -88,6 +134,7 @@ fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, Str
     let settings = api_settings(&local)?;
     let layers = Files::new(sources, local, log);
     let effective = layers.effective(None)?;
+    tracing::info!("if the primary dies: {}", contract(&effective.core, None).sentence);
     let clock = BootClock;
     let (status, published) = watch::channel(Arc::new(report::first_status(&effective, clock.now())));
     let (claims, claimed) = watch::channel(None);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use regent_core::contract::contract;
 use regent_core::memory::{Memory, Role};
 use regent_core::plan::{Decision, Move};
 use regent_core::postgres::{ClusterState, DataDir, Job, Probe};
@@ -87,6 +88,7 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         system_id: seen.local_system_id().or_else(|| seen.view().and_then(|view| view.initialize.system_id())),
         maximum_lag_on_failover: effective.core.maximum_lag_on_failover,
         synchronous_mode: effective.core.synchronous_mode,
+        contract: contract(&effective.core, view),
         loop_wait: effective.core.loop_wait,
         ttl: view.map_or(effective.core.ttl, |view| view.takes_ttl_for(effective.core.ttl)),
         next_turn_due: seen.now + effective.core.loop_wait,
@@ -178,6 +180,7 @@ pub fn first_status(effective: &Effective, now: Instant) -> Status {
         system_id: None,
         maximum_lag_on_failover: effective.core.maximum_lag_on_failover,
         synchronous_mode: effective.core.synchronous_mode,
+        contract: contract(&effective.core, None),
         loop_wait: effective.core.loop_wait,
         ttl: effective.core.ttl,
         next_turn_due: now + effective.core.loop_wait + Duration::from_secs(5),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use regent_core::cluster::ClusterView;
 use regent_core::config::SyncMode;
+use regent_core::contract::Contract;
 use regent_core::peers::PeerAnswer;
 use regent_core::postgres::SqlFacts;
 use regent_core::units::{Instant, SystemId};
@@ -64,6 +65,8 @@ pub struct Status {
     pub maximum_lag_on_failover: u64,
     /// `synchronous_mode` in force.
     pub synchronous_mode: SyncMode,
+    /// What is lost if the primary dies now.
+    pub contract: Contract,
     /// The longest pause between two turns of the loop.
     pub loop_wait: Duration,
     /// TTL in force, or what Patroni members take it for.

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use regent::config::{Effective, LocalConfig, Sources, effective};
+use regent::config::{Effective, LocalConfig, Problem, Sources, effective};
 use serde_json::json;
 
 fn fixture(name: &str) -> PathBuf {
@@ -40,14 +40,22 @@ postgresql: {listen: '127.0.0.1:5432', data_dir: /pg/data}
 
 #[test]
 fn the_compose_seed_means_what_its_author_meant() {
-    let local = load(&fixture("compose.yml"), &[("PATRONI_NAME", "pg-node-2")]).unwrap();
+    let unset = load(&fixture("compose.yml"), &[]).unwrap_err();
+    assert!(unset.lines().count() >= 1 && unset.contains("is not set; set it or"), "{unset}");
+    let variables = [
+        ("PATRONI_NAME", "pg-node-2"),
+        ("POSTGRES_SUPERUSER_PASSWORD", "s1"),
+        ("POSTGRES_REPLICATION_PASSWORD", "s2"),
+        ("PATRONI_RESTAPI_PASSWORD", "s3"),
+    ];
+    let local = load(&fixture("compose.yml"), &variables).unwrap();
     assert_eq!(local.name, "pg-node-2");
     assert_eq!(local.store_path, "/service/bike-fleet-cluster");
     assert_eq!(local.etcd.endpoints, ["http://10.0.0.21:2379", "http://10.0.0.22:2379", "http://10.0.0.23:2379"]);
-    assert_eq!(local.used_environment, ["PATRONI_NAME"]);
+    assert_eq!(local.used_environment, ["PATRONI_NAME", "PATRONI_RESTAPI_PASSWORD"]);
     assert!(local.may_bootstrap);
     assert!(
-        local.warnings.iter().any(|line| line.contains("User creation is not be supported")),
+        local.warnings.iter().any(|line| line.to_string().contains("User creation is not be supported")),
         "{:?}",
         local.warnings
     );
@@ -60,8 +68,7 @@ fn the_compose_seed_means_what_its_author_meant() {
     assert_eq!(all.core.ttl, Duration::from_secs(30));
     assert_eq!(all.core.stop_budget, Duration::from_secs(3));
     assert_eq!(pg.superuser.username.as_deref(), Some("postgres"));
-    // The text stays as it is until a later version fills it in.
-    assert_eq!(pg.superuser.password.as_deref(), Some("${POSTGRES_SUPERUSER_PASSWORD}"));
+    assert_eq!(pg.superuser.password.as_deref(), Some("s1"));
     assert_eq!(pg.initdb_options, ["--encoding=UTF8", "--data-checksums", "--locale=en_US.UTF-8"]);
     assert_eq!(pg.pg_hba.as_ref().map(Vec::len), Some(4));
     assert_eq!(pg.bootstrap_pg_hba.len(), 3);
@@ -72,8 +79,8 @@ fn the_compose_seed_means_what_its_author_meant() {
     assert_eq!(parameter("log_filename"), Some("postgresql-%Y-%m-%d_%H%M%S.log"));
     assert_eq!(parameter("unix_socket_directories"), Some("/var/run/postgresql"));
     assert_eq!(serde_json::Value::Object(all.tags.clone()), json!({}));
-    let later: Vec<_> = all.warnings.iter().filter(|line| line.starts_with("not supported yet")).collect();
-    assert_eq!(later, Vec::<&String>::new());
+    let later: Vec<_> = all.warnings.iter().filter(|line| line.what.contains("not supported yet")).collect();
+    assert_eq!(later, Vec::<&Problem>::new());
     assert_eq!(all.core.synchronous_mode, regent_core::config::SyncMode::On);
     assert!(all.core.use_pg_rewind);
 }
@@ -126,9 +133,9 @@ fn the_parameters_of_the_production_seed_are_written_as_they_are() {
 fn a_minimal_file_has_the_contracts_defaults() {
     let local = load_text(MINIMAL).unwrap();
     assert!(!local.may_bootstrap, "no bootstrap section");
-    assert_eq!(local.warnings, Vec::<String>::new());
+    assert_eq!(local.warnings, Vec::<Problem>::new());
     let all = effective(&local, None).unwrap();
-    assert_eq!(all.warnings, Vec::<String>::new());
+    assert_eq!(all.warnings, Vec::<Problem>::new());
     assert_eq!(all.api_url, "http://127.0.0.1:8008/patroni");
     assert_eq!(all.conn_url, "postgres://localhost:5432/postgres");
     assert!(all.postgres.use_slots);
@@ -168,7 +175,11 @@ fn dynamic_and_local_are_merged_as_the_contract_says() {
     assert_eq!((parameter("work_mem"), parameter("max_connections")), (Some("8MB"), Some("50")));
     let recovery: Vec<_> = all.postgres.recovery_conf.keys().map(String::as_str).collect();
     assert_eq!(recovery, ["recovery_min_apply_delay", "restore_command"]);
-    assert!(all.warnings.iter().any(|line| line.contains("ttl (")), "{:?}", all.warnings);
+    assert!(
+        all.warnings.iter().any(|line| line.key == "ttl" && line.to_string().contains("patroni.yml:8:1")),
+        "{:?}",
+        all.warnings
+    );
 }
 
 #[test]
@@ -312,7 +323,7 @@ fn a_guardian_is_given_up_only_in_so_many_words() {
     ] {
         let local = load_text(&format!("{MINIMAL}{written}\n")).unwrap();
         assert_eq!((local.guardian, !local.warnings.is_empty()), (guarded, warns), "{written}: {:?}", local.warnings);
-        assert_eq!(in_force(&local).warnings, Vec::<String>::new(), "{written}: a key that is known");
+        assert_eq!(in_force(&local).warnings, Vec::<Problem>::new(), "{written}: a key that is known");
     }
     let with = load_text(MINIMAL).unwrap();
     let without = load_text(&format!("{MINIMAL}regent: {{guardian: off}}\n")).unwrap();
@@ -331,6 +342,6 @@ fn log_rest_and_control_sections_are_read_and_nonsense_in_them_is_survived() {
     assert_eq!(local.ctl.cacert.as_deref(), Some("/ca"));
     let password = local.ctl.authentication.as_ref().map(|basic| basic.password.expose().to_owned());
     assert_eq!(password.as_deref(), Some("0123"));
-    let about = |part: &str| local.warnings.iter().any(|line| line.contains(part));
+    let about = |part: &str| local.warnings.iter().any(|line| line.to_string().contains(part));
     assert!(about("log.type") && about("log.file_size"), "{:?}", local.warnings);
 }

@@ -57,8 +57,11 @@ fn boolean(text: &str) -> Option<bool> {
 }
 
 /// A number in multiples of `base` (as `8kB`, `MB`, `s`); a bare number is in it already.
-fn number(text: &str, base: Option<&str>) -> Option<f64> {
+pub(crate) fn number(text: &str, base: Option<&str>) -> Option<f64> {
     let text = text.trim();
+    if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        return u32::from_str_radix(hex, 16).ok().map(f64::from);
+    }
     if text.len() > 1 && text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit()) {
         return u32::from_str_radix(text, 8).ok().map(f64::from);
     }

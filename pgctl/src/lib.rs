@@ -11,6 +11,7 @@ use std::time::Duration;
 use regent_core::postgres::{PgState, SlotChanges, StopMode, Upstream};
 use regent_core::units::{MemberName, Timeline};
 
+pub mod catalog;
 mod conf;
 mod conninfo;
 mod control;

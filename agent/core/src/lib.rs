@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod config;
+pub mod contract;
 pub mod failsafe;
 pub mod fence;
 pub mod fixture;

@@ -29,7 +29,7 @@ pub(super) struct Ask<'a> {
 }
 
 /// Reads: GET, and HEAD and OPTIONS with the same code and no body. Everything else is a health check of the whole path.
-const READS: [(&str, Reader); 8] = [
+const READS: [(&str, Reader); 9] = [
     ("liveness", |ask| wire::bare(health::liveness(ask))),
     ("readiness", |ask| wire::bare(health::readiness(ask))),
     ("patroni", |ask| wire::json(StatusCode::OK, json::text(&document::document(&ask.moment)))),
@@ -38,6 +38,7 @@ const READS: [(&str, Reader); 8] = [
     ("config", config_document),
     ("metrics", |ask| wire::metrics(metrics::metrics(&ask.moment))),
     ("failsafe", failsafe_document),
+    ("contract", |ask| wire::json(StatusCode::OK, json::text(&ask.moment.status.contract))),
 ];
 
 type Reader = fn(&Ask<'_>) -> Response;

@@ -10,7 +10,7 @@ use serde_json::Map;
 use super::local::{LocalConfig, RestConfig};
 use super::node::{At, Node};
 use super::section::{Report, Section};
-use super::{ConfigErrors, known, postgres, slots, tags, timing, values};
+use super::{ConfigErrors, Problem, known, postgres, slots, tags, timing, values};
 use crate::watchdog;
 
 /// Everything in force.
@@ -37,7 +37,7 @@ pub struct Effective {
     /// `standby_cluster` is in force. Not supported yet: a primary made by mistake would be a second one.
     pub standby_cluster: bool,
     /// To be logged when they change.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Problem>,
 }
 
 /// Merges the dynamic configuration (`config` key, its copy, or `bootstrap.dcs`) with the local one.
@@ -48,18 +48,29 @@ pub struct Effective {
 pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Result<Effective, ConfigErrors> {
     let mut report = Report::default();
     let dynamic = dynamic.map(|json| Node::from_json(json, &At::whole("dynamic configuration")));
-    if let Some(wrong) = dynamic.as_ref().filter(|node| !node.is_map() && !node.is_null()) {
+    let found = of_nodes(local, dynamic.as_ref(), &mut report);
+    found.filter(|_| report.problems.is_empty()).map_or_else(
+        || Err(ConfigErrors(report.problems)),
+        |found| Ok(Effective { warnings: report.warnings, ..found }),
+    )
+}
+
+/// The same over a document whose places are known. What is wrong is in the report; `None`: nothing can be made of it.
+pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Report) -> Option<Effective> {
+    if let Some(wrong) = dynamic.filter(|node| !node.is_map() && !node.is_null()) {
         report.problem(&wrong.at, "", format!("this is {}, but must be a mapping", wrong.kind()));
     }
-    let dynamic = dynamic.as_ref();
-    let timings = timing::read(dynamic, &mut report);
-    let (core_tags, shown_tags) = tags::read(&Section::root(&local.tree).child("tags", &mut report), &mut report);
-    let slots = slots::read(dynamic, &mut report);
-    let found = postgres::read(local, dynamic, &mut report);
-    report.warnings.extend(known::check(&local.tree, dynamic).warnings());
-    let (Some(found), true) = (found, report.problems.is_empty()) else {
-        return Err(ConfigErrors(report.problems));
-    };
+    let timings = timing::read(dynamic, report);
+    let (core_tags, shown_tags) = tags::read(&Section::root(&local.tree).child("tags", report), report);
+    let slots = slots::read(dynamic, report);
+    let found = postgres::read(local, dynamic, report);
+    for finding in known::check(&local.tree, dynamic) {
+        let told = |other: &Problem| other.at == finding.at && (other.key == finding.key || other.has_line());
+        if !local.warnings.iter().chain(&report.warnings).chain(&report.problems).any(told) {
+            report.warnings.push(finding);
+        }
+    }
+    let found = found?;
     let get = |key: &str| dynamic.and_then(|dynamic| dynamic.get(key));
     let number = |keys: &[&str], default: u64| {
         // A new name beats an old one; a value that cannot be read counts as not set.
@@ -100,7 +111,7 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
     let standby_cluster = ["host", "port", "restore_command"]
         .into_iter()
         .any(|key| standby.and_then(|standby| standby.get(key)).is_some_and(Node::is_truthy));
-    Ok(Effective {
+    Some(Effective {
         core,
         postgres: found.settings,
         watchdog: watchdog::Settings {
@@ -116,7 +127,7 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
         api_url: local.restapi.api_url(),
         proxy_url: found.proxy_url,
         standby_cluster,
-        warnings: report.warnings,
+        warnings: Vec::new(),
     })
 }
 

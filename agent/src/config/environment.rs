@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::node::{At, Entry, Node, Value};
-use super::{values, yaml};
+use super::{Problem, fill, table, values, yaml};
 
 /// How the text of a variable becomes a value.
 #[derive(Clone, Copy)]
@@ -114,12 +114,15 @@ pub(super) struct Environment {
     /// Names of the variables that were understood: children must not see them (they hold passwords).
     pub(super) used: Vec<String>,
     /// Variables that could not be read, and therefore count as unset.
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Problem>,
+    /// Secrets in files that cannot be read.
+    pub(super) problems: Vec<Problem>,
 }
 
 /// Reads the variables. One that is set but empty counts as unset.
 pub(super) fn read(variables: &BTreeMap<String, String>) -> Environment {
-    let mut found = Environment { tree: Node::empty(At::whole("environment")), used: Vec::new(), warnings: Vec::new() };
+    let tree = Node::empty(At::whole("environment"));
+    let mut found = Environment { tree, used: Vec::new(), warnings: Vec::new(), problems: Vec::new() };
     for (kind, prefix, section, keys) in TABLE {
         for key in *keys {
             let suffix = format!("{prefix}{key}");
@@ -133,24 +136,52 @@ pub(super) fn read(variables: &BTreeMap<String, String>) -> Environment {
                         found.used.push(name);
                         break;
                     }
-                    Err(why) => found.warnings.push(format!("{name} is not used: {why}")),
+                    Err(why) => found.warnings.push(Problem::general(&format!("{name} is not used: {why}"))),
                 }
             }
+            secret_file(section, key, &format!("PATRONI_{suffix}"), variables, &mut found);
         }
     }
     let etcd3 = |name: &&String| name.starts_with("PATRONI_ETCD3_");
-    let alone = |name: &String| matches!(name.as_str(), "PATRONI_ETCD3_USERNAME" | "PATRONI_ETCD3_PASSWORD");
+    let alone = |name: &String| {
+        matches!(name.as_str(), "PATRONI_ETCD3_USERNAME" | "PATRONI_ETCD3_PASSWORD" | "PATRONI_ETCD3_PASSWORD_FILE")
+    };
     if found.used.iter().any(alone) && found.used.iter().filter(etcd3).all(alone) {
-        found.warnings.push(
+        found.warnings.push(Problem::general(
             "PATRONI_ETCD3_USERNAME and PATRONI_ETCD3_PASSWORD are not used: they count only when another PATRONI_ETCD3_* \
-             variable is set too"
-                .to_owned(),
-        );
+             variable is set too",
+        ));
         if let Value::Map(entries) = &mut found.tree.value {
             entries.retain(|entry| entry.key != "etcd3");
         }
     }
     found
+}
+
+/// `PATRONI_..._PASSWORD_FILE` and the like, for a variable that is not set itself.
+fn secret_file(
+    section: &[&str],
+    key: &str,
+    variable: &str,
+    variables: &BTreeMap<String, String>,
+    found: &mut Environment,
+) {
+    let name = format!("{variable}_FILE");
+    let key = key.to_ascii_lowercase();
+    let path: Vec<&str> = section.iter().copied().chain([key.as_str()]).collect();
+    let is_secret = table::find(&path.join(".")).is_some_and(|row| row.kind == table::Kind::Secret);
+    let Some(file) = variables.get(&name).filter(|text| is_secret && !text.trim().is_empty()) else { return };
+    if found.used.iter().any(|used| used == variable) {
+        found.warnings.push(Problem::general(&format!("{name} is not used: {variable} is set too; keep one of them")));
+        return;
+    }
+    match fill::secret_of(file) {
+        Ok(text) => {
+            found.tree.patch(&nested(section, &key, Node::text(&text, At::whole(&name))));
+            found.used.push(name);
+        }
+        Err(what) => found.problems.push(Problem::at(&At::whole(&name), &path.join("."), what)),
+    }
 }
 
 fn nested(section: &[&str], key: &str, node: Node) -> Node {
@@ -205,7 +236,7 @@ mod tests {
     fn tree(variables: &[(&str, &str)]) -> (serde_json::Value, Vec<String>) {
         let variables = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
         let found = read(&variables);
-        (found.tree.to_json(), found.warnings)
+        (found.tree.to_json(), found.warnings.iter().map(ToString::to_string).collect())
     }
 
     #[test]
@@ -246,6 +277,28 @@ mod tests {
         let (json, warnings) = tree(&[("PATRONI_ETCD3_HOSTS", "[::1]:2379"), ("PATRONI_LOG_FILE_NUM", "many")]);
         assert_eq!(json, serde_json::json!({}));
         assert_eq!(warnings.len(), 2, "{warnings:?}");
+    }
+
+    #[test]
+    fn every_password_may_stand_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p");
+        std::fs::write(&path, "0123\r\n").unwrap();
+        let file = path.display().to_string();
+        let names =
+            ["SUPERUSER", "REPLICATION", "REWIND", "RESTAPI", "CTL", "ETCD3", "RESTAPI_KEYFILE", "CTL_KEYFILE"].iter();
+        for name in names.clone().map(|role| format!("PATRONI_{role}_PASSWORD_FILE")) {
+            let (json, warnings) = tree(&[(&name, &file), ("PATRONI_ETCD3_HOST", "a")]);
+            assert!(json.to_string().contains(r#""0123""#) && warnings.is_empty(), "{name}: {json} {warnings:?}");
+        }
+        let both = [("PATRONI_CTL_PASSWORD_FILE", file.as_str()), ("PATRONI_CTL_PASSWORD", "x")];
+        assert!(tree(&both).1[0].contains("is set too"));
+        let variables = BTreeMap::from([("PATRONI_CTL_PASSWORD_FILE".to_owned(), "/nonexistent".to_owned())]);
+        let problem = read(&variables).problems[0].to_string();
+        assert!(
+            problem.starts_with("PATRONI_CTL_PASSWORD_FILE: ctl.authentication.password: cannot read"),
+            "{problem}"
+        );
     }
 
     #[test]

@@ -84,11 +84,11 @@ pub(super) fn read(root: &Section<'_>, report: &mut Report) -> Option<EtcdConfig
             let mut what = format!("section \"{name}\"{detail} is not supported, only \"etcd3\" is");
             if name == "etcd" {
                 what.push_str(
-                    "; data written with v2 cannot be seen with v3: a running cluster must be moved over with care, not \
-                     just by renaming the section",
+                    "; write \"etcd3\" with the same hosts. Data written with v2 cannot be seen with v3: a running cluster must \
+                     be moved over with care, not just by renaming the section",
                 );
             } else {
-                what.push_str("; run etcd with its v3 protocol and describe it in a section \"etcd3\"");
+                what.push_str("; run etcd and write instead \"etcd3: {hosts: [host1:2379, host2:2379, host3:2379]}\"");
             }
             report.problem(&node.at, name, what);
             return None;

@@ -1,8 +1,10 @@
 //! What this node's own files and variables say (config.md 3).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use regent_pgctl::catalog::Catalog;
 use serde_json::Map;
 use tracing::level_filters::LevelFilter;
 
@@ -46,8 +48,10 @@ pub struct LocalConfig {
     pub may_bootstrap: bool,
     /// Environment variables that were read: children must not inherit them (they hold passwords).
     pub used_environment: Vec<String>,
+    /// The installed server's parameters, once it was asked.
+    pub(super) catalog: Option<Arc<Catalog>>,
     /// What to log once after the start, beside [`super::Effective::warnings`].
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Problem>,
 }
 
 /// `log`.
@@ -138,7 +142,7 @@ impl RestConfig {
     /// `https` when the API is served over TLS, else `http`.
     #[must_use]
     pub fn scheme(&self) -> &'static str {
-        let tls = self.certfile.is_some() && known::is_supported("restapi", "certfile");
+        let tls = self.certfile.is_some() && known::is_supported("restapi.certfile");
         if tls { "https" } else { "http" }
     }
 
@@ -183,55 +187,62 @@ impl LocalConfig {
     /// # Errors
     /// Everything that makes a start impossible, each with file, line, column and key.
     pub fn load(sources: &Sources) -> Result<LocalConfig, ConfigErrors> {
+        let mut report = Report::default();
+        let config = LocalConfig::read(sources, &mut report)?;
+        if report.problems.is_empty() { Ok(config) } else { Err(ConfigErrors(report.problems)) }
+    }
+
+    /// Reads as much as can be read: with problems in the report, it is good for nothing but finding more of them.
+    ///
+    /// # Errors
+    /// There is nothing to read.
+    pub(super) fn read(sources: &Sources, report: &mut Report) -> Result<LocalConfig, ConfigErrors> {
         let merged = sources.merge()?;
-        let mut config = LocalConfig::from_tree(merged.tree)?;
+        report.problems.extend(merged.problems);
+        report.warnings.extend(merged.warnings);
+        let mut config = LocalConfig::from_tree(merged.tree, report);
         config.used_environment = merged.used;
-        config.warnings.splice(0..0, merged.warnings);
         Ok(config)
     }
 
-    fn from_tree(tree: Node) -> Result<LocalConfig, ConfigErrors> {
-        let mut report = Report::default();
+    fn from_tree(tree: Node, report: &mut Report) -> LocalConfig {
         let root = Section::root(&tree);
-        let scope = root.required("scope", &mut report);
-        let postgresql = root.child("postgresql", &mut report);
+        let scope = root.required("scope", report);
+        let postgresql = root.child("postgresql", report);
         let name = if root.get("name").is_none() && postgresql.get("name").is_some() {
-            postgresql.text("name", &mut report)
+            postgresql.text("name", report)
         } else {
-            root.required("name", &mut report)
+            root.required("name", report)
         };
-        let namespace = root.text("namespace", &mut report).unwrap_or_else(|| "service".to_owned());
+        let namespace = root.text("namespace", report).unwrap_or_else(|| "service".to_owned());
         if let Some(citus) = root.get("citus") {
             report.problem(&citus.at, "citus", "section \"citus\" is not supported");
         }
-        let log = log(&root, &mut report);
-        let restapi = restapi(&root, &mut report);
-        let ctl = ctl(&root, &mut report);
-        let etcd = etcd::read(&root, &mut report);
-        let data_dir = postgresql.required("data_dir", &mut report).map(|path| absolute(&path));
-        postgresql.required("listen", &mut report);
-        let watchdog = watchdog(&root, &mut report);
-        let guardian = guardian(&root.child("regent", &mut report), &mut report);
-        let may_bootstrap = may_bootstrap(&root.child("bootstrap", &mut report), &mut report);
-        let (Some(scope), Some(name), Some(restapi), Some(etcd), Some(data_dir)) =
-            (scope, name, restapi, etcd, data_dir)
-        else {
-            return Err(ConfigErrors(report.problems));
-        };
+        let log = log(&root, report);
+        let restapi = restapi(&root, report);
+        let ctl = ctl(&root, report);
+        let etcd = etcd::read(&root, report);
+        let data_dir = postgresql.required("data_dir", report).map(|path| absolute(&path));
+        postgresql.required("listen", report);
+        let watchdog = watchdog(&root, report);
+        let guardian = guardian(&root.child("regent", report), report);
+        let may_bootstrap = may_bootstrap(&root.child("bootstrap", report), report);
+        let scope = scope.unwrap_or_default();
         let config = LocalConfig {
             store_path: store_path(&namespace, &scope),
             scope,
-            name,
+            name: name.unwrap_or_default(),
             log,
             restapi,
             ctl,
-            etcd,
-            data_dir,
+            etcd: etcd.unwrap_or_else(|| EtcdConfig::of_endpoint(String::new())),
+            data_dir: data_dir.unwrap_or_default(),
             watchdog,
             guardian,
             may_bootstrap,
             used_environment: Vec::new(),
-            warnings: report.warnings,
+            catalog: None,
+            warnings: report.warnings.clone(),
             tree,
         };
         // What depends on the dynamic side too is tried without one, so that a start tells everything at once.
@@ -242,7 +253,7 @@ impl LocalConfig {
                 }
             }
         }
-        if report.problems.is_empty() { Ok(config) } else { Err(ConfigErrors(report.problems)) }
+        config
     }
 
     /// What the member that creates the cluster writes to `config`: `bootstrap.dcs` as written, unknown keys and order
@@ -288,6 +299,18 @@ impl LocalConfig {
         let places = |config: &LocalConfig| EtcdConfig { username: None, password: None, ..config.etcd.clone() };
         note("etcd3", places(self) != places(newer));
         changed
+    }
+
+    /// Takes over what the server said to an earlier reading: the programs stay the same until the agent is restarted.
+    #[must_use]
+    pub fn with_catalog_of(self, earlier: &LocalConfig) -> LocalConfig {
+        LocalConfig { catalog: earlier.catalog.clone(), ..self }
+    }
+
+    /// `postgresql.bin_dir`, absolute.
+    pub(super) fn bin_dir(&self) -> Option<PathBuf> {
+        let written = self.tree.path(&["postgresql", "bin_dir"]).and_then(Node::written);
+        written.filter(|path| !path.is_empty()).map(|path| absolute(&path))
     }
 
     /// Whether nothing changed (`No local configuration items changed.`).
@@ -430,7 +453,7 @@ fn basic(section: &Section<'_>, report: &mut Report) -> Option<Basic> {
     }
 }
 
-fn restapi(root: &Section<'_>, report: &mut Report) -> Option<RestConfig> {
+fn restapi(root: &Section<'_>, report: &mut Report) -> RestConfig {
     let rest = root.child("restapi", report);
     let listen = rest.required("listen", report);
     let listen = listen.and_then(|text| match address::parse(&text, None) {
@@ -453,7 +476,7 @@ fn restapi(root: &Section<'_>, report: &mut Report) -> Option<RestConfig> {
             None
         }
     });
-    let config = RestConfig {
+    RestConfig {
         connect_address: connect.or_else(|| listen.as_ref().map(ToString::to_string)).unwrap_or_default(),
         authentication: basic(&rest, report),
         certfile: rest.text("certfile", report),
@@ -469,9 +492,8 @@ fn restapi(root: &Section<'_>, report: &mut Report) -> Option<RestConfig> {
         server_tokens: rest
             .text("server_tokens", report)
             .map_or("original".to_owned(), |text| text.to_ascii_lowercase()),
-        listen: listen?,
-    };
-    Some(config)
+        listen: listen.unwrap_or(Address { host: String::new(), port: 0 }),
+    }
 }
 
 fn texts(section: &Section<'_>, key: &str, report: &mut Report) -> Vec<String> {
@@ -521,7 +543,13 @@ impl ControlConfig {
     /// What is no YAML, or no way to etcd.
     pub fn load(sources: &Sources, store: Option<(EtcdConfig, Option<String>)>) -> Result<ControlConfig, ConfigErrors> {
         let tree = match sources.merge() {
-            Ok(merged) => merged.tree,
+            Ok(merged) => {
+                // Passwords of PostgreSQL are none of its business.
+                let ours =
+                    |problem: &Problem| !problem.key.starts_with("postgresql") && !problem.key.starts_with("bootstrap");
+                let problems: Vec<_> = merged.problems.into_iter().filter(ours).collect();
+                if problems.is_empty() { merged.tree } else { return Err(ConfigErrors(problems)) }
+            }
             // With a store given, nothing else is needed.
             Err(_) if store.is_some() && !sources.has_file() => Node::empty(super::At::whole("environment")),
             Err(errors) => return Err(errors),

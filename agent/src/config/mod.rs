@@ -11,10 +11,13 @@
 //! with must run here (config.md 8). Every message names file, line, column and key.
 
 mod address;
+mod advice;
 mod cache;
+mod check;
 mod effective;
 mod environment;
 mod etcd;
+mod fill;
 mod known;
 mod local;
 mod node;
@@ -24,22 +27,28 @@ mod problem;
 mod resolve;
 mod secret;
 mod section;
+mod show;
 mod slots;
 mod sources;
+mod table;
 mod tags;
 mod timing;
 mod values;
 mod yaml;
 
 pub use address::Address;
+pub use advice::{Advice, Weight, advise};
 pub use cache::{CacheError, DYNAMIC_CACHE, read_dynamic_cache, write_dynamic_cache};
+pub use check::{Finding, Severity, check};
 pub use effective::{Effective, effective};
 pub use etcd::EtcdConfig;
 pub use local::{Basic, ControlConfig, CtlConfig, LocalConfig, LogConfig, LogType, RestConfig, WatchdogConfig};
 pub use node::{At, Entry, Node, Value};
 pub use problem::{ConfigErrors, Problem};
 pub use secret::Secret;
+pub use show::{Secrets, print_config, sample};
 pub use sources::Sources;
+pub use table::{Change, KEYS, Key, Kind, State};
 pub use yaml::{YamlError, parse as parse_yaml};
 
 pub(crate) use local::{log_level, store_path};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Number};
 
 /// Where a value was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct At {
     source: Arc<str>,
     /// Line and column from 1; `None` where a source has none (a variable, etcd).
@@ -24,6 +24,12 @@ impl At {
     #[must_use]
     pub fn whole(source: &str) -> At {
         At { source: source.into(), place: None }
+    }
+
+    /// Whether it is a line of a text.
+    #[must_use]
+    pub fn has_line(&self) -> bool {
+        self.place.is_some()
     }
 
     /// Another place of the same text.

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use regent_pgctl::catalog::{Catalog, Verdict};
+
 use super::node::{Entry, Node};
 use super::section::Report;
-use super::values;
+use super::{known, values};
 
 /// How a controlled parameter is checked.
 #[derive(Clone, Copy)]
@@ -66,7 +68,13 @@ pub(super) struct Parameters {
 }
 
 /// Merges both sides: local over dynamic without regard to case; controlled ones from the dynamic side only.
-pub(super) fn merge(dynamic: Option<&Node>, local: Option<&Node>, report: &mut Report) -> Parameters {
+/// What the installed server would not take is left out, or limited, if there is a catalog of its parameters.
+pub(super) fn merge(
+    dynamic: Option<&Node>,
+    local: Option<&Node>,
+    catalog: Option<&Catalog>,
+    report: &mut Report,
+) -> Parameters {
     let mut found = Parameters { settings: BTreeMap::new(), recovery: BTreeMap::new() };
     for entry in entries(dynamic).chain(entries(local)) {
         let name = entry.key.to_ascii_lowercase();
@@ -74,7 +82,7 @@ pub(super) fn merge(dynamic: Option<&Node>, local: Option<&Node>, report: &mut R
             continue;
         }
         let target = if RECOVERY.contains(&name.as_str()) { &mut found.recovery } else { &mut found.settings };
-        match setting(entry, report) {
+        match setting(entry, report).and_then(|value| accepted(&name, value, entry, catalog, report)) {
             Some(value) => target.insert(name, value),
             None => target.remove(&name),
         };
@@ -82,7 +90,8 @@ pub(super) fn merge(dynamic: Option<&Node>, local: Option<&Node>, report: &mut R
     for (name, default, check) in CONTROLLED {
         let asked = entries(dynamic).filter(|entry| entry.key.eq_ignore_ascii_case(name)).last();
         let asked = asked.map(|entry| &entry.value).filter(|node| !node.is_null());
-        let value = match asked.map(|node| (node, check.accept(node))) {
+        let taken = |value: &String| catalog.is_none_or(|catalog| catalog.judge(name, value) == Verdict::Good);
+        let value = match asked.map(|node| (node, check.accept(node).filter(taken))) {
             None => (*name == "wal_keep_size").then(|| from_segments(dynamic, report)).flatten(),
             Some((_, Some(value))) => Some(value),
             Some((node, None)) => {
@@ -95,8 +104,13 @@ pub(super) fn merge(dynamic: Option<&Node>, local: Option<&Node>, report: &mut R
     found
 }
 
-fn is_controlled(name: &str) -> bool {
+pub(super) fn is_controlled(name: &str) -> bool {
     name == "wal_keep_segments" || CONTROLLED.iter().any(|(controlled, ..)| *controlled == name)
+}
+
+/// The controlled parameters and their defaults.
+pub(super) fn controlled() -> impl Iterator<Item = (&'static str, &'static str)> {
+    CONTROLLED.iter().map(|(name, default, _)| (*name, *default))
 }
 
 fn entries(node: Option<&Node>) -> impl Iterator<Item = &Entry> {
@@ -115,7 +129,46 @@ fn from_segments(dynamic: Option<&Node>, report: &mut Report) -> Option<String> 
 
 fn refuse(name: &str, node: &Node, default: &str, report: &mut Report) {
     let value = node.rendered().unwrap_or_else(|| node.kind().to_owned());
-    report.warnings.push(format!("postgresql parameter {name}={value} failed validation, defaulting to {default}"));
+    report.warn(
+        &node.at,
+        "",
+        format!("postgresql parameter {name}={value} failed validation, defaulting to {default}"),
+    );
+}
+
+/// The value that the server gets, if it would take any (config.md 5).
+fn accepted(
+    name: &str,
+    value: String,
+    entry: &Entry,
+    catalog: Option<&Catalog>,
+    report: &mut Report,
+) -> Option<String> {
+    let Some(catalog) = catalog else { return Some(value) };
+    let (at, key) = (&entry.value.at, format!("postgresql.parameters.{name}"));
+    match catalog.judge(name, &value) {
+        Verdict::Good => Some(value),
+        Verdict::Unknown => {
+            let near = known::nearest(name, catalog.names()).map_or_else(
+                || "this version of PostgreSQL has none of this name".to_owned(),
+                |near| format!("did you mean {near}?"),
+            );
+            report.warn(&entry.at, &key, format!("Removing unexpected parameter={name} from the config; {near}"));
+            None
+        }
+        Verdict::Limit { nearest, range } => {
+            let what = format!("Value={value} of parameter={name} is out of range, taking {nearest}; write {range}");
+            report.warn(at, &key, what);
+            Some(nearest)
+        }
+        Verdict::Wrong { vartype, wanted } => {
+            let what = format!(
+                "Removing {vartype} parameter={name} from the config due to the invalid value={value}; write {wanted}"
+            );
+            report.warn(at, &key, what);
+            None
+        }
+    }
 }
 
 /// The text of one setting; `None` when there is none to write.
@@ -165,8 +218,8 @@ mod tests {
     fn merged(dynamic: &str, local: &str) -> (Parameters, Vec<String>) {
         let (dynamic, local) = (parse("d", dynamic.as_bytes()).unwrap(), parse("l", local.as_bytes()).unwrap());
         let mut report = Report::default();
-        let found = merge(Some(&dynamic), Some(&local), &mut report);
-        (found, report.warnings)
+        let found = merge(Some(&dynamic), Some(&local), None, &mut report);
+        (found, report.warnings.iter().map(ToString::to_string).collect())
     }
 
     #[test]

@@ -69,7 +69,8 @@ pub(super) fn read(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Rep
     let merged = merge(local.tree.get("postgresql"), dynamic.and_then(|dynamic| dynamic.get("postgresql")), report);
     let pg = Section::of(Some(&merged), "postgresql");
     let listen = listen(&pg, report);
-    let (hosts, port) = listen?;
+    let usable = listen.is_some();
+    let (hosts, port) = listen.unwrap_or_default();
     let local_host = local_host(&hosts);
     let database = pg.text("database", report).unwrap_or_else(|| "postgres".to_owned());
     let connect = |key: &str, report: &mut Report| {
@@ -84,6 +85,7 @@ pub(super) fn read(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Rep
     let parameters = parameters::merge(
         dynamic.and_then(|dynamic| dynamic.path(&["postgresql", "parameters"])),
         local.tree.path(&["postgresql", "parameters"]),
+        local.catalog.as_deref(),
         report,
     );
     let bootstrap = Section::of(local.tree.get("bootstrap"), "bootstrap");
@@ -93,7 +95,7 @@ pub(super) fn read(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Rep
         data_dir: local.data_dir.clone(),
         parameters: placed(parameters.settings, &config_dir),
         config_dir,
-        bin_dir: pg.text("bin_dir", report).map(|path| absolute(&path)),
+        bin_dir: local.bin_dir(),
         pgpass: pg.text("pgpass", report).map_or_else(default_pgpass, |path| absolute(&path)),
         listen_addresses: hosts.join(","),
         port,
@@ -116,7 +118,7 @@ pub(super) fn read(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Rep
         custom_conf: pg.text("custom_conf", report).map(|path| absolute(&path)),
         pg_ctl_timeout: pg.number("pg_ctl_timeout", 0, report).unwrap_or(60),
     };
-    Some(Postgres {
+    usable.then(|| Postgres {
         settings,
         repair: repair(&pg),
         conn_url: format!("postgres://{conn}/{database}"),
@@ -125,7 +127,7 @@ pub(super) fn read(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Rep
 }
 
 /// Every key of the local section replaces the dynamic one whole, a null too; parameters are merged elsewhere.
-fn merge(local: Option<&Node>, dynamic: Option<&Node>, report: &mut Report) -> Node {
+pub(super) fn merge(local: Option<&Node>, dynamic: Option<&Node>, report: &mut Report) -> Node {
     for (node, key) in
         [(dynamic, "postgresql"), (dynamic.and_then(|node| node.get("parameters")), "postgresql.parameters")]
     {

@@ -23,6 +23,11 @@ impl Problem {
         Problem { at: Some(at.clone()), key: key.to_owned(), what: what.into() }
     }
 
+    /// Whether it is about one place of a file, and not about a variable or a document as a whole.
+    pub(super) fn has_line(&self) -> bool {
+        self.at.as_ref().is_some_and(At::has_line)
+    }
+
     /// A problem without key.
     #[must_use]
     pub fn general(what: &str) -> Problem {

@@ -9,7 +9,7 @@ pub(super) struct Report {
     /// Reasons not to start.
     pub(super) problems: Vec<Problem>,
     /// Reasons to look at the file.
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Problem>,
 }
 
 impl Report {
@@ -18,7 +18,7 @@ impl Report {
     }
 
     pub(super) fn warn(&mut self, at: &At, key: &str, what: impl Into<String>) {
-        self.warnings.push(Problem::at(at, key, what).to_string());
+        self.warnings.push(Problem::at(at, key, what));
     }
 }
 

@@ -39,7 +39,17 @@ pub(super) fn read(dynamic: Option<&Node>, report: &mut Report) -> Slots {
         | None => &[],
     };
     let ignored = matchers.iter().filter_map(|node| ignored(node, report)).collect();
-    let ttl = get("member_slots_ttl").and_then(values::seconds);
+    let ttl = get("member_slots_ttl").filter(|node| !node.is_null()).and_then(|node| {
+        let seconds = values::seconds(node);
+        if seconds.is_none() {
+            report.warn(
+                &node.at,
+                "member_slots_ttl",
+                "this is no time, like 1800 or 30min; the default, 1800 s, is used",
+            );
+        }
+        seconds
+    });
     Slots { permanent, ignored, member_ttl: Duration::from_secs(ttl.unwrap_or(1800)) }
 }
 
@@ -88,7 +98,7 @@ mod tests {
     fn slots(yaml: &str) -> (Slots, Vec<String>) {
         let mut report = Report::default();
         let read = read(Some(&parse("config", yaml.as_bytes()).unwrap()), &mut report);
-        (read, report.warnings)
+        (read, report.warnings.iter().map(ToString::to_string).collect())
     }
 
     #[test]

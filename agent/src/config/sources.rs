@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::node::{At, Node};
-use super::{ConfigErrors, Problem, environment, yaml};
+use super::{ConfigErrors, Problem, environment, fill, yaml};
 
 /// The argument and the environment of the process, kept for reloads: variables are read once, files each time.
 #[derive(Clone)]
@@ -17,15 +17,17 @@ pub struct Sources {
 pub(super) struct Merged {
     pub(super) tree: Node,
     pub(super) used: Vec<String>,
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Problem>,
+    /// What is wrong with values that stand elsewhere.
+    pub(super) problems: Vec<Problem>,
 }
 
 impl Sources {
-    /// `path` names a file or a directory; `variables` are those of the environment (others than `PATRONI_*` are ignored).
+    /// `path` names a file or a directory; `variables` are those of the environment (others than `PATRONI_*` count only where a
+    /// `${...}` names them).
     #[must_use]
     pub fn new(path: Option<PathBuf>, variables: impl IntoIterator<Item = (String, String)>) -> Sources {
-        let ours = |(name, _): &(String, String)| name.starts_with("PATRONI_");
-        Sources { path, variables: variables.into_iter().filter(ours).collect() }
+        Sources { path, variables: variables.into_iter().collect() }
     }
 
     /// With the variables of this process; one whose name or text is not Unicode is left out.
@@ -35,6 +37,10 @@ impl Sources {
             Some((name.into_string().ok()?, text.into_string().ok()?))
         };
         Sources::new(path, std::env::vars_os().filter_map(unicode))
+    }
+
+    pub(super) fn variables(&self) -> &BTreeMap<String, String> {
+        &self.variables
     }
 
     /// Whether there is a file or directory to read.
@@ -50,16 +56,18 @@ impl Sources {
             return self.whole(whole.map_or("", String::as_str));
         }
         let environment = environment::read(&self.variables);
-        let mut warnings = environment.warnings;
+        let (mut warnings, mut problems) = (environment.warnings, environment.problems);
         let mut tree = match (existing, &self.path) {
             (Some(path), _) => read_path(path)?,
             (None, missing) => {
                 if let Some(path) = missing {
-                    warnings.push(format!("{} does not exist; going on with the environment alone", path.display()));
+                    let what = format!("{} does not exist; going on with the environment alone", path.display());
+                    warnings.push(Problem::general(&what));
                 }
                 Node::empty(At::whole("environment"))
             }
         };
+        problems.extend(fill::fill(&mut tree, &self.variables));
         tree.patch(&environment.tree);
         if tree.entries().is_empty() {
             let missing = self.path.as_ref().filter(|path| !path.exists());
@@ -69,7 +77,7 @@ impl Sources {
             };
             return Err(Problem::general(&what).into());
         }
-        Ok(Merged { tree, used: environment.used, warnings })
+        Ok(Merged { tree, used: environment.used, warnings, problems })
     }
 
     /// `PATRONI_CONFIGURATION` alone: no other variable counts.
@@ -81,13 +89,13 @@ impl Sources {
         if !tree.is_map() {
             return Err(not_a_mapping(WHOLE, &tree).into());
         }
-        let others = self.variables.keys().filter(|name| *name != WHOLE).count();
+        let ours = |name: &&String| name.starts_with("PATRONI_") && *name != WHOLE;
+        let others = self.variables.keys().filter(ours).count();
         let note = format!("{WHOLE} is the whole configuration: {others} other PATRONI_* variables are not read");
-        Ok(Merged {
-            tree: clean(tree),
-            used: vec![WHOLE.to_owned()],
-            warnings: if others > 0 { vec![note] } else { Vec::new() },
-        })
+        let mut tree = clean(tree);
+        let problems = fill::fill(&mut tree, &self.variables);
+        let warnings = if others > 0 { vec![Problem::general(&note)] } else { Vec::new() };
+        Ok(Merged { tree, used: vec![WHOLE.to_owned()], warnings, problems })
     }
 }
 

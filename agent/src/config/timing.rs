@@ -2,7 +2,7 @@
 
 use super::node::Node;
 use super::section::Report;
-use super::values;
+use super::{Problem, values};
 
 /// The three timings in force, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,12 @@ pub(super) fn read(dynamic: Option<&Node>, report: &mut Report) -> Timings {
         loop_wait: number("loop_wait", DEFAULTS.loop_wait),
         retry_timeout: number("retry_timeout", DEFAULTS.retry_timeout),
     };
-    asked.adjusted(&mut report.warnings)
+    let mut adjustments = Vec::new();
+    let timings = asked.adjusted(&mut adjustments);
+    let place = ["ttl", "loop_wait", "retry_timeout"].iter().find_map(|key| dynamic?.get(key)).or(dynamic);
+    let warning = |what| Problem { at: place.map(|node| node.at.clone()), key: String::new(), what };
+    report.warnings.extend(adjustments.into_iter().map(warning));
+    timings
 }
 
 impl Timings {

@@ -38,6 +38,8 @@ pub struct Cli {
 pub enum Command {
     /// Generate a dsn for the provided member, defaults to a dsn of the leader
     Dsn(DsnArgs),
+    /// Say what is wrong with a configuration and its cluster, worst first, each with its cure
+    Doctor(super::DoctorArgs),
     /// Edit cluster configuration
     EditConfig(EditConfigArgs),
     /// Failover to a replica

@@ -7,6 +7,7 @@ mod ask;
 mod cluster;
 mod config;
 mod diff;
+mod doctor;
 mod list;
 mod members;
 mod moment;
@@ -27,8 +28,10 @@ use regent_dcs::{Dcs, DcsError};
 pub use args::{Cli, Command, Format, ListArgs, VersionArgs};
 use args::{ClusterArgs, MembersArgs};
 use cluster::Cluster;
+pub use doctor::DoctorArgs;
 pub use list::{ClusterTable, MemberTable};
 use rest::Rest;
+pub(crate) use yaml_writer::to_flow;
 pub use yaml_writer::to_yaml;
 
 use crate::config::{ConfigErrors, ControlConfig, Sources, store_path};
@@ -137,6 +140,7 @@ pub async fn run<D: Dcs>(
             let clusters = clusters(cli, &asked.cluster_names, asked.group, &connect).await?;
             rounds(asked.period(), false, &clusters, ClusterTable::topology).await
         }
+        Command::Doctor(asked) => print(&doctor::examine(cli, asked, connect).await?),
         Command::Version(asked) => {
             print(&version::own())?;
             if asked.cluster_name.is_none() {

@@ -26,7 +26,7 @@ pub fn to_yaml(value: &Value) -> String {
 
 /// One line in flow style: `{a: 1, b: true}`.
 #[must_use]
-pub(super) fn to_flow(value: &Value) -> String {
+pub(crate) fn to_flow(value: &Value) -> String {
     match value {
         Value::Object(entries) => {
             let parts: Vec<_> =

@@ -195,6 +195,13 @@ fn history_and_config_are_as_stored() {
     assert_eq!((node.code("/failsafe"), node.ask("HEAD", "/failsafe").code), (502, 502));
 }
 
+#[test]
+fn the_contract_says_what_would_be_lost() {
+    let node = Node::with(replica());
+    let answer = node.get("/contract");
+    assert_eq!((answer.code, answer.body.as_str()), (200, r#"{"rpo_zero": false, "sentence": "commits are lost"}"#));
+}
+
 /// Captured samples of rest-api.md section 23, in the contract's order.
 const LEADER_METRICS: &str = r#"patroni_version 040105
 patroni_postgres_running 1

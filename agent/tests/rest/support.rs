@@ -12,6 +12,7 @@ use regent::guardian;
 use regent::status::{Role, State, Status};
 use regent_core::cluster::{self, ClusterView, LeaderKey};
 use regent_core::config::SyncMode;
+use regent_core::contract::Contract;
 use regent_core::postgres::{SqlFacts, WalSender};
 use regent_core::units::{Instant, LeaseId, Lsn, Revision, SystemId, Timeline};
 use serde_json::Map;
@@ -203,6 +204,7 @@ pub(crate) fn replica() -> Status {
         system_id: Some(SystemId(7_710_412_321_611_215_563)),
         maximum_lag_on_failover: 1_048_576,
         synchronous_mode: SyncMode::Off,
+        contract: Contract { rpo_zero: false, sentence: "commits are lost".to_owned() },
         loop_wait: secs(10),
         ttl: secs(30),
         next_turn_due: NOW + secs(10),
