@@ -264,6 +264,14 @@ impl Rig {
                 other => return Err(format!("the agent of {} says {other:?}, on timeline {timeline}", node.name())),
             }
         }
+        if self.settings.synchronous {
+            // Until a standby is listed nobody but the primary may lead.
+            let key = self.etcd.get(&format!("{BASE}/sync")).map_err(text)?.unwrap_or_default();
+            let sync: serde_json::Value = serde_json::from_str(&key).unwrap_or_default();
+            if sync["leader"] != primary.name() || sync["sync_standby"].as_str().is_none_or(str::is_empty) {
+                return Err(format!("no synchronous standby of {} is listed: {key}", primary.name()));
+            }
+        }
         match says(primary)? {
             (state, role, tl) if state == "running" && role == "primary" && tl == timeline => Ok(primary),
             other => Err(format!("the agent of {} says {other:?}, on timeline {timeline}", primary.name())),
