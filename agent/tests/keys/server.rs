@@ -70,7 +70,7 @@ fn what_the_server_would_not_take_is_found_in_the_file() {
     fsync: maybe
     wal_compression: sometimes
     max_connections: 500
-    synchronous_standby_names: patroni-2
+    synchronous_standby_names: FIRST (a-b)
     shared_buffers: 128MB
     my.own: anything
     timezone: Middle/Earth

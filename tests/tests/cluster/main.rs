@@ -14,6 +14,7 @@ mod failsafe;
 mod guardian;
 mod peer_tool;
 mod rewind;
+mod seeds;
 mod support;
 mod switchover;
 mod synchronous;
