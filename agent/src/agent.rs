@@ -15,7 +15,7 @@ use regent_core::memory::{LeaseOutcome, Memory, Role};
 use regent_core::peers::{PeerReply, Question};
 use regent_core::plan::{Decision, Exit, Lease, Move, Plan};
 use regent_core::postgres::{Job, WalSender};
-use regent_core::request::{Request, Restart};
+use regent_core::request::Request;
 use regent_core::rules::decide;
 use regent_core::snapshot::{Guardian, LeaseView, NoView, Order, Peers, Snapshot, Watchdog};
 use regent_core::units::{Instant, LeaseId, MemberName, Revision};
@@ -31,6 +31,8 @@ use crate::job::Jobs;
 use crate::layers::{Effective, Layers};
 use crate::lease::Claim;
 use crate::report;
+pub use crate::requests::ALREADY_SCHEDULED;
+use crate::requests::Requests;
 use crate::status::Status;
 use crate::watchdog;
 
@@ -72,12 +74,6 @@ pub enum Command {
         reply: oneshot::Sender<bool>,
     },
 }
-
-/// Tells a client what became of its request.
-type Reply = oneshot::Sender<Result<(), String>>;
-
-/// One restart is scheduled at a time (T2).
-pub const ALREADY_SCHEDULED: &str = "Another restart is already scheduled";
 
 /// The judgement and the second opinion on it. A real agent has [`Judge::default`]; the simulation also runs agents with
 /// known-wrong ones, which it must find out.
@@ -151,98 +147,6 @@ const NAMESAKE_PATIENCE: Duration = Duration::from_secs(3);
 const PULSE: Duration = Duration::from_millis(900);
 /// The pause after a turn that asked to be repeated at once without having changed anything.
 const BREATH: Duration = Duration::from_millis(20);
-
-/// What operators asked for, and who waits for it.
-#[derive(Debug, Default)]
-struct Requests {
-    /// To be done at once.
-    now: Option<(Request, Option<Reply>)>,
-    /// To be done later.
-    scheduled: Option<Restart>,
-    /// Waits for the restart that runs.
-    restarting: Option<Reply>,
-}
-
-impl Requests {
-    /// What the next decision is to know of.
-    fn next(&self) -> Option<Request> {
-        let scheduled = || self.scheduled.clone().map(Request::Restart);
-        self.now.as_ref().map(|(request, _)| request.clone()).or_else(scheduled)
-    }
-
-    fn take(&mut self, request: Request, reply: Reply) {
-        // Nobody waits any more when the client has gone.
-        match request {
-            Request::Restart(restart) if restart.schedule.is_some() => {
-                let free = self.scheduled.is_none();
-                drop(reply.send(if free { Ok(()) } else { Err(ALREADY_SCHEDULED.to_owned()) }));
-                self.scheduled = self.scheduled.take().or(Some(restart));
-            }
-            Request::Reinitialize { force: true, .. } => {
-                drop(reply.send(Ok(())));
-                self.now = Some((request, None));
-            }
-            Request::Restart(_) | Request::Reinitialize { .. } => match &self.now {
-                Some((Request::Restart(_), _)) => drop(reply.send(Err("restart already in progress".to_owned()))),
-                Some((Request::Reinitialize { .. }, _)) => {
-                    drop(reply.send(Err("reinitialize already in progress".to_owned())));
-                }
-                None if matches!(request, Request::Reinitialize { .. }) => {
-                    drop(reply.send(Ok(())));
-                    self.now = Some((request, None));
-                }
-                None => self.now = Some((request, Some(reply))),
-            },
-        }
-    }
-
-    /// The request that a decision was made on is begun, or refused.
-    fn decided(&mut self, plan: &Plan) {
-        let reinitialize = matches!(self.now, Some((Request::Reinitialize { .. }, _)));
-        let begun = match &plan.postgres {
-            Move::Restart { .. } => true,
-            Move::Clone { .. } => reinitialize,
-            Move::Stay
-            | Move::Bootstrap
-            | Move::Rewind { .. }
-            | Move::GiveUpData { .. }
-            | Move::DiscardOldCopy
-            | Move::StartPrimary
-            | Move::StartStandby(_)
-            | Move::Stop(_)
-            | Move::Promote(_)
-            | Move::Follow(_)
-            | Move::Checkpoint
-            | Move::ChangeSlots(_)
-            | Move::ResumeReplay
-            | Move::SetSyncNames(_)
-            | Move::RemoveUnfinished
-            | Move::SetAside => false,
-        };
-        if !begun && plan.refuse.is_none() {
-            return;
-        }
-        let reply = match self.now.take() {
-            Some((_, reply)) => reply,
-            None => {
-                self.scheduled = None;
-                None
-            }
-        };
-        match (&plan.refuse, reply) {
-            (Some(why), Some(reply)) => drop(reply.send(Err(why.clone()))),
-            (None, reply) => self.restarting = reply,
-            (Some(_), None) => {}
-        }
-    }
-
-    /// A restart has ended, or was replaced by something else: then its sender is dropped.
-    fn restarted(&mut self, error: Option<String>) {
-        if let Some(reply) = self.restarting.take() {
-            drop(reply.send(error.map_or(Ok(()), Err)));
-        }
-    }
-}
 
 /// One agent.
 pub struct Agent<D, P, C, N> {
@@ -348,7 +252,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         // Taken before the look: a job that ends while we look still counts as running, as what we see may be older than its end.
         let ended = self.jobs.take(self.seams.clock.now());
         if ended.is_none() && !matches!(self.jobs.running().map(|running| &running.job), Some(Job::Restart { .. })) {
-            self.requests.restarting = None; // It was replaced: who waits for it is told by the silence.
+            self.requests.replaced();
         }
         let look = self.seams.postgres.observe(patience.unwrap_or(HURRY).min(LOOK_PATIENCE));
         let (read, postgres) = tokio::join!(read, look);
@@ -712,7 +616,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                     Some(Command::Request { request, reply }) => { self.requests.take(request, reply); true }
                     Some(Command::Unschedule { reply }) => {
                         // Nobody waits any more when the client has gone.
-                        let _ = reply.send(self.requests.scheduled.take().is_some());
+                        let _ = reply.send(self.requests.unschedule());
                         true
                     }
                     None => { self.order = Order::Stop; true }

@@ -18,5 +18,6 @@ pub mod lease;
 pub mod logging;
 pub mod peers;
 pub mod report;
+mod requests;
 pub mod status;
 pub mod watchdog;

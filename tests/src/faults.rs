@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use regent_core::request::{Request, Restart};
 use regent_core::units::MemberName;
 use regent_dcs::keys::encode_failover;
 use regent_dcs::memory::Trip;
@@ -76,6 +77,10 @@ pub enum Kind {
     KillNextPromoted(Duration),
     /// An operator asks for another leader: away from this one if it leads then, to that one if one is named.
     Switchover(String, Option<String>),
+    /// An operator has a member's server restarted.
+    Restart(String),
+    /// An operator has a member copied anew, whatever is under way there if that is said.
+    Reinitialize(String, bool),
 }
 
 /// Stands for whoever holds the leader key when the fault begins.
@@ -106,6 +111,8 @@ impl Kind {
             | Kind::SlowReplication(a, _)
             | Kind::SlowStart(a, _)
             | Kind::FailStart(a)
+            | Kind::Restart(a)
+            | Kind::Reinitialize(a, _)
             | Kind::Switchover(a, None) => vec![a],
             Kind::CutReplication(a, b) | Kind::Switchover(a, Some(b)) => vec![a, b],
             Kind::EtcdOutage | Kind::EtcdElection | Kind::FreezeNextPromoted(_) | Kind::KillNextPromoted(_) => {
@@ -145,6 +152,8 @@ impl Kind {
             Kind::FreezeNextPromoted(after) => Kind::FreezeNextPromoted(*after),
             Kind::KillNextPromoted(after) => Kind::KillNextPromoted(*after),
             Kind::Switchover(a, to) => Kind::Switchover(aim(a), to.clone()),
+            Kind::Restart(a) => Kind::Restart(aim(a)),
+            Kind::Reinitialize(a, force) => Kind::Reinitialize(aim(a), *force),
         }
     }
 }
@@ -173,7 +182,11 @@ pub fn harmless(fault: &Fault, shape: &Shape, leader: &str) -> bool {
         Kind::FreezeGuardian(_) | Kind::KillGuardian(_) => true,
         Kind::KillServer(_) | Kind::KillNode(_) | Kind::StopAgent(_) | Kind::ErraticEtcd(..) => !on_leader,
         Kind::SlowStart(..) | Kind::FailStart(_) => true,
-        Kind::FreezeNextPromoted(_) | Kind::KillNextPromoted(_) | Kind::Switchover(..) => false,
+        Kind::FreezeNextPromoted(_)
+        | Kind::KillNextPromoted(_)
+        | Kind::Switchover(..)
+        | Kind::Restart(_)
+        | Kind::Reinitialize(..) => false,
     }
 }
 
@@ -204,7 +217,9 @@ fn spare_guardians(faults: &mut Vec<Fault>, shape: &Shape) {
         | Kind::SlowStart(..)
         | Kind::FailStart(_)
         | Kind::StepWall(..)
-        | Kind::Switchover(..) => false,
+        | Kind::Switchover(..)
+        | Kind::Restart(_)
+        | Kind::Reinitialize(..) => false,
     };
     let away: Vec<_> =
         faults.iter().filter(|fault| agent(fault)).map(|fault| (fault.at, fault.at + fault.lasts)).collect();
@@ -262,8 +277,26 @@ pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span
         let at = rng.between(from, from + span);
         faults.push(Fault { at, lasts: Duration::ZERO, kind: Kind::Switchover(from_whom, to) });
     }
+    faults.extend(requests(&faults, names, from, span));
     faults.sort_by_key(|fault| fault.at);
     faults
+}
+
+/// What operators ask of agents meanwhile, in one world of four. Drawn from chance of its own, so that a seed's faults stay what they
+/// are.
+fn requests(faults: &[Fault], names: &[String], from: Duration, span: Duration) -> Vec<Fault> {
+    let seed = faults.iter().map(|fault| fault.at.as_micros() ^ fault.lasts.as_nanos()).fold(0, u128::wrapping_add);
+    let mut rng = Rng::new(u64::try_from(seed & u128::from(u64::MAX)).unwrap_or_default());
+    if !rng.one_in(4) {
+        return Vec::new();
+    }
+    (0..=rng.below(3))
+        .map(|_| {
+            let name = if rng.one_in(2) { LEADER.to_owned() } else { rng.pick(names).clone() };
+            let kind = if rng.one_in(3) { Kind::Reinitialize(name, rng.one_in(2)) } else { Kind::Restart(name) };
+            Fault { at: rng.between(from, from + span), lasts: Duration::ZERO, kind }
+        })
+        .collect()
 }
 
 /// Two of the leader: etcd is away from it, and then nobody is left who would stop its server in time.
@@ -364,6 +397,10 @@ impl World {
             Kind::SlowStart(name, by) => self.nodes[name].postgres.tune(|t| (t.start, t.recovery) = (*by, *by)),
             Kind::FailStart(name) => self.nodes[name].postgres.fail_starts(1),
             Kind::KillNextPromoted(after) => self.kill_next_promoted(*after),
+            Kind::Restart(name) => self.ask(name, Request::Restart(Restart::default())),
+            Kind::Reinitialize(name, force) => {
+                self.ask(name, Request::Reinitialize { from_leader: false, force: *force });
+            }
             Kind::Switchover(leader, to) => {
                 let (leader, to) = (MemberName::from(leader.as_str()), to.as_deref().map(MemberName::from));
                 self.store.put_raw("failover", encode_failover(Some(&leader), to.as_ref(), None));
@@ -410,6 +447,8 @@ impl World {
             | Kind::KillGuardian(_)
             | Kind::StepWall(..)
             | Kind::FailStart(_)
+            | Kind::Restart(_)
+            | Kind::Reinitialize(..)
             | Kind::Switchover(..) => {}
         }
     }

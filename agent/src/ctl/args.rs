@@ -52,6 +52,8 @@ pub enum Command {
     List(ListArgs),
     /// Disable auto failover
     Pause(PauseArgs),
+    /// Query a PostgreSQL member
+    Query(QueryArgs),
     /// Reinitialize cluster member
     Reinit(ReinitArgs),
     /// Reload cluster member configuration
@@ -175,6 +177,54 @@ pub struct PauseArgs {
     /// Wait until pause is applied on all nodes
     #[arg(long)]
     pub wait: bool,
+}
+
+/// Arguments of `query`.
+#[derive(Debug, Args)]
+pub struct QueryArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Output format
+    #[arg(long, value_enum, default_value = "tsv", value_name = "FORMAT")]
+    pub format: Format,
+    /// Execute the SQL commands from this file (- is stdin)
+    #[arg(short, long, value_name = "FILENAME")]
+    pub file: Option<String>,
+    /// Ask for the password
+    #[arg(long)]
+    pub password: bool,
+    /// Database user name
+    #[arg(short = 'U', long)]
+    pub username: Option<String>,
+    /// Query a member with this role
+    #[arg(short, long, value_enum)]
+    pub role: Option<Role>,
+    /// Query a specific member
+    #[arg(short, long)]
+    pub member: Option<String>,
+    /// The column delimiter
+    #[arg(long, default_value = "\t", hide_default_value = true)]
+    pub delimiter: String,
+    /// The SQL commands to execute
+    #[arg(short, long, value_name = "SQL")]
+    pub command: Option<String>,
+    /// Database name to connect to
+    #[arg(short, long)]
+    pub dbname: Option<String>,
+    /// Repeat every 2 seconds
+    #[arg(short = 'W')]
+    pub repeat: bool,
+    /// Repeat every SECONDS (fractions allowed)
+    #[arg(short, long, value_name = "SECONDS", value_parser = seconds)]
+    pub watch: Option<Duration>,
+}
+
+impl QueryArgs {
+    /// As in [`ListArgs::period`].
+    #[must_use]
+    pub fn period(&self) -> Option<Duration> {
+        period(self.watch, self.repeat)
+    }
 }
 
 /// Arguments of `reinit`.

@@ -1,5 +1,7 @@
 //! Questions (cli.md 7): asked on stdout, answered on stdin, terminal or not.
 
+use std::process::Stdio;
+
 use tokio::sync::oneshot;
 
 use super::{CtlError, interruptible, print};
@@ -28,6 +30,18 @@ pub(super) async fn confirm(text: &str) -> Result<bool, CtlError> {
             _ => print("Error: invalid input\n")?,
         }
     }
+}
+
+/// `TEXT: `, with an answer that a terminal does not show.
+pub(super) async fn ask_secretly(text: &str) -> Result<String, CtlError> {
+    // Where there is no terminal, there is nothing to hide.
+    let echo = |wanted: &str| drop(std::process::Command::new("stty").arg(wanted).stderr(Stdio::null()).status());
+    print(&format!("{text}: "))?;
+    echo("-echo");
+    let answer = line().await;
+    echo("echo");
+    print("\n")?;
+    Ok(answer?.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// One line; the end of the input is no answer. Read on a thread of its own, which Ctrl-C leaves behind.

@@ -268,7 +268,7 @@ impl<D: Dcs> Cluster<D> {
     }
 }
 
-fn word(role: Role) -> &'static str {
+pub(super) fn word(role: Role) -> &'static str {
     match role {
         Role::Leader => "leader",
         Role::Primary => "primary",

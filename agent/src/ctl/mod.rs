@@ -12,6 +12,7 @@ mod list;
 mod members;
 mod moment;
 mod output;
+mod query;
 mod rest;
 mod store;
 mod switchover;
@@ -125,6 +126,7 @@ pub async fn run<D: Dcs>(
         Command::History(asked) => of(&asked.cluster).await?.history(asked.format).await,
         Command::Pause(asked) => of(&asked.cluster).await?.pause(true, asked.wait).await,
         Command::Resume(asked) => of(&asked.cluster).await?.pause(false, asked.wait).await,
+        Command::Query(asked) => of(&asked.cluster).await?.query(asked).await,
         Command::Reinit(asked) => of_members(&asked.members).await?.reinit(asked).await,
         Command::Reload(asked) => of_members(&asked.members).await?.reload(asked).await,
         Command::Remove(asked) => way(Some(&asked.cluster_name), asked.group).await?.remove(asked.format).await,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use regent_tests::rig::process::{clean, output};
+use regent_tests::rig::settings::PASSWORD;
 use regent_tests::rig::{Node, Rig, Settings, Trouble, http};
 
 use crate::peer_tool::patronictl;
@@ -25,7 +26,7 @@ impl Tool {
         let words =
             "answers=$1; config=$2; program=$3; shift 3; printf \"$answers\" | \"$program\" -c \"$config\" \"$@\"";
         command.args(["-c", words, "-", answers]).arg(&self.config).arg(&self.program).args(args);
-        command.env("COLUMNS", "200");
+        command.env("COLUMNS", "200").env("PGPASSWORD", PASSWORD);
         let out = output(&mut command, PATIENCE)?;
         let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
         Ok((out.status.code(), text))
@@ -75,6 +76,14 @@ fn operate(rig: &Rig, tool: &Tool) -> Result<(), Trouble> {
         Ok(())
     })?;
     tool.says(&["reload", "demo", "--force"], &format!("Reload request received for member {second_name}"))?;
+
+    // SQL, straight to a member.
+    let recovers = "select pg_is_in_recovery() as it, 2 as two";
+    for (role, line) in [("leader", "it\ttwo\nFalse\t2\n"), ("replica", "it\ttwo\nTrue\t2\n")] {
+        tool.says(&["query", "-r", role, "-U", "postgres", "-d", "postgres", "-c", recovers], line)?;
+    }
+    let wrong = ["query", "-m", second_name, "-U", "postgres", "-d", "postgres", "-c", "select nothing"];
+    tool.says(&wrong, "ERROR, SQLSTATE: 42703")?;
 
     // Restarts: of a role, of one member, of who has to; the leader keeps its key.
     let (line, before) = (timeline(primary)?, second.postmaster());
@@ -169,7 +178,15 @@ fn regentctl_operates_a_cluster() -> Result<(), Trouble> {
     let rig = Rig::whole(Settings { haproxy: false, ..Settings::default() })?;
     let tool = Tool::of(&rig.programs().regentctl, &rig);
     operate(&rig, &tool)?;
-    remove(&rig, &tool)
+    // Under the peer's name, in its older words.
+    let link = rig.dir().join("patronictl");
+    std::os::unix::fs::symlink(&rig.programs().regentctl, &link)?;
+    let (primary, link) = (rig.leader()?, Tool::of(&link, &rig));
+    let next = standby(&rig, primary)?.name();
+    let old_words = ["switchover", "demo", "--master", primary.name(), "--candidate", next, "--force"];
+    link.says(&old_words, &format!("Successfully switched over to \"{next}\""))?;
+    rig.wait_whole(PATIENCE)?;
+    remove(&rig, &link)
 }
 
 #[test]
