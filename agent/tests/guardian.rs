@@ -35,10 +35,17 @@ impl Bench {
     }
 
     fn server(&mut self) -> u32 {
-        let mut command = Command::new(self.dir.path().join("postgres"));
-        let child = command.arg("1000").current_dir(self.data()).spawn().unwrap();
+        // It must heed SIGINT as PostgreSQL does, also where whoever runs the tests ignores it (a shell's background job).
+        let program = self.dir.path().join("postgres");
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT").arg(&program).arg("1000").current_dir(self.data());
+        let child = command.spawn().unwrap();
         let pid = child.id();
         self.servers.push(child);
+        let runs = || std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
+        while !runs() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         pid
     }
 
