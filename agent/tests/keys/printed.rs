@@ -74,7 +74,10 @@ fn the_sample_has_nothing_to_say_against_once_it_is_filled_in() {
     let variables = [("PATRONI_SCOPE".to_owned(), "from-env".to_owned())];
     let text = sample(&Sources::new(None, variables));
     assert!(text.contains("scope: from-env"), "{text}");
+    let bin_dir = format!("bin_dir: {} #", crate::server::bin_dir().display());
     let filled = text.replace("'#FIXME'", "x").replace("data_dir: x", "data_dir: /pg/data");
+    let filled = filled.replace("# bin_dir:", &bin_dir);
+    assert!(filled.contains(&bin_dir), "{filled}");
     let found = findings(&filled);
     assert_eq!(found, Vec::<String>::new(), "{filled}");
     // Every comment that is a key can be taken out of its comment.
