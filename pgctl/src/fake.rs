@@ -184,6 +184,11 @@ impl FakeNetwork {
         self.observers.borrow_mut().push(observer);
     }
 
+    /// Ends a world: observers may hold the network that holds them.
+    pub fn forget_observers(&self) {
+        self.observers.borrow_mut().clear();
+    }
+
     /// Lets everything happen at its instant even while nobody looks; for ever. Not needed for correctness, only for
     /// observers that compare with the time of something else.
     pub async fn drive(&self) {

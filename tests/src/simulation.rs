@@ -175,6 +175,7 @@ async fn live(seed: u64, make: Make, only: Option<&[usize]>) -> Outcome {
     if harmless_to.is_some() {
         no_failover(&world, &watch, settle);
     }
+    world.network.forget_observers();
     Outcome {
         seed,
         shape,
