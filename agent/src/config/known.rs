@@ -1,6 +1,6 @@
 //! Which keys have a meaning: now, later, or none. Nothing that a user set stays silently without effect.
 //!
-//! When something becomes supported, its name moves from `later` to `now` here.
+//! When something becomes supported, its row in `table.rs` becomes `InForce`, and `agent/tests/keys/effects.rs` shows its effect.
 
 use super::Problem;
 use super::node::{Entry, Node, Value};
