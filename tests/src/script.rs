@@ -19,8 +19,8 @@
 //! | `cluster a b c ttl=30 ..` | a healthy cluster, led by `a`; the story begins when it is settled |
 //! | `machines a b c ttl=30 ..` | machines with empty disks, no agent runs yet |
 //!
-//! Settings: `ttl`, `loop_wait`, `retry_timeout`, `stop_budget`, `primary_start_timeout`, `maximum_lag_on_failover`, `member_slots_ttl`,
-//! `check_timeline`. What follows before the first step counts from the beginning: `config a primary_start_timeout=0`,
+//! Settings: `ttl`, `loop_wait`, `retry_timeout`, `stop_budget`, `primary_start_timeout`, `primary_stop_timeout`,
+//! `maximum_lag_on_failover`, `member_slots_ttl`, `check_timeline`. What follows before the first step counts from the beginning: `config a primary_start_timeout=0`,
 //! `tag a nofailover`, and what is printed: `show a b` (these members only), `hide RULE ..`, `why RULE ..` (with its reason).
 //! The steps are the arms of `step` in `script/play.rs`, and only there.
 

@@ -29,6 +29,10 @@ pub struct Config {
     pub check_timeline: bool,
     /// Time a crashed primary may take to come back before another member is preferred (C1, C7); zero prefers failover.
     pub primary_start_timeout: Duration,
+    /// In a synchronous mode a leader that takes longer to stop is killed (D2); zero: never.
+    pub primary_stop_timeout: Duration,
+    /// Lines of the `history` key that are kept, the newest ones (`max_timelines_history`); zero: all.
+    pub max_timelines_history: usize,
     /// Without etcd a primary goes on while all members agree (section 9).
     pub failsafe_mode: bool,
     /// The cluster is in maintenance mode: nothing starts, stops or is promoted by the agent's own will (section 13).
@@ -129,6 +133,8 @@ impl Config {
             maximum_lag_on_failover: 1_048_576,
             check_timeline: false,
             primary_start_timeout: Duration::from_secs(300),
+            primary_stop_timeout: Duration::ZERO,
+            max_timelines_history: 0,
             failsafe_mode: false,
             pause: false,
             may_bootstrap: true,

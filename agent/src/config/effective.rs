@@ -88,6 +88,8 @@ pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut
         maximum_lag_on_failover: number(&["maximum_lag_on_failover"], 1_048_576),
         check_timeline: word("check_timeline"),
         primary_start_timeout: Duration::from_secs(number(&["primary_start_timeout", "master_start_timeout"], 300)),
+        primary_stop_timeout: Duration::from_secs(number(&["primary_stop_timeout", "master_stop_timeout"], 0)),
+        max_timelines_history: usize::try_from(number(&["max_timelines_history"], 0)).unwrap_or(usize::MAX),
         failsafe_mode: word("failsafe_mode"),
         pause: word("pause"),
         may_bootstrap: local.may_bootstrap,

@@ -160,6 +160,10 @@ pub(super) fn setting(word: &str) -> Result<Setting, String> {
             let value = time(value)?;
             Box::new(move |config| config.primary_start_timeout = value)
         }
+        "primary_stop_timeout" => {
+            let value = time(value)?;
+            Box::new(move |config| config.primary_stop_timeout = value)
+        }
         "member_slots_ttl" => {
             let value = time(value)?;
             Box::new(move |config| config.member_slots_ttl = value)

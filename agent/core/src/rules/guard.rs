@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::cluster::{Initialize, Status};
+use crate::config::SyncMode;
 use crate::plan::{Exit, KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{ClusterState, Job, StopMode};
 use crate::snapshot::{Order, Seat, Snapshot};
@@ -127,6 +128,17 @@ pub(super) fn final_status(s: &Snapshot) -> Vec<KeyWrite> {
     let Some(view) = s.view() else { return Vec::new() };
     let Some(optime) = shutdown_position(s) else { return Vec::new() };
     vec![KeyWrite::Status(Status { optime: Some(optime), ..view.status.clone() })]
+}
+
+/// Clients wait, and the standbys have every commit that was acknowledged: an operator's bound ends a slow stop.
+pub(super) fn end_slow_stop(s: &Snapshot) -> Option<Verdict> {
+    let limit = s.config.primary_stop_timeout;
+    let bounded = !limit.is_zero() && s.config.synchronous_mode != SyncMode::Off && s.seat() == Seat::Mine;
+    let since = s.job.as_ref().filter(|_| bounded && stopping(s) == Some(StopMode::Fast))?.since;
+    (since.until(s.now) >= limit).then(|| {
+        let why = format!("PostgreSQL has been stopping for {}s, which is primary_stop_timeout", limit.as_secs());
+        Verdict::new(Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)), why)
+    })
 }
 
 /// The server has shut down but for its archiver: as soon as a standby has the shutdown checkpoint, it may lead.
@@ -311,6 +323,25 @@ mod tests {
         assert_eq!((decide(&behind).rule, decide(&behind).look_again), ("hand_over_early", secs(1)));
         let there = archiving().answers("b", 1_000_000).build();
         assert_eq!((decide(&there).rule, &decide(&there).plan.lease), ("hand_over_early", &Lease::Release));
+    }
+
+    #[test]
+    fn end_slow_stop() {
+        use crate::config::SyncMode;
+        let stopping = |mode, limit, for_secs| {
+            let s = primary().ordered_to_stop().job(Job::Stop(StopMode::Fast)).with(|s| {
+                (s.config.synchronous_mode, s.config.primary_stop_timeout) = (mode, secs(limit));
+                let since = s.now;
+                s.job.as_mut().expect("a job").since = since;
+                s.now = since + secs(for_secs);
+            });
+            decide(&s)
+        };
+        let late = stopping(SyncMode::On, 5, 5);
+        assert_eq!((late.rule, late.plan.postgres), ("end_slow_stop", Move::Stop(StopMode::Immediate)));
+        assert_eq!(stopping(SyncMode::On, 5, 4).rule, "wait_for_job");
+        assert_eq!(stopping(SyncMode::On, 0, 5).rule, "wait_for_job", "no bound");
+        assert_eq!(stopping(SyncMode::Off, 5, 5).rule, "wait_for_job", "a commit that nobody else has could be lost");
     }
 
     #[test]

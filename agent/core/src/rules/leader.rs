@@ -366,7 +366,12 @@ fn history(s: &Snapshot, sql: &SqlFacts) -> Option<Vec<HistoryLine>> {
         return (!stored.is_empty()).then(Vec::new);
     }
     let newest = s.postgres.local_history.len().checked_sub(1)?;
-    let lines = s.postgres.local_history.iter().enumerate().map(|(i, local)| {
+    let kept = match s.config.max_timelines_history {
+        0 => usize::MAX,
+        lines => lines,
+    };
+    let dropped = s.postgres.local_history.len().saturating_sub(kept);
+    let lines = s.postgres.local_history.iter().enumerate().skip(dropped).map(|(i, local)| {
         let known = stored.iter().find(|old| old.parent == local.parent && old.switched_at == local.switched_at);
         let promoted_me = (i == newest).then(|| s.config.name.clone());
         HistoryLine {
@@ -644,6 +649,9 @@ mod tests {
         let mut written = s;
         written.dcs.as_mut().expect("reachable").history = Some(lines.clone());
         assert!(!decide(&written).plan.keys.iter().any(|key| matches!(key, KeyWrite::History(_))), "written once");
+        let newest = lines[1..].to_vec();
+        written.config.max_timelines_history = 1;
+        assert_eq!(decide(&written).plan.keys.last(), Some(&KeyWrite::History(newest)), "max_timelines_history");
     }
 
     #[test]

@@ -79,6 +79,7 @@ pub const GUARDS: &[Rule] = rules! {
     guard::leave_postgres_in_pause     ["M12 D8"]     "maintenance that ends when the agent is upgraded";
     synchronous::ask_to_be_released    ["D8 T4"]      "commits that wait for a standby which was stopped on purpose";
     guard::stop_postgres_when_ordered  ["D8 D9"]      "a running primary without a keeper of its lock";
+    guard::end_slow_stop               ["D2"]         "clients that wait for a stop without end, although the standbys have every commit";
     guard::hand_over_early             ["D3 D4"]      "a slow archive_command that delays the next primary";
     guard::release_when_stopped        ["D8 D9"]      "a hand-over that waits for the TTL";
     guard::exit_when_stopped           ["D8"]         "an agent that does not end";
