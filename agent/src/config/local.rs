@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use regent_pgctl::catalog::Catalog;
 use serde_json::Map;
-use tracing::level_filters::LevelFilter;
 
 use super::address::{self, Address};
 use super::etcd::{self, EtcdConfig};
+use super::log::{self, LogConfig};
 use super::node::Node;
 use super::secret::Secret;
 use super::section::{Report, Section};
@@ -52,48 +52,6 @@ pub struct LocalConfig {
     pub(super) catalog: Option<Arc<Catalog>>,
     /// What to log once after the start, beside [`super::Effective::warnings`].
     pub warnings: Vec<Problem>,
-}
-
-/// `log`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LogConfig {
-    /// `log.type`.
-    pub kind: LogType,
-    /// `log.level`; the peer's CRITICAL is our ERROR.
-    pub level: LevelFilter,
-    /// `log.dir`: write to `patroni.log` there instead of stderr.
-    pub dir: Option<PathBuf>,
-    /// Rotated files to keep.
-    pub file_num: u64,
-    /// Bytes before rotation.
-    pub file_size: u64,
-    /// Mode of the log file; from the umask when `None`.
-    pub mode: Option<u32>,
-    /// Added to every JSON line.
-    pub static_fields: Map<String, serde_json::Value>,
-}
-
-/// `log.type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogType {
-    /// Lines for people.
-    Plain,
-    /// One JSON object a line.
-    Json,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        LogConfig {
-            kind: LogType::Plain,
-            level: LevelFilter::INFO,
-            dir: None,
-            file_num: 4,
-            file_size: 25_000_000,
-            mode: None,
-            static_fields: Map::new(),
-        }
-    }
 }
 
 /// User name and password of Basic authentication.
@@ -218,7 +176,7 @@ impl LocalConfig {
         if let Some(citus) = root.get("citus") {
             report.problem(&citus.at, "citus", "section \"citus\" is not supported");
         }
-        let log = log(&root, report);
+        let log = log::read(&root, report);
         let restapi = restapi(&root, report);
         let ctl = ctl(&root, report);
         let etcd = etcd::read(&root, report);
@@ -378,59 +336,6 @@ fn guardian(regent: &Section<'_>, report: &mut Report) -> bool {
         report.warn(&node.at, "regent.guardian", "must be on or off; on applies");
         true
     })
-}
-
-fn log(root: &Section<'_>, report: &mut Report) -> LogConfig {
-    let log = root.child("log", report);
-    let defaults = LogConfig::default();
-    let wrong = |key: &str, what: &str, report: &mut Report| {
-        if let Some(node) = log.get(key) {
-            report.warn(&node.at, &log.path_of(key), what);
-        }
-    };
-    let kind = match log.text("type", report).map(|kind| kind.to_ascii_lowercase()).as_deref() {
-        None | Some("plain") => LogType::Plain,
-        Some("json") => LogType::Json,
-        Some(_) => {
-            wrong("type", "must be plain or json; plain applies", report);
-            LogType::Plain
-        }
-    };
-    let level = log.text("level", report).map(|level| level.to_ascii_uppercase());
-    let level = level.as_deref().and_then(log_level).or_else(|| {
-        wrong("level", "must be DEBUG, INFO, WARNING, ERROR or CRITICAL; INFO applies", report);
-        Some(defaults.level)
-    });
-    let mode = log.get("mode").and_then(values::integer).filter(|mode| (0..=0o777).contains(mode));
-    if mode.is_none() {
-        wrong("mode", "must be an octal number up to 0777; the umask applies", report);
-    }
-    let fields = log.child("static_fields", report).node().map(Node::to_json);
-    LogConfig {
-        kind,
-        level: level.unwrap_or(defaults.level),
-        dir: log.text("dir", report).map(PathBuf::from),
-        file_num: log.number("file_num", 0, report).unwrap_or(defaults.file_num),
-        file_size: log.number("file_size", 0, report).unwrap_or(defaults.file_size),
-        mode: mode.and_then(|mode| u32::try_from(mode).ok()),
-        static_fields: match fields {
-            Some(serde_json::Value::Object(fields)) => fields,
-            Some(_) | None => Map::new(),
-        },
-    }
-}
-
-/// A level of Python's logging in tracing's words.
-#[must_use]
-pub(crate) fn log_level(name: &str) -> Option<LevelFilter> {
-    match name {
-        "NOTSET" => Some(LevelFilter::TRACE),
-        "DEBUG" => Some(LevelFilter::DEBUG),
-        "INFO" => Some(LevelFilter::INFO),
-        "WARN" | "WARNING" => Some(LevelFilter::WARN),
-        "ERROR" | "CRITICAL" | "FATAL" => Some(LevelFilter::ERROR),
-        _ => None,
-    }
 }
 
 fn basic(section: &Section<'_>, report: &mut Report) -> Option<Basic> {

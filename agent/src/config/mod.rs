@@ -20,6 +20,7 @@ mod etcd;
 mod fill;
 mod known;
 mod local;
+mod log;
 mod node;
 mod parameters;
 mod postgres;
@@ -42,7 +43,8 @@ pub use cache::{CacheError, DYNAMIC_CACHE, read_dynamic_cache, write_dynamic_cac
 pub use check::{Finding, Severity, check};
 pub use effective::{Effective, effective};
 pub use etcd::EtcdConfig;
-pub use local::{Basic, ControlConfig, CtlConfig, LocalConfig, LogConfig, LogType, RestConfig, WatchdogConfig};
+pub use local::{Basic, ControlConfig, CtlConfig, LocalConfig, RestConfig, WatchdogConfig};
+pub use log::{Attribute, LogConfig, LogType, Piece};
 pub use node::{At, Entry, Node, Value};
 pub use problem::{ConfigErrors, Problem};
 pub use secret::Secret;
@@ -51,6 +53,9 @@ pub use sources::Sources;
 pub use table::{Change, KEYS, Key, Kind, State};
 pub use yaml::{YamlError, parse as parse_yaml};
 
-pub(crate) use local::{log_level, store_path};
+pub(crate) use local::store_path;
+pub(crate) use log::log_level;
+#[cfg(test)]
+pub(crate) use log::tests::log_config;
 pub(crate) use node::python_float;
 pub(crate) use resolve::is_plain_text;

@@ -56,6 +56,8 @@ fn example(key: &Key) -> (String, Vec<(&'static str, &'static str)>) {
             own("{p: {type: physical}}")
         }
         "bootstrap.dcs.ignore_slots" => own("[{name: x}]"),
+        "log.format" => own("'%(message)s'"),
+        "log.loggers" => own("{a: DEBUG}"),
         "log.static_fields" | "restapi.http_extra_headers" | "restapi.https_extra_headers" => own("{a: b}"),
         "tags.failover_priority" => own("7"),
         _ => own(match key.kind {

@@ -7,19 +7,20 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use jiff::Zoned;
-use serde_json::{Map, Value};
-use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use crate::config::{LogConfig, LogType};
+use crate::config::LogConfig;
+
+mod line;
+
+use line::Record;
 
 /// Lines that may wait for a slow writer.
 const QUEUE: usize = 4096;
@@ -56,19 +57,75 @@ pub struct Log {
 }
 
 struct Shared {
-    /// Index into [`LEVELS`].
-    level: AtomicUsize,
+    levels: RwLock<Levels>,
     lost: AtomicU64,
 }
 
-const LEVELS: [LevelFilter; 6] = [
-    LevelFilter::OFF,
-    LevelFilter::ERROR,
-    LevelFilter::WARN,
-    LevelFilter::INFO,
-    LevelFilter::DEBUG,
-    LevelFilter::TRACE,
+/// From which level on whose events are logged.
+struct Levels {
+    all: LevelFilter,
+    /// By the beginning of a target; the longest one that fits counts.
+    of: Vec<(String, LevelFilter)>,
+}
+
+/// The peer's modules and ours that do their work.
+const MODULES: &[(&str, &str)] = &[
+    ("patroni", "regent"),
+    ("patroni.__main__", "regent"),
+    ("patroni.api", "regent::api"),
+    ("patroni.config", "regent::config"),
+    ("patroni.ctl", "regent::ctl"),
+    ("patroni.dcs", "regent_dcs"),
+    ("patroni.dcs.etcd3", "regent_dcs"),
+    ("patroni.ha", "regent::report"),
+    ("patroni.postgresql", "regent_pgctl"),
+    ("patroni.postgresql.postmaster", "regent_pgctl::postmaster"),
+    ("patroni.postgresql.rewind", "regent_pgctl::rewind"),
+    ("patroni.postgresql.slots", "regent_pgctl::query"),
+    ("patroni.watchdog", "regent::watchdog"),
+    ("urllib3", "hyper"),
 ];
+
+impl Levels {
+    fn new(config: &LogConfig) -> Levels {
+        let target = |name: &str| {
+            let known = MODULES.iter().find(|(peers, _)| *peers == name).map(|(_, ours)| (*ours).to_owned());
+            known.unwrap_or_else(|| name.replace('.', "::"))
+        };
+        Levels { all: config.level, of: config.loggers.iter().map(|(name, level)| (target(name), *level)).collect() }
+    }
+
+    fn of(&self, target: &str) -> LevelFilter {
+        // `regent` is all our crates: regent_core, regent_dcs, regent_pgctl.
+        let fits = |name: &str| {
+            target
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with("::") || rest.starts_with('_'))
+        };
+        let named = self.of.iter().filter(|(name, _)| fits(name)).max_by_key(|(name, _)| name.len());
+        if let Some((_, level)) = named {
+            return *level;
+        }
+        // What libraries say in passing is not what an operator asked for: one level less of it, and no small talk.
+        if target.starts_with("regent") || self.all == LevelFilter::TRACE {
+            self.all
+        } else if self.all == LevelFilter::DEBUG {
+            LevelFilter::INFO
+        } else {
+            self.all.min(LevelFilter::WARN)
+        }
+    }
+
+    fn most(&self) -> LevelFilter {
+        self.of.iter().map(|(_, level)| *level).fold(self.all, LevelFilter::max)
+    }
+}
+
+impl Shared {
+    fn levels(&self) -> RwLockReadGuard<'_, Levels> {
+        self.levels.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 enum Message {
     Record(Record),
@@ -76,19 +133,12 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
-/// One event.
-struct Record {
-    time: Zoned,
-    level: Level,
-    message: String,
-    fields: Vec<(&'static str, Value)>,
-}
-
 /// How lines look and where they go.
 struct Output {
-    kind: LogType,
-    static_fields: Map<String, Value>,
+    config: LogConfig,
     file: Option<Rotated>,
+    /// The last line of the loop.
+    heartbeat: Option<String>,
 }
 
 impl Log {
@@ -105,7 +155,7 @@ impl Log {
 
     fn new(config: &LogConfig) -> Result<(Log, QueueLayer), LogError> {
         let (queue, messages) = sync_channel(QUEUE);
-        let shared = Arc::new(Shared { level: AtomicUsize::new(0), lost: AtomicU64::new(0) });
+        let shared = Arc::new(Shared { levels: RwLock::new(Levels::new(config)), lost: AtomicU64::new(0) });
         let output = Output::open(config)?;
         let counts = Arc::clone(&shared);
         std::thread::Builder::new()
@@ -113,7 +163,6 @@ impl Log {
             .spawn(move || write_all(&messages, output, &counts))
             .map_err(LogError::Thread)?;
         let log = Log { queue: queue.clone(), shared: Arc::clone(&shared) };
-        log.set_level(config.level);
         Ok((log, QueueLayer { queue, shared }))
     }
 
@@ -123,15 +172,10 @@ impl Log {
     /// [`LogError::File`], and everything stays as it was; [`LogError::Stuck`], and only the level has changed.
     pub fn configure(&self, config: &LogConfig) -> Result<(), LogError> {
         let output = Output::open(config)?;
-        self.set_level(config.level);
+        *self.shared.levels.write().unwrap_or_else(PoisonError::into_inner) = Levels::new(config);
+        tracing::callsite::rebuild_interest_cache();
         self.queue.try_send(Message::Use(output)).map_err(|_| LogError::Stuck)?;
         Ok(())
-    }
-
-    fn set_level(&self, level: LevelFilter) {
-        let index = LEVELS.iter().position(|known| *known == level).unwrap_or(3);
-        self.shared.level.store(index, Ordering::Relaxed);
-        tracing::callsite::rebuild_interest_cache();
     }
 
     /// Waits until everything logged so far is written, no longer than `within`. Before the process ends.
@@ -150,36 +194,17 @@ struct QueueLayer {
     shared: Arc<Shared>,
 }
 
-impl QueueLayer {
-    fn level(&self) -> LevelFilter {
-        LEVELS.get(self.shared.level.load(Ordering::Relaxed)).copied().unwrap_or(LevelFilter::INFO)
-    }
-}
-
 impl<S: Subscriber> Layer<S> for QueueLayer {
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        // What libraries say in passing is not what an operator asked for: one level less of it, and no small talk.
-        let level = self.level();
-        let own = metadata.target().starts_with("regent");
-        let limit = if own || level == LevelFilter::TRACE {
-            level
-        } else if level == LevelFilter::DEBUG {
-            LevelFilter::INFO
-        } else {
-            level.min(LevelFilter::WARN)
-        };
-        *metadata.level() <= limit
+        *metadata.level() <= self.shared.levels().of(metadata.target())
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.level())
+        Some(self.shared.levels().most())
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut record =
-            Record { time: Zoned::now(), level: *event.metadata().level(), message: String::new(), fields: Vec::new() };
-        event.record(&mut record);
-        match self.queue.try_send(Message::Record(record)) {
+        match self.queue.try_send(Message::Record(Record::of(event))) {
             Ok(()) | Err(TrySendError::Disconnected(_)) => {}
             Err(TrySendError::Full(_)) => {
                 self.shared.lost.fetch_add(1, Ordering::Relaxed);
@@ -188,98 +213,14 @@ impl<S: Subscriber> Layer<S> for QueueLayer {
     }
 }
 
-impl Visit for Record {
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        if field.name() == "message" {
-            self.message = format!("{value:?}");
-        } else {
-            self.fields.push((field.name(), Value::String(format!("{value:?}"))));
-        }
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == "message" {
-            value.clone_into(&mut self.message);
-        } else {
-            self.fields.push((field.name(), Value::String(value.to_owned())));
-        }
-    }
-
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.fields.push((field.name(), value.into()));
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.fields.push((field.name(), value.into()));
-    }
-
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.fields.push((field.name(), value.into()));
-    }
-
-    fn record_f64(&mut self, field: &Field, value: f64) {
-        self.fields.push((field.name(), value.into()));
-    }
-}
-
-impl Record {
-    fn line(&self, output: &Output) -> String {
-        let time = self.time.strftime("%Y-%m-%d %H:%M:%S,%3f").to_string();
-        let mut line = match output.kind {
-            LogType::Plain => {
-                let mut line = format!("{time} {}: {}", level_name(self.level), self.message);
-                for (name, value) in &self.fields {
-                    let bare = value.as_str().filter(|text| is_plain(text)).map(str::to_owned);
-                    line.push_str(&format!(" {name}={}", bare.unwrap_or_else(|| value.to_string())));
-                }
-                line
-            }
-            LogType::Json => {
-                let mut object = Map::new();
-                object.insert("asctime".to_owned(), time.into());
-                object.insert("levelname".to_owned(), level_name(self.level).into());
-                object.insert("message".to_owned(), self.message.clone().into());
-                object.extend(output.static_fields.clone());
-                object.extend(self.fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-                Value::Object(object).to_string()
-            }
-        };
-        line.push('\n');
-        line
-    }
-}
-
-/// Python's names.
-fn level_name(level: Level) -> &'static str {
-    if level == Level::ERROR {
-        "ERROR"
-    } else if level == Level::WARN {
-        "WARNING"
-    } else if level == Level::INFO {
-        "INFO"
-    } else {
-        "DEBUG"
-    }
-}
-
-/// Whether a value can stand behind `key=` without quotes.
-fn is_plain(text: &str) -> bool {
-    !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '=')
-}
-
 fn write_all(messages: &Receiver<Message>, mut output: Output, shared: &Shared) {
     while let Ok(message) = messages.recv() {
         match message {
             Message::Record(record) => {
                 let lost = shared.lost.swap(0, Ordering::Relaxed);
                 if lost > 0 {
-                    let note = Record {
-                        time: record.time.clone(),
-                        level: Level::WARN,
-                        message: format!("{lost} log lines were lost: the log could not be written fast enough"),
-                        fields: Vec::new(),
-                    };
-                    output.write(&note);
+                    let note = format!("{lost} log lines were lost: the log could not be written fast enough");
+                    output.write(&Record::new(Level::WARN, module_path!(), note));
                 }
                 output.write(&record);
             }
@@ -295,12 +236,18 @@ fn write_all(messages: &Receiver<Message>, mut output: Output, shared: &Shared) 
 impl Output {
     fn open(config: &LogConfig) -> Result<Output, LogError> {
         let file = config.dir.as_deref().map(|dir| Rotated::open(dir, config)).transpose()?;
-        Ok(Output { kind: config.kind, static_fields: config.static_fields.clone(), file })
+        Ok(Output { config: config.clone(), file, heartbeat: None })
     }
 
     /// A file that cannot be written to any more gives way to stderr.
     fn write(&mut self, record: &Record) {
-        let line = record.line(self);
+        if self.config.deduplicate
+            && let Some(heartbeat) = record.heartbeat()
+            && self.heartbeat.replace(heartbeat.clone()).is_some_and(|last| last == heartbeat)
+        {
+            return;
+        }
+        let line = record.line(&self.config);
         if let Some(file) = &mut self.file {
             match file.write(&line) {
                 Ok(()) => return,
@@ -384,7 +331,10 @@ fn append(path: &Path, mode: Option<u32>) -> std::io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, Value};
+
     use super::*;
+    use crate::config::LogType;
 
     const LONG: Duration = Duration::from_secs(30);
 
@@ -437,6 +387,63 @@ mod tests {
     }
 
     #[test]
+    fn lines_are_as_format_and_dateformat_say() {
+        let said = |yaml: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let tree = format!("{yaml}, dir: '{}'", dir.path().display());
+            let config = crate::config::log_config(&format!("log: {{{tree}}}"));
+            log_in(&config, |_| tracing::warn!(target: "regent::ha", lag = 5, "behind"));
+            read(dir.path(), "patroni.log").trim_end().to_owned()
+        };
+        assert_eq!(
+            said("format: '%(levelname)-8s|%(name)12s|%(filename)s %(message)s 100%%'"),
+            "WARNING |   regent.ha|mod.rs behind lag=5 100%"
+        );
+        let year = jiff::Zoned::now().year().to_string();
+        assert_eq!(said("format: '%(asctime)s %(message)s', dateformat: '<%Y>'"), format!("<{year}> behind lag=5"));
+        let object: Value =
+            serde_json::from_str(&said("type: json, format: [message, levelname: severity, process]")).unwrap();
+        assert_eq!(
+            object,
+            serde_json::json!({"message": "behind", "severity": "WARNING", "process": std::process::id(), "lag": 5})
+        );
+    }
+
+    #[test]
+    fn loggers_have_levels_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let loggers =
+            [("patroni.ha", LevelFilter::DEBUG), ("patroni", LevelFilter::ERROR), ("h2.codec", LevelFilter::TRACE)];
+        let loggers = loggers.map(|(name, level)| (name.to_owned(), level)).to_vec();
+        log_in(&LogConfig { loggers, ..to_dir(dir.path()) }, |_| {
+            tracing::debug!(target: "regent::report", "seen 1");
+            tracing::warn!(target: "regent_dcs::etcd", "unseen");
+            tracing::error!(target: "regent::api", "seen 2");
+            tracing::trace!(target: "h2::codec::x", "seen 3");
+            tracing::info!(target: "h2::codecs", "unseen");
+        });
+        let text = read(dir.path(), "patroni.log");
+        let said: Vec<_> = text.lines().filter_map(|line| line.split(": ").nth(1)).collect();
+        assert_eq!(said, ["seen 1", "seen 2", "seen 3"]);
+    }
+
+    #[test]
+    fn heartbeats_that_repeat_are_dropped_when_asked_for() {
+        for (deduplicate, lines) in [(false, 5), (true, 4)] {
+            let dir = tempfile::tempdir().unwrap();
+            log_in(&LogConfig { deduplicate, ..to_dir(dir.path()) }, |_| {
+                for lag in [5, 5, 6] {
+                    tracing::info!(target: "regent::report", rule = "lead", lag, "we lead");
+                }
+                for _ in 0..2 {
+                    tracing::info!(target: "regent", "no heartbeat");
+                }
+            });
+            assert_eq!(read(dir.path(), "patroni.log").lines().count(), lines);
+        }
+    }
+
+    #[test]
     fn files_are_rotated_and_only_so_many_kept() {
         let dir = tempfile::tempdir().unwrap();
         let config = LogConfig { file_size: 100, file_num: 2, ..to_dir(dir.path()) };
@@ -475,7 +482,8 @@ mod tests {
     fn a_writer_that_hangs_costs_lines_and_no_time() {
         // A queue whose reader never comes.
         let (queue, messages) = sync_channel(2);
-        let shared = Arc::new(Shared { level: AtomicUsize::new(3), lost: AtomicU64::new(0) });
+        let shared =
+            Arc::new(Shared { levels: RwLock::new(Levels::new(&LogConfig::default())), lost: AtomicU64::new(0) });
         let layer = QueueLayer { queue, shared: Arc::clone(&shared) };
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             for _ in 0..5 {
