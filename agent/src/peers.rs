@@ -16,8 +16,8 @@ use hyper_util::rt::TokioIo;
 use regent_core::failsafe::Notice;
 use regent_core::peers::{PeerAnswer, PeerReply, Question};
 use regent_core::units::{Lsn, MemberName, Timeline};
+use regent_pgctl::pem;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde_json::Value;
@@ -26,7 +26,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::config::CtlConfig;
+use crate::config::{CtlConfig, Secret};
 
 /// The longest status document we read.
 const MAX_BODY: usize = 1 << 20;
@@ -327,10 +327,8 @@ pub(crate) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>
 pub(crate) fn identity(ctl: &CtlConfig) -> Result<Option<Identity>, String> {
     let Some(certfile) = &ctl.certfile else { return Ok(None) };
     let keyfile = ctl.keyfile.as_ref().unwrap_or(certfile);
-    let chain = CertificateDer::pem_file_iter(certfile).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let chain = chain.map_err(|error| format!("ctl.certfile {certfile}: {error}"))?;
-    let key = PrivateKeyDer::from_pem_file(keyfile).map_err(|error| format!("ctl.keyfile {keyfile}: {error}"))?;
-    Ok(Some((chain, key)))
+    let key = pem::private_key("ctl.keyfile", keyfile, ctl.keyfile_password.as_ref().map(Secret::expose))?;
+    Ok(Some((pem::certificates("ctl.certfile", certfile)?, key)))
 }
 
 /// Members' certificates are not checked here: this is how the peer asks its members, and their names rarely match.

@@ -22,6 +22,7 @@ pub mod fake;
 mod guc;
 mod history;
 mod observe;
+pub mod pem;
 mod postmaster;
 mod programs;
 mod query;

@@ -3,19 +3,18 @@
 //! `prefer` (the default), `allow` and `require` encrypt and verify nothing, as libpq does without a root certificate.
 //! `allow` is treated as `prefer`; a server that takes TLS but whose pg_hba.conf then refuses it is not asked again without.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::pem;
 use crate::settings::Credentials;
 
 /// What an `sslmode` demands of the server's certificate.
@@ -41,11 +40,6 @@ pub(crate) fn connector(credentials: &Credentials) -> Result<(SslMode, MakeRustl
         }
         (other, _) => return Err(format!("sslmode={other:?} is not one that PostgreSQL knows")),
     };
-    if option("sslpassword").is_some() {
-        return Err(
-            "sslpassword is not supported for the agent's own connections; use a key without password".to_owned()
-        );
-    }
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier::new(demand, roots, &provider)?;
     let config = ClientConfig::builder_with_provider(provider)
@@ -55,19 +49,16 @@ pub(crate) fn connector(credentials: &Credentials) -> Result<(SslMode, MakeRustl
         .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match (option("sslcert"), option("sslkey")) {
         (Some(cert), Some(key)) => {
-            let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("sslkey {key}: {e}"))?;
-            config.with_client_auth_cert(certificates(cert)?, key).map_err(|e| format!("sslcert {cert}: {e}"))?
+            let key = pem::private_key("sslkey", key, option("sslpassword"))?;
+            config
+                .with_client_auth_cert(pem::certificates("sslcert", cert)?, key)
+                .map_err(|e| format!("sslcert {cert}: {e}"))?
         }
         (None, None) => config.with_no_client_auth(),
         (Some(_), None) | (None, Some(_)) => return Err("sslcert and sslkey belong together".to_owned()),
     };
     config.alpn_protocols = vec![b"postgresql".to_vec()];
     Ok((mode, MakeRustlsConnect::new(config)))
-}
-
-fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(Path::new(path)).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    read.map_err(|e| format!("{path}: {e}"))
 }
 
 /// Checks what was demanded. Accepts a certificate that lies in the root file itself, which rustls' own verifier refuses
@@ -84,7 +75,7 @@ impl Verifier {
     fn new(demand: Demand, roots: Option<&str>, provider: &Arc<CryptoProvider>) -> Result<Verifier, String> {
         let bare = Verifier { demand, trusted: Vec::new(), chain: None, provider: Arc::clone(provider) };
         let (Demand::Chain | Demand::ChainAndName, Some(path)) = (demand, roots) else { return Ok(bare) };
-        let trusted = certificates(path)?;
+        let trusted = pem::certificates("sslrootcert", path)?;
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(trusted.iter().cloned());
         let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider)).build();

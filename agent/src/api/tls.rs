@@ -4,12 +4,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use regent_pgctl::pem;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
-use crate::config::RestConfig;
+use crate::config::{RestConfig, Secret};
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -46,17 +45,21 @@ impl Tls {
         }
         let Some(certfile) = &rest.certfile else { return Ok(None) };
         let keyfile = rest.keyfile.as_ref().unwrap_or(certfile);
-        let chain = certificates("certfile", certfile)?;
-        let key = PrivateKeyDer::from_pem_file(keyfile).map_err(|error| {
-            format!("restapi.keyfile {keyfile}: {error} (a key with a password must be decrypted first: openssl pkey -in FILE)")
-        })?;
-        let builder = ServerConfig::builder();
+        let chain = pem::certificates("restapi.certfile", certfile)?;
+        let password = rest.keyfile_password.as_ref().map(Secret::expose);
+        let key = pem::private_key("restapi.keyfile", keyfile, password)?;
+        let mut provider = rustls::crypto::ring::default_provider();
+        if let Some(suites) = &rest.ciphers {
+            provider.cipher_suites.clone_from(suites);
+        }
+        let builder = ServerConfig::builder_with_provider(Arc::new(provider)).with_safe_default_protocol_versions();
+        let builder = builder.map_err(|error| format!("restapi.ciphers: {error}"))?;
         let builder = match (verify, &rest.cafile) {
             ("none", _) => builder.with_no_client_auth(),
             (_, None) => return Err(format!("restapi.verify_client is {verify}, and there is no restapi.cafile")),
             (_, Some(cafile)) => {
                 let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(certificates("cafile", cafile)?);
+                roots.add_parsable_certificates(pem::certificates("restapi.cafile", cafile)?);
                 let verifier = WebPkiClientVerifier::builder(Arc::new(roots));
                 let verifier = if verify == "optional" { verifier.allow_unauthenticated() } else { verifier };
                 let verifier = verifier.build().map_err(|error| format!("restapi.cafile {cafile}: {error}"))?;
@@ -69,10 +72,4 @@ impl Tls {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Some(Tls { config: Arc::new(config), wants_certificate: verify == "optional" }))
     }
-}
-
-fn certificates(key: &str, file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let read = read.map_err(|error| format!("restapi.{key} {file}: {error}"))?;
-    if read.is_empty() { Err(format!("restapi.{key} {file}: no certificate is in it")) } else { Ok(read) }
 }

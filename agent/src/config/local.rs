@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use regent_pgctl::catalog::Catalog;
+use rustls::SupportedCipherSuite;
 use serde_json::Map;
 
 use super::address::{self, Address};
+use super::ciphers;
 use super::etcd::{self, EtcdConfig};
 use super::log::{self, LogConfig};
 use super::node::Node;
@@ -64,7 +66,7 @@ pub struct Basic {
 }
 
 /// `restapi`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RestConfig {
     /// Where to listen; an empty host or `*` is every address, dual-stack where possible.
     pub listen: Address,
@@ -74,14 +76,14 @@ pub struct RestConfig {
     pub authentication: Option<Basic>,
     /// TLS certificate chain.
     pub certfile: Option<String>,
+    /// Suites that its `ciphers` leave; `None`: all there are.
+    pub ciphers: Option<Vec<SupportedCipherSuite>>,
     /// Its key; `None`: inside `certfile`.
     pub keyfile: Option<String>,
     /// Password of the key.
     pub keyfile_password: Option<Secret>,
     /// Verifies client certificates.
     pub cafile: Option<String>,
-    /// OpenSSL cipher list.
-    pub ciphers: Option<String>,
     /// `none`, `optional`, `required`; lower case.
     pub verify_client: String,
     /// Who may change something; empty: everyone.
@@ -385,10 +387,10 @@ fn restapi(root: &Section<'_>, report: &mut Report) -> RestConfig {
         connect_address: connect.or_else(|| listen.as_ref().map(ToString::to_string)).unwrap_or_default(),
         authentication: basic(&rest, report),
         certfile: rest.text("certfile", report),
+        ciphers: ciphers::read(&rest, report),
         keyfile: rest.text("keyfile", report),
         keyfile_password: rest.text("keyfile_password", report).map(Secret::new),
         cafile: rest.text("cafile", report),
-        ciphers: rest.text("ciphers", report),
         verify_client: rest.text("verify_client", report).map_or("none".to_owned(), |text| text.to_ascii_lowercase()),
         allowlist: texts(&rest, "allowlist", report),
         allowlist_include_members: rest.truthy("allowlist_include_members"),

@@ -14,6 +14,7 @@ mod address;
 mod advice;
 mod cache;
 mod check;
+mod ciphers;
 mod effective;
 mod environment;
 mod etcd;

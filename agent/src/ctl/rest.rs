@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use regent_pgctl::pem;
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -126,8 +126,7 @@ fn verifying(ctl: &CtlConfig) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     let system = || SYSTEM_STORES.iter().find(|path| Path::new(path).exists()).map(ToString::to_string);
     if let Some(store) = ctl.cacert.clone().or_else(system) {
-        let read = CertificateDer::pem_file_iter(&store).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        roots.add_parsable_certificates(read.map_err(|error| format!("cannot read {store}: {error}"))?);
+        roots.add_parsable_certificates(pem::certificates("ctl.cacert", &store)?);
     }
     let config = ClientConfig::builder().with_root_certificates(roots);
     match peers::identity(ctl)? {

@@ -10,6 +10,7 @@ fn meaning(text: &str) -> String {
     let secrets = [
         local.restapi.authentication.as_ref().map(|basic| basic.password.expose().to_owned()),
         local.ctl.authentication.as_ref().map(|basic| basic.password.expose().to_owned()),
+        local.restapi.keyfile_password.as_ref().map(|secret| secret.expose().to_owned()),
         local.ctl.keyfile_password.as_ref().map(|secret| secret.expose().to_owned()),
         local.etcd.password.as_ref().map(|secret| secret.expose().to_owned()),
         all.postgres.superuser.password.clone(),
@@ -56,6 +57,7 @@ fn example(key: &Key) -> (String, Vec<(&'static str, &'static str)>) {
             own("{p: {type: physical}}")
         }
         "bootstrap.dcs.ignore_slots" => own("[{name: x}]"),
+        "restapi.ciphers" => own("ECDHE-RSA-AES128-GCM-SHA256"),
         "log.format" => own("'%(message)s'"),
         "log.loggers" => own("{a: DEBUG}"),
         "log.static_fields" | "restapi.http_extra_headers" | "restapi.https_extra_headers" => own("{a: b}"),

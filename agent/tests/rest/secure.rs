@@ -104,6 +104,35 @@ fn over_tls_all_is_as_without() {
 }
 
 #[test]
+fn a_key_may_be_encrypted_and_the_ciphers_be_chosen() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let encrypt = ["pkcs8", "-topk8", "-in", "server.key", "-out", "closed", "-passout", "pass:geheim"];
+    let made = std::process::Command::new("openssl").args(encrypt).current_dir(dir.path()).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    std::fs::rename(dir.path().join("closed"), dir.path().join("server.key")).unwrap();
+    let closed = tls(dir.path(), "").unwrap_err();
+    assert!(closed.contains("server.key") && closed.contains("no password"), "{closed}");
+
+    let keys = "keyfile_password: geheim, ciphers: 'ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE+aRSA'";
+    let node = Node::with_policy(replica(), Policy { tls: tls(dir.path(), keys).unwrap(), ..Policy::default() });
+    assert_eq!(ask(&node, dir.path(), CHECK, false).unwrap().code, 200);
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(dir.path().join("ca.crt")).unwrap()).unwrap();
+    let old = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS12]);
+    let old = old.with_root_certificates(roots).with_no_client_auth();
+    let mut connection = ClientConnection::new(Arc::new(old), "localhost".try_into().unwrap()).unwrap();
+    let mut tcp = TcpStream::connect(node.address()).unwrap();
+    tcp.set_read_timeout(Some(secs(20))).unwrap();
+    while connection.is_handshaking() {
+        connection.complete_io(&mut tcp).unwrap();
+    }
+    let suite = connection.negotiated_cipher_suite().map(|suite| suite.suite());
+    assert_eq!(suite, Some(rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256));
+}
+
+#[test]
 fn client_certificates_are_asked_for_as_configured() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let dir = tempfile::tempdir().unwrap();
