@@ -32,6 +32,12 @@ pub struct Cli {
     /// Write a commented sample to FILE, or to standard output
     #[arg(long, conflicts_with_all = ["validate_config", "print_config"])]
     pub generate_sample_config: bool,
+    /// Write a configuration for a server that runs already, read from it as a superuser, to FILE, or to standard output
+    #[arg(long, conflicts_with_all = ["validate_config", "print_config", "generate_sample_config"])]
+    pub generate_config: bool,
+    /// With --generate-config: libpq's connection string or URI of the server; the PG* variables say what it leaves out
+    #[arg(long, requires = "generate_config")]
+    pub dsn: Option<String>,
 }
 
 impl Cli {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,9 +16,10 @@ use regent::api;
 use regent::cli::{self, Cli};
 use regent::clock::{BootClock, Clock, boot_time};
 use regent::config::{self, LocalConfig, Sources};
+use regent::ctl::ask_secretly;
 use regent::layers::{Effective, Files, Layers};
 use regent::logging::Log;
-use regent::{guardian, init, lease, peers, report, watchdog};
+use regent::{generate, guardian, init, lease, peers, report, watchdog};
 use regent_core::contract::contract;
 use regent_core::failsafe::Notice;
 use regent_core::fence::Fence;
@@ -48,6 +50,8 @@ fn main() -> ExitCode {
     }
 }
 
+/// DNS that names no member of etcd is asked again after this long (config.md 2.4).
+const FIND_AGAIN: Duration = Duration::from_secs(5);
 /// How long a write that a client of the REST API waits for may take.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -61,6 +65,7 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
     if let Some(status) = answer(cli)? {
         return Ok(status);
     }
+    keep_memory_private();
     let sources = cli.sources();
     let mut local = LocalConfig::load(&sources).map_err(|error| error.to_string())?;
     if nix::unistd::geteuid().is_root() {
@@ -81,6 +86,14 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
     status
 }
 
+/// Passwords are in it: no core file of the agent, and no debugger but root's. PostgreSQL's core files stay (the attribute ends
+/// with exec; Linux manual, `PR_SET_DUMPABLE`).
+fn keep_memory_private() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    // Not to be had: the agent works all the same.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
 /// What only asks about a configuration, and starts nothing.
 fn answer(cli: &Cli) -> Result<Option<ExitCode>, String> {
     let sources = cli.sources();
@@ -93,6 +106,16 @@ fn answer(cli: &Cli) -> Result<Option<ExitCode>, String> {
         match &cli.config {
             Some(path) => write_new(path, &sample)?,
             None => say(&sample)?,
+        }
+        return Ok(Some(ExitCode::SUCCESS));
+    }
+    if cli.generate_config {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let ask = async || ask_secretly("Please enter the user password").await.map_err(|error| error.line());
+        let made = short_runtime()?.block_on(generate::config(cli.dsn.as_deref(), variable, ask))?;
+        match &cli.config {
+            Some(path) => write_new(path, &made)?,
+            None => say(&made)?,
         }
         return Ok(Some(ExitCode::SUCCESS));
     }
@@ -116,7 +139,8 @@ fn write_new(path: &std::path::Path, text: &str) -> Result<(), String> {
         if let Some(above) = path.parent() {
             std::fs::create_dir_all(above)?;
         }
-        std::fs::File::create_new(path)?.write_all(text.as_bytes())
+        // It may hold a password.
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
     };
     write().map_err(|error| format!("cannot write {}: {error}; name a file that does not exist", path.display()))
 }
@@ -126,8 +150,17 @@ fn short_runtime() -> Result<tokio::runtime::Runtime, String> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| format!("cannot start: {error}"))
 }
 
+/// Waits until DNS names etcd's members, where it is to name them.
+async fn find_etcd(local: &mut LocalConfig) {
+    while let Err(why) = local.etcd.find().await {
+        tracing::error!("waiting on etcd: {why}");
+        tokio::time::sleep(FIND_AGAIN).await;
+    }
+}
+
 /// REST on its own thread, the lease on its own thread, the loop on this one.
-fn serve(sources: Sources, local: LocalConfig, log: Log) -> Result<ExitCode, String> {
+fn serve(sources: Sources, mut local: LocalConfig, log: Log) -> Result<ExitCode, String> {
+    short_runtime()?.block_on(find_etcd(&mut local));
     let etcd = local.etcd.settings(&local.store_path);
     peers::introduce(&local.ctl)?;
     let (rest, guarded) = (local.restapi.clone(), local.guardian);

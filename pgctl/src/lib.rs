@@ -30,7 +30,7 @@ pub mod real;
 mod rewind;
 mod run;
 pub mod settings;
-mod tls;
+pub mod tls;
 
 pub use real::Server;
 pub use settings::Settings;

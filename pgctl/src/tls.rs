@@ -25,8 +25,11 @@ enum Demand {
     ChainAndName,
 }
 
-/// The mode and the connector for these credentials. The error says which option cannot be used.
-pub(crate) fn connector(credentials: &Credentials) -> Result<(SslMode, MakeRustlsConnect), String> {
+/// The mode and the connector for these credentials.
+///
+/// # Errors
+/// Which option cannot be used, for people.
+pub fn connector(credentials: &Credentials) -> Result<(SslMode, MakeRustlsConnect), String> {
     let option = |key: &str| credentials.options.get(key).map(String::as_str).filter(|value| !value.is_empty());
     let roots = option("sslrootcert");
     let (mode, demand) = match (option("sslmode").unwrap_or("prefer"), roots) {

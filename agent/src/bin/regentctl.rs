@@ -27,6 +27,8 @@ fn main() -> ExitCode {
 
 /// The way to one cluster.
 async fn connect(config: &ControlConfig, scope: &str) -> Result<EtcdDcs, CtlError> {
-    let settings = config.etcd.settings(&cluster_path(config, scope));
+    let mut etcd = config.etcd.clone();
+    etcd.find().await.map_err(CtlError::Connect)?;
+    let settings = etcd.settings(&cluster_path(config, scope));
     EtcdDcs::connect(settings).await.map_err(|error| CtlError::Connect(error.to_string()))
 }

@@ -12,8 +12,10 @@ use super::section::{Report, Section};
 /// How etcd is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdConfig {
-    /// Full URLs (`http://10.0.0.1:2379`), at least one, without credentials.
+    /// Full URLs (`http://10.0.0.1:2379`), without credentials; at least one where there is no `srv`.
     pub endpoints: Vec<String>,
+    /// `srv`: DNS names the endpoints, and the others count only while it does not.
+    pub srv: Option<SrvName>,
     /// User of token authentication.
     pub username: Option<String>,
     /// Its password.
@@ -28,12 +30,22 @@ pub struct EtcdConfig {
     pub use_proxies: bool,
 }
 
+/// `srv` and `srv_suffix`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SrvName {
+    /// The domain.
+    pub domain: String,
+    /// What is appended to the services' names, behind a `-`.
+    pub suffix: Option<String>,
+}
+
 impl EtcdConfig {
     /// The store behind one URL, as [`EtcdConfig::endpoint`] makes it.
     #[must_use]
     pub fn of_endpoint(endpoint: String) -> EtcdConfig {
         EtcdConfig {
             endpoints: vec![endpoint],
+            srv: None,
             username: None,
             password: None,
             cacert: None,
@@ -53,6 +65,20 @@ impl EtcdConfig {
 }
 
 impl EtcdConfig {
+    /// Fills in the endpoints that DNS names. Where it names none, the configured ones stay.
+    ///
+    /// # Errors
+    /// That there are none at all; DNS may name some later.
+    pub async fn find(&mut self) -> Result<(), String> {
+        let Some(srv) = &self.srv else { return Ok(()) };
+        match crate::srv::endpoints(srv).await {
+            Ok(endpoints) => self.endpoints = endpoints,
+            Err(why) if self.endpoints.is_empty() => return Err(why),
+            Err(why) => tracing::warn!("{why}; the configured hosts are used"),
+        }
+        Ok(())
+    }
+
     /// What the client needs to reach the cluster at `path` (`/service/demo`).
     #[must_use]
     pub fn settings(&self, path: &str) -> EtcdSettings {
@@ -111,6 +137,7 @@ pub(super) fn read(root: &Section<'_>, report: &mut Report) -> Option<EtcdConfig
 fn section(etcd: &Section<'_>, report: &mut Report) -> Option<EtcdConfig> {
     let mut config = EtcdConfig {
         endpoints: Vec::new(),
+        srv: None,
         username: etcd.text("username", report),
         password: etcd.text("password", report).map(Secret::new),
         cacert: etcd.text("cacert", report),
@@ -148,17 +175,14 @@ fn section(etcd: &Section<'_>, report: &mut Report) -> Option<EtcdConfig> {
             Err(why) => report.problem(&node.at, &etcd.path_of("hosts"), why),
         }
     }
-    if config.endpoints.is_empty() && report.problems.is_empty() {
-        let srv = ["srv", "discovery_srv", "srv_domain"].into_iter().find_map(|key| etcd.get(key));
-        let (at, what) = match srv {
-            Some(node) => {
-                (Some(&node.at), "finding etcd by SRV records is not supported yet; list the members as hosts")
-            }
-            None => (etcd.at(), "Neither srv, hosts, host nor url are defined in etcd section of config"),
-        };
-        report.problems.push(super::Problem { at: at.cloned(), key: "etcd3".to_owned(), what: what.to_owned() });
+    let domain = ["srv", "discovery_srv", "srv_domain"].into_iter().find_map(|key| etcd.text(key, report));
+    let suffix = etcd.text("srv_suffix", report);
+    config.srv = domain.map(|domain| SrvName { domain, suffix });
+    if config.endpoints.is_empty() && config.srv.is_none() && report.problems.is_empty() {
+        let what = "Neither srv, hosts, host nor url are defined in etcd section of config".to_owned();
+        report.problems.push(super::Problem { at: etcd.at().cloned(), key: "etcd3".to_owned(), what });
     }
-    Some(config).filter(|config| !config.endpoints.is_empty())
+    Some(config).filter(|config| !config.endpoints.is_empty() || config.srv.is_some())
 }
 
 fn protocol(etcd: &Section<'_>, report: &mut Report) -> String {
@@ -299,7 +323,7 @@ mod tests {
         assert!(etcd("consul: {host: a}").unwrap_err().starts_with("patroni.yml:1:9: consul: section \"consul\""));
         assert!(etcd("name: x").unwrap_err().contains("Can not find suitable configuration"));
         assert!(etcd("etcd3: {cacert: x}").unwrap_err().contains("Neither srv, hosts, host nor url"));
-        assert!(etcd("etcd3: {srv: x}").unwrap_err().contains("not supported yet"));
+        assert!(etcd("etcd3: {srv_suffix: x}").unwrap_err().contains("Neither srv, hosts, host nor url"));
     }
 
     #[test]

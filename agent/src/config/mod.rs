@@ -43,7 +43,7 @@ pub use advice::{Advice, Weight, advise};
 pub use cache::{CacheError, DYNAMIC_CACHE, read_dynamic_cache, write_dynamic_cache};
 pub use check::{Finding, Severity, check};
 pub use effective::{Effective, effective};
-pub use etcd::EtcdConfig;
+pub use etcd::{EtcdConfig, SrvName};
 pub use local::{Basic, ControlConfig, CtlConfig, LocalConfig, RestConfig, WatchdogConfig};
 pub use log::{Attribute, LogConfig, LogType, Piece};
 pub use node::{At, Entry, Node, Value};
@@ -59,4 +59,5 @@ pub(crate) use log::log_level;
 #[cfg(test)]
 pub(crate) use log::tests::log_config;
 pub(crate) use node::python_float;
+pub(crate) use parameters::is_controlled;
 pub(crate) use resolve::is_plain_text;

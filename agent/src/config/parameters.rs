@@ -105,7 +105,7 @@ pub(super) fn merge(
     found
 }
 
-pub(super) fn is_controlled(name: &str) -> bool {
+pub(crate) fn is_controlled(name: &str) -> bool {
     name == "wal_keep_segments" || CONTROLLED.iter().any(|(controlled, ..)| *controlled == name)
 }
 

@@ -33,7 +33,10 @@ pub(super) async fn confirm(text: &str) -> Result<bool, CtlError> {
 }
 
 /// `TEXT: `, with an answer that a terminal does not show.
-pub(super) async fn ask_secretly(text: &str) -> Result<String, CtlError> {
+///
+/// # Errors
+/// There is no answer.
+pub async fn ask_secretly(text: &str) -> Result<String, CtlError> {
     // Where there is no terminal, there is nothing to hide.
     let echo = |wanted: &str| drop(std::process::Command::new("stty").arg(wanted).stderr(Stdio::null()).status());
     print(&format!("{text}: "))?;

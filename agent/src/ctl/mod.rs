@@ -28,9 +28,11 @@ use regent_dcs::{Dcs, DcsError};
 
 pub use args::{Cli, Command, Format, ListArgs, VersionArgs};
 use args::{ClusterArgs, MembersArgs};
+pub use ask::ask_secretly;
 use cluster::Cluster;
 pub use doctor::DoctorArgs;
 pub use list::{ClusterTable, MemberTable};
+pub(crate) use query::one_line;
 use rest::Rest;
 pub(crate) use yaml_writer::to_flow;
 pub use yaml_writer::to_yaml;

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use regent_core::units::MemberName;
 use regent_dcs::{Dcs, Read};
+use regent_pgctl::settings::Credentials;
+use regent_pgctl::tls::connector;
 use serde_json::{Map, Value, json};
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, Config, SimpleQueryMessage};
 
 use super::args::{Format, QueryArgs, Role};
 use super::ask::ask_secretly;
@@ -106,7 +108,9 @@ async fn connect(host: &str, port: &str, asked: &QueryArgs, password: Option<&st
     if let Some(password) = password {
         config.password(password);
     }
-    let connecting = tokio::time::timeout(CONNECT * 2, config.connect(NoTls)).await;
+    let (mode, tls) = connector(&Credentials::default())?;
+    config.ssl_mode(mode);
+    let connecting = tokio::time::timeout(CONNECT * 2, config.connect(tls)).await;
     let (client, connection) =
         connecting.map_err(|_| format!("{host}:{port} takes no connection"))?.map_err(|error| one_line(&error))?;
     tokio::spawn(connection);
@@ -193,7 +197,7 @@ fn value(kind: Option<&Type>, text: Option<&str>) -> Value {
     }
 }
 
-fn one_line(error: &tokio_postgres::Error) -> String {
+pub(crate) fn one_line(error: &tokio_postgres::Error) -> String {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
     format!("{error}{cause}").replace('\n', " ")
 }

@@ -35,6 +35,7 @@ fn example(key: &Key) -> (String, Vec<(&'static str, &'static str)>) {
         "restapi.listen" | "restapi.connect_address" => own("'10.0.0.1:8009'"),
         "etcd3.hosts" => own("[a, 'b:1']"),
         "etcd3.host" => ("c".to_owned(), vec![("etcd3.hosts", "~")]),
+        "etcd3.srv_suffix" => ("blue".to_owned(), vec![("etcd3.srv", "example.org")]),
         "etcd3.port" => ("4001".to_owned(), vec![("etcd3.hosts", "a")]),
         "etcd3.url" | "etcd3.proxy" => own("'http://u:p@h:1'"),
         "postgresql.listen" | "postgresql.connect_address" | "postgresql.proxy_address" => own("'10.0.0.1:5433'"),

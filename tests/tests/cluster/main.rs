@@ -11,6 +11,7 @@ mod control;
 mod crash;
 mod etcd_outage;
 mod failsafe;
+mod generate;
 mod guardian;
 mod peer_tool;
 mod rewind;
