@@ -29,6 +29,7 @@ use regent_core::snapshot::LeaseView;
 use regent_core::units::MemberName;
 use regent_dcs::Dcs;
 use regent_dcs::etcd::{EtcdDcs, EtcdSettings};
+use regent_pgctl::keep_back;
 use regent_pgctl::real::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -75,6 +76,7 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
                 .to_owned(),
         );
     }
+    keep_back(local.used_environment.iter().cloned());
     let log = Log::start(&local.log).map_err(|error| error.to_string())?;
     if let Err(why) = short_runtime()?.block_on(local.ask_server()) {
         tracing::warn!("{why}");
@@ -185,6 +187,7 @@ fn serve(sources: Sources, mut local: LocalConfig, log: Log) -> Result<ExitCode,
         api.set_policy(api_settings(newer)?.policy);
         *credentials.borrow_mut() = authorization(&newer.restapi);
         peers::introduce(&newer.ctl)?;
+        keep_back(newer.used_environment.iter().cloned());
         if newer.restapi.listen != rest.listen {
             tracing::warn!("restapi.listen changed: without effect until Regent is restarted");
         }

@@ -32,6 +32,7 @@ mod run;
 pub mod settings;
 pub mod tls;
 
+pub use programs::keep_back;
 pub use real::Server;
 pub use settings::Settings;
 

@@ -1,13 +1,14 @@
 //! PostgreSQL's programs as children that can be cancelled: dropping the future that runs one kills it and its own
 //! children.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -25,6 +26,14 @@ const LAST_LINES: usize = 12;
 const OURS: [&str; 3] = ["PATRONI_", "REGENT_", "KUBERNETES_"];
 /// And what would silently win over the connection strings we make (PostgreSQL documentation, "Environment Variables").
 const OVERRIDES: [&str; 6] = ["NOTIFY_SOCKET", "PGPASSWORD", "PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGOPTIONS"];
+
+/// Further variables that no child gets, by name: as much of the whole process as the environment is.
+static KEPT_BACK: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// From now on no child gets these variables: the configuration was made of them, and they may hold secrets (config.md 6).
+pub fn keep_back(variables: impl IntoIterator<Item = String>) {
+    KEPT_BACK.lock().unwrap_or_else(PoisonError::into_inner).extend(variables);
+}
 
 /// The program `name` of `bin_dir`, or of `PATH`, with nothing of ours in its environment and nothing to read.
 pub(crate) fn program(bin_dir: Option<&Path>, name: &str) -> Command {
@@ -44,7 +53,9 @@ pub(crate) fn plain(path: impl AsRef<std::ffi::OsStr>) -> Command {
 }
 
 fn is_kept_back(variable: &str) -> bool {
-    OURS.iter().any(|prefix| variable.starts_with(prefix)) || OVERRIDES.contains(&variable)
+    OURS.iter().any(|prefix| variable.starts_with(prefix))
+        || OVERRIDES.contains(&variable)
+        || KEPT_BACK.lock().unwrap_or_else(PoisonError::into_inner).contains(variable)
 }
 
 fn name_of(command: &Command) -> String {

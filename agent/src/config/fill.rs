@@ -10,15 +10,23 @@ use super::table::{self, Kind, State};
 /// No secret is longer, in bytes.
 const LONGEST: u64 = 64 * 1024;
 
-/// Fills in a tree as it was read. What cannot be filled in is a problem, and stays as it was written.
+/// Fills in a tree as it was read, and adds to `used` the variables it came from. What cannot be filled in is a problem, and
+/// stays as it was written.
 ///
 /// A command line stays as it is: there `${...}` is the shell's. So does anything but `${NAME}` and `${NAME:-default}`, and
 /// `$${` is `${`. A variable that is not set may be given as a file: `NAME_FILE`.
-pub(super) fn fill(tree: &mut Node, variables: &BTreeMap<String, String>) -> Vec<Problem> {
+pub(super) fn fill(tree: &mut Node, variables: &BTreeMap<String, String>, used: &mut Vec<String>) -> Vec<Problem> {
     let mut problems = Vec::new();
-    node(tree, "", variables, &mut problems);
+    let mut value_of = |name: &str, default: Option<&str>| {
+        used.push(name.to_owned());
+        value_of(name, default, variables)
+    };
+    node(tree, "", &mut value_of, &mut problems);
     problems
 }
+
+/// The text for a name and its default.
+type ValueOf<'a> = dyn FnMut(&str, Option<&str>) -> Result<String, String> + 'a;
 
 /// The text of a file that holds one secret, without the end of its last line.
 pub(super) fn secret_of(path: &str) -> Result<String, String> {
@@ -31,22 +39,22 @@ pub(super) fn secret_of(path: &str) -> Result<String, String> {
     Ok(text.trim_end_matches(['\n', '\r']).to_owned())
 }
 
-fn node(tree: &mut Node, path: &str, variables: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
+fn node(tree: &mut Node, path: &str, value_of: &mut ValueOf<'_>, problems: &mut Vec<Problem>) {
     let at = tree.at.clone();
     match &mut tree.value {
-        Value::Text(text) if text.contains("${") => match filled(text, variables) {
+        Value::Text(text) if text.contains("${") => match filled(text, value_of) {
             Ok(filled) => {
                 tree.raw = Some(filled.clone());
                 *text = filled;
             }
             Err(what) => problems.push(Problem::at(&at, path, what)),
         },
-        Value::List(items) => items.iter_mut().for_each(|item| node(item, path, variables, problems)),
+        Value::List(items) => items.iter_mut().for_each(|item| node(item, path, value_of, problems)),
         Value::Map(entries) => {
             for entry in entries.iter_mut() {
                 let below = if path.is_empty() { entry.key.clone() } else { format!("{path}.{}", entry.key) };
                 if !stays(&below) {
-                    node(&mut entry.value, &below, variables, problems);
+                    node(&mut entry.value, &below, value_of, problems);
                 }
             }
             secrets(entries, path, problems);
@@ -95,7 +103,7 @@ fn secrets(entries: &mut Vec<Entry>, path: &str, problems: &mut Vec<Problem>) {
     }
 }
 
-fn filled(text: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
+fn filled(text: &str, value_of: &mut ValueOf<'_>) -> Result<String, String> {
     let mut out = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
@@ -114,7 +122,7 @@ fn filled(text: &str, variables: &BTreeMap<String, String>) -> Result<String, St
             continue;
         };
         let (name, default) = split.map_or((inner, None), |(name, default)| (name, Some(default)));
-        out.push_str(&value_of(name, default, variables)?);
+        out.push_str(&value_of(name, default)?);
         rest = tail;
     }
     out.push_str(rest);
@@ -147,7 +155,7 @@ mod tests {
     fn result(yaml: &str, variables: &[(&str, &str)]) -> (serde_json::Value, Vec<String>) {
         let mut tree = parse("f.yml", yaml.as_bytes()).unwrap();
         let variables = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
-        let problems = fill(&mut tree, &variables);
+        let problems = fill(&mut tree, &variables, &mut Vec::new());
         (tree.to_json(), problems.iter().map(ToString::to_string).collect())
     }
 

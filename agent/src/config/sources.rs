@@ -55,7 +55,7 @@ impl Sources {
         if existing.is_none() && whole.is_some() {
             return self.whole(whole.map_or("", String::as_str));
         }
-        let environment = environment::read(&self.variables);
+        let mut environment = environment::read(&self.variables);
         let (mut warnings, mut problems) = (environment.warnings, environment.problems);
         let mut tree = match (existing, &self.path) {
             (Some(path), _) => read_path(path)?,
@@ -67,7 +67,7 @@ impl Sources {
                 Node::empty(At::whole("environment"))
             }
         };
-        problems.extend(fill::fill(&mut tree, &self.variables));
+        problems.extend(fill::fill(&mut tree, &self.variables, &mut environment.used));
         tree.patch(&environment.tree);
         if tree.entries().is_empty() {
             let missing = self.path.as_ref().filter(|path| !path.exists());
@@ -93,9 +93,10 @@ impl Sources {
         let others = self.variables.keys().filter(ours).count();
         let note = format!("{WHOLE} is the whole configuration: {others} other PATRONI_* variables are not read");
         let mut tree = clean(tree);
-        let problems = fill::fill(&mut tree, &self.variables);
+        let mut used = vec![WHOLE.to_owned()];
+        let problems = fill::fill(&mut tree, &self.variables, &mut used);
         let warnings = if others > 0 { vec![Problem::general(&note)] } else { Vec::new() };
-        Ok(Merged { tree, used: vec![WHOLE.to_owned()], warnings, problems })
+        Ok(Merged { tree, used, warnings, problems })
     }
 }
 

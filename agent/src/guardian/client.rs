@@ -91,6 +91,8 @@ impl Client {
         let listener = UnixListener::bind_addr(&self.address)?;
         let mut command = Command::new(&self.program);
         command.arg0("regent").arg(MARK).arg(&self.data_dir).stdin(Stdio::from(OwnedFd::from(listener)));
+        // It lives longer than the agent, and needs none of its variables.
+        command.env_clear();
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         tracing::info!(pid = child.id(), "started a guardian");
         self.child = Some(child);

@@ -16,7 +16,7 @@ use super::process::{adopt_orphans, clean, output};
 use super::programs::{Account, Programs, peer};
 use super::settings::{BASE, NodePorts, Settings, patroni_yml};
 use super::wait::poll;
-use super::{Trouble, ports, stray};
+use super::{Trouble, canary, ports, stray};
 
 /// How the directories of rigs begin.
 const PREFIX: &str = "regent-rig-";
@@ -330,6 +330,9 @@ impl Drop for Rig {
     fn drop(&mut self) {
         // `keep` took the directory.
         let Some(temp) = self.dir.take() else { return };
+        if !std::thread::panicking() {
+            canary::watch_all(temp.path());
+        }
         stray::end(temp.path());
         if std::env::var_os("REGENT_RIG_KEEP_FILES").is_some() {
             let _ = temp.keep();

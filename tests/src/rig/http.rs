@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use super::Trouble;
+use super::{Trouble, canary};
 
 /// An answer.
 #[derive(Clone, Debug)]
@@ -37,6 +37,9 @@ pub fn get(at: SocketAddr, path: &str, within: Duration) -> Result<Answer, Troub
 ///
 /// # Errors
 /// As [`get`].
+///
+/// # Panics
+/// A secret is in the answer ([`canary`]).
 pub fn raw(at: SocketAddr, request: &str, within: Duration) -> Result<Answer, Trouble> {
     let asked = request.lines().next().unwrap_or_default().to_owned();
     let failed = |e: std::io::Error| Trouble::new(format!("{asked} at {at}: {e}"));
@@ -47,6 +50,7 @@ pub fn raw(at: SocketAddr, request: &str, within: Duration) -> Result<Answer, Tr
     let mut text = Vec::new();
     stream.read_to_end(&mut text).map_err(failed)?;
     let text = String::from_utf8_lossy(&text);
+    canary::watch(&format!("the answer to {asked}"), &text);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     let status = head.split_whitespace().nth(1).and_then(|code| code.parse().ok());
     let status = status.ok_or_else(|| Trouble::new(format!("{asked} at {at}: no HTTP answer but {text:?}")))?;

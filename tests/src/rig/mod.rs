@@ -12,6 +12,7 @@
 
 use std::fmt;
 
+pub mod canary;
 mod cluster;
 pub mod etcd;
 pub mod haproxy;

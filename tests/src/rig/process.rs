@@ -20,7 +20,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use super::programs::Account;
-use super::{Trouble, stray};
+use super::{Trouble, canary, stray};
 
 /// Children that a [`Process`] or [`output`] waits for itself; held while one is born, so that the reaper cannot come between.
 static OWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
@@ -63,6 +63,9 @@ fn spawn(command: &mut Command) -> Result<Child, Trouble> {
 ///
 /// # Errors
 /// It cannot be run, or it takes too long (then it is killed).
+///
+/// # Panics
+/// It said a secret ([`canary`]).
 pub fn output(command: &mut Command, within: Duration) -> Result<Output, Trouble> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let name = command.get_program().display().to_string();
@@ -83,7 +86,10 @@ pub fn output(command: &mut Command, within: Duration) -> Result<Output, Trouble
     if late {
         return Err(Trouble::new(format!("{name} took longer than {within:?}")));
     }
-    Ok(out?)
+    let out = out?;
+    canary::watch(&format!("the output of {name}"), &String::from_utf8_lossy(&out.stdout));
+    canary::watch(&format!("the output of {name}"), &String::from_utf8_lossy(&out.stderr));
+    Ok(out)
 }
 
 /// A long-running process; killed when dropped.

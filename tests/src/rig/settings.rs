@@ -13,10 +13,12 @@ pub const SCOPE: &str = "demo";
 pub const BASE: &str = "/service/demo";
 /// The superuser.
 pub const SUPERUSER: &str = "postgres";
-/// The superuser's password; nothing secret lives in a rig.
-pub const PASSWORD: &str = "rig-Super:pass\\word";
+/// The superuser's password, of characters that are awkward somewhere. In every password is [`super::canary::CANARY`].
+pub const PASSWORD: &str = "Super:pass\\word-canary-3fe9";
+/// The password of the replication role.
+pub const REPLICATION_PASSWORD: &str = "canary-3fe9-replication";
 /// The password of the role that pg_rewind uses.
-pub const REWIND_PASSWORD: &str = "rig-rewind";
+pub const REWIND_PASSWORD: &str = "canary-3fe9-rewind";
 
 /// The shape of a rig and the timing of its agents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +151,7 @@ postgresql:
       password: '{PASSWORD}'
     replication:
       username: replicator
-      password: 'rig-replication'
+      password: '{REPLICATION_PASSWORD}'
     rewind:
       username: rewinder
       password: '{REWIND_PASSWORD}'

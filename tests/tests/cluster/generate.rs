@@ -59,7 +59,7 @@ fn a_running_server_is_described_and_taken_over() -> Result<(), Trouble> {
         "archive_command: 'true'".to_owned(),
         "work_mem: 7MB".to_owned(),
         "max_connections: '40'".to_owned(),
-        "password: rig-Super:pass\\word".to_owned(),
+        format!("password: {PASSWORD}"),
     ] {
         assert!(text.lines().any(|found| found.trim() == line), "{line} is not in\n{text}");
     }

@@ -59,7 +59,7 @@ fn rejoined(rig: &Rig, old: &Node, new: &Node) -> Result<(), Trouble> {
         if here == wanted { Ok(()) } else { Err(format!("{} rows, not {}", here.len(), wanted.len())) }
     })?;
     let log = old.agent_log();
-    for secret in [settings::PASSWORD, "rig-replication", settings::REWIND_PASSWORD] {
+    for secret in [settings::PASSWORD, settings::REPLICATION_PASSWORD, settings::REWIND_PASSWORD] {
         assert!(!log.contains(secret), "a password is in the log");
     }
     Ok(())
