@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::requests::{look, order};
 use super::{App, json, wire};
-use crate::config;
+use crate::config::{self, ConfigErrors, LocalConfig};
 
 /// How often a change is made again over what somebody else wrote meanwhile (W17).
 const TRIES: usize = 5;
@@ -37,7 +37,7 @@ pub(super) async fn change(app: &App, change: Change, body: &Map<String, Value>)
             return wire::json(StatusCode::OK, json::text(&wanted));
         }
         let local = app.policy.borrow().config.clone();
-        if let Some(Err(problems)) = local.map(|local| config::effective(&local, Some(&wanted))) {
+        if let Some(Err(problems)) = local.map(|local| judge(&local, read.config.as_ref(), &wanted)) {
             return no(StatusCode::BAD_REQUEST, &format!("nothing was changed: {problems}"));
         }
         match order(app, Write::PutConfig { config: wanted.clone(), seen }).await {
@@ -47,6 +47,15 @@ pub(super) async fn change(app: &App, change: Change, body: &Map<String, Value>)
         }
     }
     no(StatusCode::CONFLICT, "somebody else keeps changing the configuration; nothing was changed")
+}
+
+/// What is wrong with a document. What was wrong before is left to whoever put it there: another key can be changed all the same.
+fn judge(local: &LocalConfig, before: Option<&Value>, wanted: &Value) -> Result<(), ConfigErrors> {
+    let old = before.and_then(|before| config::effective(local, Some(before)).ok()).map(|all| all.invalid);
+    let old = old.unwrap_or_default();
+    let new = config::effective(local, Some(wanted))?.invalid;
+    let new: Vec<_> = new.into_iter().filter(|problem| !old.contains(problem)).collect();
+    if new.is_empty() { Ok(()) } else { Err(ConfigErrors(new)) }
 }
 
 /// The document to write, and the revision of what it replaces; `None`: there is nothing to merge into.

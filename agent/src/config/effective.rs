@@ -38,6 +38,8 @@ pub struct Effective {
     pub standby_cluster: bool,
     /// To be logged when they change.
     pub warnings: Vec<Problem>,
+    /// Those of them that are about a value which is not taken as it was written.
+    pub invalid: Vec<Problem>,
 }
 
 /// Merges the dynamic configuration (`config` key, its copy, or `bootstrap.dcs`) with the local one.
@@ -51,7 +53,7 @@ pub fn effective(local: &LocalConfig, dynamic: Option<&serde_json::Value>) -> Re
     let found = of_nodes(local, dynamic.as_ref(), &mut report);
     found.filter(|_| report.problems.is_empty()).map_or_else(
         || Err(ConfigErrors(report.problems)),
-        |found| Ok(Effective { warnings: report.warnings, ..found }),
+        |found| Ok(Effective { warnings: report.warnings, invalid: report.invalid, ..found }),
     )
 }
 
@@ -64,7 +66,9 @@ pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut
     let (core_tags, shown_tags) = tags::read(&Section::root(&local.tree).child("tags", report), report);
     let slots = slots::read(dynamic, report);
     let found = postgres::read(local, dynamic, report);
-    for finding in known::check(&local.tree, dynamic) {
+    let known = known::check(&local.tree, dynamic);
+    report.invalid.extend(known.invalid);
+    for finding in known.warnings {
         let told = |other: &Problem| other.at == finding.at && (other.key == finding.key || other.has_line());
         if !local.warnings.iter().chain(&report.warnings).chain(&report.problems).any(told) {
             report.warnings.push(finding);
@@ -130,6 +134,7 @@ pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut
         proxy_url: found.proxy_url,
         standby_cluster,
         warnings: Vec::new(),
+        invalid: Vec::new(),
     })
 }
 

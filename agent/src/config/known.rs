@@ -4,6 +4,7 @@
 
 use super::Problem;
 use super::node::{Entry, Node, Value};
+use super::section::Report;
 use super::table::{self, KEYS, Key, Kind, State};
 use super::values;
 
@@ -19,8 +20,8 @@ pub(super) fn is_supported(path: &str) -> bool {
 /// Looks through both sides, one finding for each key that has no effect or a value of another kind. `bootstrap.dcs` is left
 /// to the time when it has become the dynamic side. Of dynamic keys those that resemble nothing stay unmentioned: the field
 /// stores its own there.
-pub(super) fn check(local: &Node, dynamic: Option<&Node>) -> Vec<Problem> {
-    let mut found = Vec::new();
+pub(super) fn check(local: &Node, dynamic: Option<&Node>) -> Report {
+    let mut found = Report::default();
     walk(local, "", "", &mut found);
     if let Some(dynamic) = dynamic {
         walk(dynamic, "bootstrap.dcs", "", &mut found);
@@ -36,7 +37,7 @@ pub(super) fn keys_of(path: &str) -> impl Iterator<Item = &'static Key> + Clone 
 }
 
 /// `path` names the section in the table, `shown` in messages.
-fn walk(node: &Node, path: &str, shown: &str, found: &mut Vec<Problem>) {
+fn walk(node: &Node, path: &str, shown: &str, found: &mut Report) {
     if keys_of(path).next().is_none() || shown == "bootstrap.dcs" {
         return;
     }
@@ -51,21 +52,18 @@ fn walk(node: &Node, path: &str, shown: &str, found: &mut Vec<Problem>) {
         match table::find(&inner).or(secret) {
             Some(key) if key.state == State::Later => {
                 if asks_for_something(name, &entry.value) {
-                    found.push(Problem::at(
-                        &entry.at,
-                        &shown,
-                        "not supported yet, and without effect; remove it if nothing depends on it",
-                    ));
+                    let what = "not supported yet, and without effect; remove it if nothing depends on it";
+                    found.warn(&entry.at, &shown, what);
                 }
             }
             Some(key) => {
                 if let Some(wrong) = key.wrong(&entry.value).filter(|_| key.state == State::InForce) {
-                    found.push(Problem::at(&entry.value.at, &shown, wrong));
+                    found.invalid(&entry.value.at, &shown, wrong);
                 }
                 walk(&entry.value, &inner, &shown, found);
             }
             None if any || free.iter().any(|free| free == name) => {}
-            None => found.extend(unknown(entry, path, &shown)),
+            None => found.warnings.extend(unknown(entry, path, &shown)),
         }
     }
 }
@@ -145,7 +143,7 @@ mod tests {
     fn found(local: &str, dynamic: &str) -> Vec<String> {
         let (local, dynamic) =
             (parse("f.yml", local.as_bytes()).unwrap(), parse("config", dynamic.as_bytes()).unwrap());
-        check(&local, Some(&dynamic)).iter().map(ToString::to_string).collect()
+        check(&local, Some(&dynamic)).warnings.iter().map(ToString::to_string).collect()
     }
 
     #[test]

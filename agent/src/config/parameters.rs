@@ -130,7 +130,7 @@ fn from_segments(dynamic: Option<&Node>, report: &mut Report) -> Option<String> 
 
 fn refuse(name: &str, node: &Node, default: &str, report: &mut Report) {
     let value = node.rendered().unwrap_or_else(|| node.kind().to_owned());
-    report.warn(
+    report.invalid(
         &node.at,
         "",
         format!("postgresql parameter {name}={value} failed validation, defaulting to {default}"),
@@ -177,19 +177,19 @@ fn accepted(
                 || "this version of PostgreSQL has none of this name".to_owned(),
                 |near| format!("did you mean {near}?"),
             );
-            report.warn(&entry.at, &key, format!("Removing unexpected parameter={name} from the config; {near}"));
+            report.invalid(&entry.at, &key, format!("Removing unexpected parameter={name} from the config; {near}"));
             None
         }
         Verdict::Limit { nearest, range } => {
             let what = format!("Value={value} of parameter={name} is out of range, taking {nearest}; write {range}");
-            report.warn(at, &key, what);
+            report.invalid(at, &key, what);
             Some(nearest)
         }
         Verdict::Wrong { vartype, wanted } => {
             let what = format!(
                 "Removing {vartype} parameter={name} from the config due to the invalid value={value}; write {wanted}"
             );
-            report.warn(at, &key, what);
+            report.invalid(at, &key, what);
             None
         }
     }
@@ -208,7 +208,7 @@ fn setting(entry: &Entry, report: &mut Report) -> Option<String> {
     }
     if node.rendered().is_none() && !node.is_null() {
         let what = format!("this is {}, but a setting is one value; it has no effect", node.kind());
-        report.warn(&node.at, &format!("postgresql.parameters.{}", entry.key), what);
+        report.invalid(&node.at, &format!("postgresql.parameters.{}", entry.key), what);
     }
     node.rendered()
 }

@@ -10,11 +10,19 @@ pub(super) struct Report {
     pub(super) problems: Vec<Problem>,
     /// Reasons to look at the file.
     pub(super) warnings: Vec<Problem>,
+    /// Those of them that are about a value which is not taken as it was written.
+    pub(super) invalid: Vec<Problem>,
 }
 
 impl Report {
     pub(super) fn problem(&mut self, at: &At, key: &str, what: impl Into<String>) {
         self.problems.push(Problem::at(at, key, what));
+    }
+
+    /// A warning about a value that cannot be taken as it was written.
+    pub(super) fn invalid(&mut self, at: &At, key: &str, what: impl Into<String>) {
+        self.warn(at, key, what);
+        self.invalid.extend(self.warnings.last().cloned());
     }
 
     pub(super) fn warn(&mut self, at: &At, key: &str, what: impl Into<String>) {

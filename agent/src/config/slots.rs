@@ -25,7 +25,7 @@ pub(super) fn read(dynamic: Option<&Node>, report: &mut Report) -> Slots {
     let entries = PERMANENT.iter().find_map(|key| get(key)).map(Node::entries).unwrap_or_default();
     let permanent = entries.iter().filter_map(|entry| {
         let (name, at, path) = (&entry.key, &entry.value.at, format!("slots.{}", entry.key));
-        let kind = permanent(name, &entry.value).map_err(|wrong| report.warn(at, &path, wrong)).ok()?;
+        let kind = permanent(name, &entry.value).map_err(|wrong| report.invalid(at, &path, wrong)).ok()?;
         if kind == SlotKind::Logical {
             let what = "a logical slot is neither created nor copied to standbys yet; one that exists is left alone";
             report.warn(at, &path, what);
@@ -42,7 +42,7 @@ pub(super) fn read(dynamic: Option<&Node>, report: &mut Report) -> Slots {
     let ttl = get("member_slots_ttl").filter(|node| !node.is_null()).and_then(|node| {
         let seconds = values::seconds(node);
         if seconds.is_none() {
-            report.warn(
+            report.invalid(
                 &node.at,
                 "member_slots_ttl",
                 "this is no time, like 1800 or 30min; the default, 1800 s, is used",
@@ -77,14 +77,18 @@ fn ignored(node: &Node, report: &mut Report) -> Option<IgnoreSlot> {
         Some("logical") => Some(SlotKind::Logical),
         Some(other) => {
             let what = format!("type is {other:?}, but must be physical or logical; the matcher has no effect");
-            report.warn(&node.at, "ignore_slots", what);
+            report.invalid(&node.at, "ignore_slots", what);
             return None;
         }
     };
     let matcher = IgnoreSlot { name: text("name"), kind, database: text("database"), plugin: text("plugin") };
     // One that says nothing would match everything.
     if matcher == IgnoreSlot::default() {
-        report.warn(&node.at, "ignore_slots", "a matcher needs one of name, type, database, plugin; it has no effect");
+        report.invalid(
+            &node.at,
+            "ignore_slots",
+            "a matcher needs one of name, type, database, plugin; it has no effect",
+        );
         return None;
     }
     Some(matcher)

@@ -14,20 +14,22 @@ use crate::config::{self, Advice, ControlConfig, Effective, LocalConfig, Sources
 
 /// Arguments of `doctor`.
 #[derive(Debug, Default, Args)]
-#[command(after_help = "Reads the agent's configuration (-c), etcd, and nothing else; changes nothing.\n\n\
-    Example:\n  regentctl -c /etc/patroni/patroni.yml doctor docker-compose.yml haproxy.cfg alerts.yml RUNBOOK.md")]
+#[command(
+    after_help = "Reads the agent's configuration (-c), etcd, and nothing else; changes nothing. Exit status: 0, or 1 with dangers.\n\n\
+    Example:\n  regentctl -c /etc/patroni/patroni.yml doctor docker-compose.yml haproxy.cfg alerts.yml RUNBOOK.md"
+)]
 pub struct DoctorArgs {
     /// Other files to look through: compose files, HAProxy's configuration, alerts, runbooks
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
 }
 
-/// Looks at everything and says it.
+/// Looks at everything; what is to be said, and how many dangers are in it.
 pub(super) async fn examine<D: Dcs>(
     cli: &Cli,
     asked: &DoctorArgs,
     connect: impl AsyncFn(&ControlConfig, &str) -> Result<D, CtlError>,
-) -> Result<String, CtlError> {
+) -> Result<(String, usize), CtlError> {
     let given = cli.config_file.clone().filter(|path| !path.as_os_str().is_empty());
     if let Some(missing) = given.as_ref().filter(|path| !path.exists()) {
         return Err(CtlError::ConfigFile(missing.clone()));
@@ -127,7 +129,7 @@ fn of_cluster(local: &LocalConfig, first: &Effective, read: &Read, advice: &mut 
 }
 
 /// Worst first.
-fn shown(mut advice: Vec<Advice>, promise: &Contract) -> String {
+fn shown(mut advice: Vec<Advice>, promise: &Contract) -> (String, usize) {
     advice.sort();
     advice.dedup();
     let mut out = String::new();
@@ -146,7 +148,7 @@ fn shown(mut advice: Vec<Advice>, promise: &Contract) -> String {
     let count = |weight| advice.iter().filter(|one| one.weight == weight).count();
     let (dangers, warnings) = (count(Weight::Danger), count(Weight::Warning));
     out.push_str(&format!("{dangers} dangers, {warnings} warnings, {} notes\n", count(Weight::Note)));
-    out
+    (out, dangers)
 }
 
 #[cfg(test)]
@@ -173,7 +175,9 @@ mod tests {
         let crate::ctl::Command::Doctor(asked) = &cli.command else { panic!("doctor was asked for") };
         let connect =
             async |_: &ControlConfig, _: &str| Err::<EtcdDcs, _>(CtlError::Connect("nobody there".to_owned()));
-        examine(&cli, asked, connect).await.unwrap()
+        let (found, dangers) = examine(&cli, asked, connect).await.unwrap();
+        assert_eq!(dangers, found.lines().filter(|line| line.starts_with("DANGER")).count(), "{found}");
+        found
     }
 
     fn ids(said: &str) -> BTreeSet<&str> {
@@ -230,7 +234,7 @@ mod tests {
             let read = Read { view, config, history: None, members: BTreeMap::new() };
             let mut advice = Vec::new();
             let promise = of_cluster(&local, &first, &read, &mut advice);
-            (shown(advice, &promise), promise)
+            (shown(advice, &promise).0, promise)
         };
         let (said, promise) = look(ClusterView { members: members.clone(), ..ClusterView::default() });
         for part in

@@ -72,6 +72,9 @@ pub enum CtlError {
     /// The words of the command line do not fit together: status 2.
     #[error("{0}")]
     Usage(String),
+    /// `doctor` found something that must not stay so; it is printed.
+    #[error("{0} dangers")]
+    Dangers(usize),
     /// Ctrl-C, or no answer to a question.
     #[error("Aborted!")]
     Aborted,
@@ -90,6 +93,7 @@ impl CtlError {
             | CtlError::Connect(_)
             | CtlError::Group
             | CtlError::Failed(_)
+            | CtlError::Dangers(_)
             | CtlError::Usage(_)
             | CtlError::Output(_) => format!("Error: {self}"),
         }
@@ -144,7 +148,11 @@ pub async fn run<D: Dcs>(
             let clusters = clusters(cli, &asked.cluster_names, asked.group, &connect).await?;
             rounds(asked.period(), false, &clusters, ClusterTable::topology).await
         }
-        Command::Doctor(asked) => print(&doctor::examine(cli, asked, connect).await?),
+        Command::Doctor(asked) => {
+            let (found, dangers) = doctor::examine(cli, asked, connect).await?;
+            print(&found)?;
+            if dangers == 0 { Ok(()) } else { Err(CtlError::Dangers(dangers)) }
+        }
         Command::Version(asked) => {
             print(&version::own())?;
             if asked.cluster_name.is_none() {

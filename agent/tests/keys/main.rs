@@ -4,6 +4,7 @@
 
 mod document;
 mod effects;
+mod fuzz;
 mod peer;
 mod printed;
 mod server;

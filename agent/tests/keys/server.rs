@@ -98,3 +98,26 @@ fn what_the_server_would_not_take_is_found_in_the_file() {
         assert!(line.contains(part), "{line}\nhas no\n{part}");
     }
 }
+
+/// The REST API refuses what this list has (`PATCH /config`).
+#[tokio::test]
+async fn what_the_server_would_not_take_is_invalid_in_the_dynamic_configuration() {
+    let mut local = crate::load(crate::MINIMAL).unwrap().0;
+    local.ask_server().await.unwrap();
+    let invalid = |name: &str, value: &str| {
+        let dynamic = serde_json::json!({"postgresql": {"parameters": {name: value}}});
+        regent::config::effective(&local, Some(&dynamic)).unwrap().invalid
+    };
+    for (name, value) in [
+        ("work_mem", "5XB"),
+        ("work_memm", "5MB"),
+        ("effective_io_concurrency", "2000"),
+        ("fsync", "2"),
+        ("max_connections", "x"),
+    ] {
+        assert_eq!(invalid(name, value).len(), 1, "{name}={value}");
+    }
+    for (name, value) in [("work_mem", "5MB"), ("fsync", "off"), ("max_connections", "50"), ("my.own", "x")] {
+        assert_eq!(invalid(name, value), [], "{name}={value}");
+    }
+}

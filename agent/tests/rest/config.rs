@@ -103,6 +103,9 @@ fn what_cannot_be_in_force_is_not_written() {
         ("PATCH", r#"{"pause": true}"#, None, 503),
         ("PATCH", r#"{"pause": true}"#, Some("{bad"), 503),
         ("PATCH", r#"{"ttl": "abc"}"#, Some("{}"), 400),
+        ("PATCH", r#"{"synchronous_mode": "bogus"}"#, Some("{}"), 400),
+        ("PATCH", r#"{"slots": {"A b": {"type": "physical"}}}"#, Some("{}"), 400),
+        ("PATCH", r#"{"postgresql": {"parameters": {"max_connections": "many"}}}"#, Some("{}"), 400),
         ("PUT", r#"{"postgresql": "xx"}"#, Some("{}"), 400),
         ("PUT", "[]", Some("{}"), 400),
         ("PUT", "{}", Some("{}"), 400),
@@ -110,6 +113,9 @@ fn what_cannot_be_in_force_is_not_written() {
         let (answer, writes) = call(&mut node, method, body, &[stands]);
         assert_eq!((answer.code, writes.len()), (code, 0), "{method} {body}: {}", answer.body);
     }
+    // What was wrong before keeps nobody from changing something else.
+    let (answer, writes) = call(&mut node, "PATCH", r#"{"pause": true}"#, &[Some(r#"{"synchronous_mode": "bogus"}"#)]);
+    assert_eq!((answer.code, writes.len()), (200, 1), "{}", answer.body);
     let (answer, _) = call(&mut node, "PATCH", r#"{"ttl": "40"}"#, &[Some("{}")]);
     assert_eq!(answer.code, 200, "numbers may be text: {}", answer.body);
     let answer: Value = serde_json::from_str(&answer.body).unwrap();
