@@ -23,6 +23,17 @@ fn one_seed() {
     assert!(outcome.findings.is_empty(), "see above");
 }
 
+/// Seeds that once found a bug (`tests/corpus.txt`).
+#[test]
+fn corpus() {
+    let text = include_str!("../corpus.txt");
+    let seeds = text.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok());
+    for seed in seeds {
+        let outcome: Outcome = run(seed, honest());
+        assert!(outcome.findings.is_empty(), "{}", outcome.story());
+    }
+}
+
 /// What must not cause a failover (L3); each must have happened.
 const HARMLESS: &[&str] = &[
     "KillAgent of the leader",

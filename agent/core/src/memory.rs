@@ -12,7 +12,7 @@ use crate::postgres::{DataDir, FinishedJob, Job, Probe, Process, StopMode};
 use crate::request::Request;
 use crate::snapshot::{Order, Seat, Snapshot};
 use crate::sync::Since;
-use crate::units::{Instant, LeaseId, Lsn, MemberName, Timeline};
+use crate::units::{Instant, LeaseId, Lsn, MemberName, Revision, Timeline};
 
 /// What an agent remembers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,9 @@ pub struct Memory {
     pub sync_names: Option<Since>,
     /// This agent has set `synchronous_standby_names`.
     pub set_sync_names: bool,
+    /// A write of `sync` over this revision was sent. If it was not answered it may still be carried out, as long as the key
+    /// stands at that revision.
+    pub sync_written_over: Option<Revision>,
     /// Since when this process has been ordered to stop, or its server to go down for a while.
     pub ordered_since: Option<Instant>,
     /// Own position when the server last answered.
@@ -236,6 +239,9 @@ impl Memory {
         for key in &decision.plan.keys {
             if let KeyWrite::Failsafe(key) = key {
                 self.topology.members.extend(key.members.clone());
+            }
+            if let KeyWrite::Sync { seen, .. } = key {
+                self.sync_written_over = *seen;
             }
         }
         self.named |= decision.plan.keys.iter().any(|key| matches!(key, KeyWrite::Identify { .. }));

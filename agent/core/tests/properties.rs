@@ -266,6 +266,7 @@ fn memory() -> impl Strategy<Value = Memory> {
                 primary_since: None,
                 sync_names: None,
                 set_sync_names: false,
+                sync_written_over: None,
                 ordered_since: None,
                 start_timeout: None,
                 copying: false,

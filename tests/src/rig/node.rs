@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub struct Node {
     name: String,
     dir: PathBuf,
-    program: PathBuf,
+    program: Mutex<PathBuf>,
     account: Account,
     host: Host,
     ports: NodePorts,
@@ -43,6 +43,7 @@ impl Node {
         host: Host,
         ports: NodePorts,
     ) -> Self {
+        let program = Mutex::new(program);
         Node { name: name.to_owned(), dir, program, account, host, ports, agent: Mutex::new(None) }
     }
 
@@ -110,6 +111,17 @@ impl Node {
         fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default()
     }
 
+    /// From its next start on the agent is this program.
+    pub fn run_by(&self, program: &Path) {
+        program.clone_into(&mut self.program.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Whether this program is the agent.
+    #[must_use]
+    pub fn is_run_by(&self, program: &Path) -> bool {
+        *self.program.lock().unwrap_or_else(PoisonError::into_inner) == program
+    }
+
     /// Starts the agent, its output appended to `agent.log`.
     ///
     /// # Errors
@@ -127,7 +139,8 @@ impl Node {
             if agent.as_mut().is_some_and(|process| process.ended().is_none()) {
                 return Err(Trouble::new(format!("the agent of {} runs already", self.name)));
             }
-            let mut command = clean(&self.program);
+            let program = self.program.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let mut command = clean(program);
             command.current_dir(&self.dir).arg(self.config()).envs(environment.iter().copied());
             let log = self.dir.join("agent.log");
             *agent = Some(self.host.within(|| Process::start(&self.name, self.account, &log, &mut command))?);

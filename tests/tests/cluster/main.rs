@@ -13,6 +13,7 @@ mod etcd_outage;
 mod failsafe;
 mod generate;
 mod guardian;
+mod mixed;
 mod peer_tool;
 mod rewind;
 mod seeds;

@@ -209,3 +209,14 @@ pub(crate) fn reconfigure(rig: &Rig, node: &Node, change: impl FnOnce(String) ->
     assert_ne!(text, changed, "the change changes nothing");
     rig.write(&node.config(), &changed)
 }
+
+/// Changes the cluster's configuration.
+pub(crate) fn configure(rig: &Rig, changes: &[(&str, serde_json::Value)]) -> Result<(), Trouble> {
+    let key = "/service/demo/config";
+    let text = rig.etcd.get(key)?.unwrap_or_default();
+    let mut config: serde_json::Value = serde_json::from_str(&text).map_err(|e| Trouble::new(e.to_string()))?;
+    for (name, value) in changes {
+        config[*name] = value.clone();
+    }
+    rig.etcd.put(key, &config.to_string())
+}

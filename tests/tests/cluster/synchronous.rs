@@ -3,18 +3,7 @@
 use regent_tests::rig::{Rig, Settings, Trouble, Writer};
 use serde_json::json;
 
-use crate::support::{PATIENCE, loudly, nothing_lost, turn};
-
-/// Changes the cluster's configuration.
-fn configure(rig: &Rig, changes: &[(&str, serde_json::Value)]) -> Result<(), Trouble> {
-    let key = "/service/demo/config";
-    let text = rig.etcd.get(key)?.unwrap_or_default();
-    let mut config: serde_json::Value = serde_json::from_str(&text).map_err(|e| Trouble::new(e.to_string()))?;
-    for (name, value) in changes {
-        config[*name] = value.clone();
-    }
-    rig.etcd.put(key, &config.to_string())
-}
+use crate::support::{PATIENCE, configure, loudly, nothing_lost, turn};
 
 /// The standbys that `/sync` lists, once it lists so many and the server waits for them.
 fn listed(rig: &Rig, count: usize) -> Result<Vec<String>, Trouble> {

@@ -63,9 +63,21 @@ pub(super) fn prepare_promotion(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
-/// Who may be promoted: a member less before the server stops waiting for it, one more after it has acknowledged.
+/// The last write of `sync` was not answered, and nothing has come of it: it may still come, and say what was true then.
+fn in_doubt(s: &Snapshot) -> bool {
+    let stands_at = s.view().and_then(|view| view.sync_seen);
+    stands_at.is_some() && s.memory.sync_written_over == stands_at
+}
+
+/// Who may be promoted: a member less before the server stops waiting for it, one more after it has acknowledged. And the same
+/// once more before the server waits for others while an earlier write is in doubt: that one compares the revision, and fails
+/// from then on.
 pub(super) fn publish_sync(s: &Snapshot) -> Option<Verdict> {
-    let Some(Todo::Publish(sync)) = next(s) else { return None };
+    let sync = match next(s)? {
+        Todo::Publish(sync) => sync,
+        Todo::WaitFor(_) if in_doubt(s) => s.view()?.sync.clone(),
+        Todo::WaitFor(_) | Todo::Settle => return None,
+    };
     let why = match &sync {
         None => "the synchronous mode is off: nobody is listed any more".to_owned(),
         Some(sync) if sync.standbys.is_empty() => "no synchronous standby: nobody but this member may lead".to_owned(),
@@ -195,6 +207,34 @@ mod tests {
     fn waited_for(s: &Snapshot) -> String {
         let next = decide(s).plan.postgres;
         if let Move::SetSyncNames(names) = next { names.unwrap_or("the user's".into()) } else { format!("{next:?}") }
+    }
+
+    #[test]
+    fn an_unanswered_write_comes_to_nothing_before_others_are_waited_for() {
+        // c had gone, the write that took it off the list is not answered, and now b has gone and c is back.
+        let s = primary().with(|s| {
+            mode(SyncMode::Quorum)(s);
+            listed("a", &["b", "c"], 1)(s);
+            waits("ANY 1 (b,c)", &[("c", "quorum")])(s);
+        });
+        assert_eq!(published(&s), "wait_for_standbys");
+        let mut doubtful = s.clone();
+        doubtful.memory.sync_written_over = Some(Revision(70));
+        assert_eq!(published(&doubtful), "a: b,c q1", "the same again: the other write compares the revision");
+        doubtful.dcs.as_mut().expect("reachable").sync_seen = Some(Revision(71));
+        assert_eq!(published(&doubtful), "wait_for_standbys");
+        let d = decide(&listed_anew(&s));
+        assert_eq!(
+            s.memory.after(&listed_anew(&s), &d, crate::memory::LeaseOutcome::NotTried).sync_written_over,
+            Some(Revision(70))
+        );
+    }
+
+    /// Nobody streams any more: nobody must be listed.
+    fn listed_anew(s: &Snapshot) -> Snapshot {
+        let mut s = s.clone();
+        s.postgres.sql.as_mut().expect("answers").replication.clear();
+        s
     }
 
     const ASYNC: &[(&str, &str)] = &[("b", "async"), ("c", "async")];
