@@ -33,15 +33,21 @@ impl Peer {
             }
         };
         let venv = tool.ancestors().nth(2).unwrap_or(Path::new("."));
-        let python = std::fs::canonicalize(venv.join("bin/python3"))?;
-        let lib = std::fs::read_dir(venv.join("lib"))?.flatten().map(|entry| entry.path().join("site-packages"));
-        let packages = lib.into_iter().find(|path| path.is_dir()).ok_or_else(|| Trouble::new("no site-packages"))?;
+        let lib = std::fs::read_dir(venv.join("lib"))?.flatten().map(|entry| entry.path());
+        let lib = lib.into_iter().find(|path| path.join("site-packages").is_dir());
+        let lib = lib.ok_or_else(|| Trouble::new("no site-packages"))?;
+        let packages = lib.join("site-packages");
+        // The environment's own one may lie in somebody's home.
+        let system = Path::new("/usr/bin").join(lib.file_name().unwrap_or_default());
+        let python = if system.exists() { system } else { std::fs::canonicalize(venv.join("bin/python3"))? };
         let here = rig.dir().join("peer");
         output(clean("cp").arg("-r").arg(&packages).arg(&here), PATIENCE)?;
         // Its name is how a rig knows its own programs.
         let agent = rig.dir().join("patroni");
         let text = format!(
-            "#!{}\nimport sys\nsys.path.insert(0, '{}')\nfrom patroni.__main__ import main\nsys.exit(main())\n",
+            "#!{}\nimport sys\n\
+             sys.path.insert(0, '{}')\nfrom patroni.__main__ import main\n\
+             if __name__ == '__main__':\n    sys.exit(main())\n",
             python.display(),
             here.display()
         );
