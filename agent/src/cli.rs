@@ -49,8 +49,9 @@ impl Cli {
 }
 
 /// `--validate-config`: a line for each thing that was found, and whether the agent would start.
-pub async fn validate(sources: &Sources) -> (String, bool) {
-    let (found, _) = config::check(sources).await;
+pub async fn validate(sources: &Sources, mind_ports: bool) -> (String, bool) {
+    let (mut found, read) = config::check(sources).await;
+    found.extend(read.filter(|_| mind_ports).map(|(local, _)| config::ports_in_use(&local)).unwrap_or_default());
     let usable = found.iter().all(|finding| finding.severity != Severity::Error);
     (found.iter().map(|finding| format!("{finding}\n")).collect(), usable)
 }
@@ -73,6 +74,21 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named_unless_nobody_minds() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let text = format!(
+            "{{scope: a, name: b, restapi: {{listen: '127.0.0.1:{port}'}}, etcd3: {{host: c}}, postgresql: {{listen: \
+             '127.0.0.1:1', data_dir: /nonexistent/d}}}}"
+        );
+        let sources = Sources::new(None, [("PATRONI_CONFIGURATION".to_owned(), text)]);
+        let (said, usable) = validate(&sources, true).await;
+        assert!(!usable && said.contains(&format!("restapi.listen: Port {port} is already in use.")), "{said}");
+        let (said, usable) = validate(&sources, false).await;
+        assert!(usable && !said.contains("in use"), "{said}");
+    }
 
     #[test]
     fn arguments_mix_and_wrong_ones_have_status_2() {

@@ -124,7 +124,7 @@ fn answer(cli: &Cli) -> Result<Option<ExitCode>, String> {
     let mut usable = true;
     if cli.validate_config {
         let found;
-        (found, usable) = short_runtime()?.block_on(cli::validate(&sources));
+        (found, usable) = short_runtime()?.block_on(cli::validate(&sources, !cli.ignore_listen_port));
         // There is nobody left to tell that stderr is closed.
         let _ = std::io::stderr().write_all(found.as_bytes());
     }

@@ -1,6 +1,8 @@
 //! Everything that can be said of a configuration, at once (`--validate-config`).
 
 use std::fmt;
+use std::io::ErrorKind;
+use std::net::TcpListener;
 use std::time::Duration;
 
 use regent_pgctl::catalog::{self, Catalog};
@@ -10,7 +12,7 @@ use super::local::LocalConfig;
 use super::node::Node;
 use super::section::Report;
 use super::sources::Sources;
-use super::{ConfigErrors, Problem, effective};
+use super::{ConfigErrors, Problem, address, effective};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,6 +110,29 @@ fn unsaid(tree: &Node, report: &mut Report) {
             );
         }
     }
+}
+
+/// Ports that somebody listens on already. Not a part of [`check`]: where the agent runs, they are its own.
+#[must_use]
+pub fn ports_in_use(local: &LocalConfig) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (section, default) in [("restapi", None), ("postgresql", Some(5432))] {
+        let Some(node) = local.tree.path(&[section, "listen"]) else { continue };
+        let Some((hosts, port)) = node.written().and_then(|text| address::split(&text, default).ok()) else { continue };
+        let taken = hosts.iter().any(|host| {
+            let host = if matches!(host.as_str(), "" | "*") { "0.0.0.0" } else { host };
+            TcpListener::bind((host, port)).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+        });
+        if taken {
+            let what =
+                format!("Port {port} is already in use. If that is the agent or its PostgreSQL, validate with -i");
+            found.push(Finding {
+                severity: Severity::Error,
+                problem: Problem::at(&node.at, &format!("{section}.listen"), what),
+            });
+        }
+    }
+    found
 }
 
 impl LocalConfig {

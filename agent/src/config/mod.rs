@@ -41,7 +41,7 @@ mod yaml;
 pub use address::Address;
 pub use advice::{Advice, Weight, advise};
 pub use cache::{CacheError, DYNAMIC_CACHE, read_dynamic_cache, write_dynamic_cache};
-pub use check::{Finding, Severity, check};
+pub use check::{Finding, Severity, check, ports_in_use};
 pub use effective::{Effective, effective};
 pub use etcd::{EtcdConfig, SrvName};
 pub use local::{Basic, ControlConfig, CtlConfig, LocalConfig, RestConfig, WatchdogConfig};

@@ -25,6 +25,8 @@ Regent reads Patroni's `patroni.yml` as it is: one file or a directory of them, 
 configuration in etcd. Later wins: defaults, dynamic configuration, file, variables.
 
 - `regent --validate-config FILE` names everything that is wrong, with file, line and column; status 1 if it would not start.
+  `-i` leaves out whether the ports are free.
+- `regent --generate-config --dsn DSN` writes a configuration for a server that runs already.
 - `regent --print-config FILE` prints what is in force, each value with the place it comes from; secrets are masked.
 - `regent --generate-sample-config` writes a commented sample.
 - `${NAME}` and `${NAME:-default}` in a text are filled in from the environment, or from the file that `NAME_FILE` names;

@@ -1,6 +1,6 @@
 //! `--validate-config` of the peer and ours agree on which files are good, but for what `docs/differences.md` lists.
 //!
-//! The peer is the program that `PEER_PATRONI` names, or the one that the tests of real clusters have installed below `target`.
+//! The peer is the program that `PEER_PATRONI` names, or the one that `tests/install-peer.sh` installs below `target`.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -92,21 +92,29 @@ const CASES: &[Case] = &[
     differs("restapi.authentication", "{username: a, password: '${NOT_SET}'}", true, "a variable that is not set"),
 ];
 
-fn peer() -> Option<PathBuf> {
-    let named = std::env::var_os("PEER_PATRONI").map(PathBuf::from);
+fn peer() -> Result<PathBuf, String> {
+    if let Some(named) = std::env::var_os("PEER_PATRONI") {
+        return Ok(named.into());
+    }
     let exe = std::env::current_exe().unwrap();
     // target/debug/deps/keys-...
-    let installed = exe.ancestors().nth(3).unwrap_or(Path::new("target")).join("patroni-4.1.5/bin/patroni");
-    named.or(Some(installed)).filter(|program| program.exists())
+    let target = exe.ancestors().nth(3).unwrap_or(Path::new("target"));
+    let install = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/install-peer.sh");
+    let out = Command::new(install).arg(target).output().map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&out.stderr);
+    let venv = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+    if out.status.success() { Ok(Path::new(&venv).join("bin/patroni")) } else { Err(said.into_owned()) }
 }
 
 #[test]
 fn the_peer_agrees_on_what_is_valid() {
-    let Some(peer) = peer() else {
-        let skipped =
-            "\nSKIPPED the_peer_agrees_on_what_is_valid: set PEER_PATRONI to the program patroni of patroni 4.1.5\n";
-        std::io::stderr().write_all(skipped.as_bytes()).unwrap();
-        return;
+    let peer = match peer() {
+        Ok(peer) => peer,
+        Err(why) => {
+            let skipped = format!("\nSKIPPED the_peer_agrees_on_what_is_valid: the peer cannot be installed: {why}\n");
+            std::io::stderr().write_all(skipped.as_bytes()).unwrap();
+            return;
+        }
     };
     // It wants etcd to be reachable.
     let etcd = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -79,7 +79,7 @@ fn a_running_server_is_described_and_taken_over() -> Result<(), Trouble> {
     assert!(!whole.lines().skip(1).any(|line| line.contains("#FIXME")), "{whole}");
     rig.write(&node.config(), &whole)?;
     let mut validate = clean(&rig.programs().regent);
-    let found = output(validate.arg("--validate-config").arg(node.config()), Duration::from_secs(30))?;
+    let found = output(validate.args(["--validate-config", "-i"]).arg(node.config()), Duration::from_secs(30))?;
     assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
 
     node.start()?;
