@@ -111,7 +111,124 @@ fn document(reached: &Reached) -> String {
         text.push_str(&format!("  Prevents: {prevents}.  \n"));
         text.push_str(&format!("  Scenarios: {}\n", told_by(reached, table, name)));
     }
+    text.push_str(&ids(reached));
     text
+}
+
+/// The ids of the contract (ha-rules.md): a prefix and its last number. Z8 is Citus.
+const IDS: &[(&str, u32)] = &[
+    ("CF", 3),
+    ("O", 2),
+    ("CY", 3),
+    ("B", 15),
+    ("R", 23),
+    ("L", 13),
+    ("W", 7),
+    ("C", 12),
+    ("A", 4),
+    ("F", 10),
+    ("D", 9),
+    ("S", 17),
+    ("P", 14),
+    ("M", 13),
+    ("Y", 10),
+    ("Q", 8),
+    ("X", 12),
+    ("G", 11),
+    ("K", 5),
+    ("Z", 7),
+    ("T", 5),
+    ("V", 7),
+];
+
+/// Every id, in the contract's order.
+fn contract_ids() -> impl Iterator<Item = String> {
+    let numbered = |(prefix, last): &(&'static str, u32)| {
+        let (prefix, first) = (*prefix, u32::from(*prefix != "Q"));
+        (first..=*last).map(move |number| format!("{prefix}{number}"))
+    };
+    // Sections 11 has no S8 and S9, section 4 has a B3b.
+    let all = IDS.iter().flat_map(numbered).filter(|id| id != "S8" && id != "S9");
+    all.flat_map(|id| if id == "B3" { vec![id, "B3b".to_owned()] } else { vec![id] })
+}
+
+/// `tests/contract.txt`: the tests of an id that no rule carries, or why there is none.
+fn carried_by_tests() -> BTreeMap<String, Vec<String>> {
+    let text = read("tests/contract.txt");
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let words = lines.map(|line| line.split_whitespace().map(str::to_owned));
+    words.filter_map(|mut words| Some((words.next()?, words.collect()))).collect()
+}
+
+fn carried_by_rules() -> BTreeMap<String, Vec<Row>> {
+    let mut found: BTreeMap<String, Vec<Row>> = BTreeMap::new();
+    for row in rows() {
+        for id in row.contract.split_whitespace() {
+            let Row { table, name, contract, prevents } = row;
+            found.entry(id.to_owned()).or_default().push(Row { table, name, contract, prevents });
+        }
+    }
+    found
+}
+
+/// A line for each id: its rules, its tests, a scenario.
+fn ids(reached: &Reached) -> String {
+    let (rules, tests) = (carried_by_rules(), carried_by_tests());
+    let mut text = String::from(
+        "\n## Ids of the contract\n\nA rule has a unit test of its name beside it. Ids that are no matter of judgement are carried by tests alone.\n\n\
+         | id | rules | tests | scenario |\n|---|---|---|---|\n",
+    );
+    for id in contract_ids() {
+        let rows = rules.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let names: BTreeSet<&str> = rows.iter().map(|row| row.name).collect();
+        let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+        let told =
+            rows.iter().find_map(|row| reached.get(&(row.table, row.name))?.first()).cloned().unwrap_or_default();
+        let tests = tests.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let shown: Vec<&str> = tests.iter().map(|test| test.rsplit("::").next().unwrap_or(test)).collect();
+        let shown = match shown.as_slice() {
+            ["open", why @ ..] => format!("**open**: {}", why.join(" ")),
+            tests => tests.join(", "),
+        };
+        text.push_str(&format!("| {id} | {} | {shown} | {told} |\n", names.join(", ")));
+    }
+    text
+}
+
+#[test]
+fn every_id_of_the_contract_has_a_rule_or_a_test() {
+    let (rules, tests) = (carried_by_rules(), carried_by_tests());
+    let known: BTreeSet<String> = contract_ids().collect();
+    let mut problems = Vec::new();
+    for id in &known {
+        match (rules.contains_key(id), tests.get(id).map(Vec::as_slice)) {
+            (false, None) => problems.push(format!("{id}: no rule and no line in tests/contract.txt")),
+            (true, Some([first, ..])) if first == "open" => {
+                problems.push(format!("{id}: has a rule, and is no longer open"))
+            }
+            (_, Some([])) => problems.push(format!("{id}: its line names no test")),
+            (_, Some(_)) | (true, None) => {}
+        }
+    }
+    for (id, named) in tests.iter().filter(|(_, named)| named.first().is_none_or(|first| first != "open")) {
+        if !known.contains(id) {
+            problems.push(format!("{id}: the contract has no such id"));
+        }
+        for test in named {
+            let (file, name) = test.split_once("::").unwrap_or((test, ""));
+            let source = read(file);
+            // A rule and its test may have one name.
+            let tested = source.match_indices(&format!("fn {name}(")).any(|(at, _)| {
+                let attributes: Vec<&str> = source[..at].lines().rev().take(3).collect();
+                attributes.iter().any(|line| line.contains("test]") || line.contains("test("))
+                    || source[..at].contains("proptest!")
+            });
+            if name.is_empty() || !tested {
+                problems.push(format!("{id}: there is no test {test}"));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
 /// A few of the scenarios that reach a rule: those whose stories reach the fewest rules are most about it.
