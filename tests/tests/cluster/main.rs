@@ -7,12 +7,15 @@
 mod bad_data;
 mod bad_input;
 mod bootstrap;
+mod callbacks;
 mod control;
 mod crash;
 mod etcd_outage;
 mod failsafe;
 mod guardian;
+mod methods;
 mod peer_tool;
+mod restore;
 mod rewind;
 mod seeds;
 mod support;
