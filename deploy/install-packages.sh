@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what building and testing Regent needs and this machine lacks, from the distribution's own packages:
-# a C compiler, protoc, etcd, PostgreSQL, HAProxy, and Python's venv (for the tests against the peer's control tool).
+# a C compiler, protoc, etcd, PostgreSQL, pgBackRest, HAProxy, and Python's venv (for the tests against the peer's control tool).
 #
 # Works as root and as a user with sudo. Stops and changes no service. With nothing missing it is done at once.
 #   deploy/install-packages.sh            install
@@ -40,6 +40,7 @@ look() {
     has etcd || MISSING+=(etcd-server)
     has etcdctl || MISSING+=(etcd-client)
     has haproxy || MISSING+=(haproxy)
+    has pgbackrest || MISSING+=(pgbackrest)
     has setpriv || MISSING+=(util-linux)
     postgres || MISSING+=(postgresql)
     python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || MISSING+=(python3-venv)

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::task::Poll;
 use std::time::Duration;
 
+use regent_core::callbacks::Callback;
 use regent_core::memory::LeaseOutcome;
 use regent_core::plan::{KeyWrite, Lease, Move, Plan};
 use regent_core::postgres::{Job, StopMode};
@@ -141,11 +142,13 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
     }
 
     /// The PostgreSQL half: starts the job, does not wait for it.
-    pub(crate) async fn postgres(&mut self, seen: &Snapshot, wanted: &Move, now: Instant) {
+    /// `told`: what to call once a promotion is signalled.
+    pub(crate) async fn postgres(&mut self, seen: &Snapshot, wanted: &Move, told: Option<Callback>, now: Instant) {
         let postgres = self.postgres.clone();
         let stop_budget = seen.config.stop_budget;
         match wanted.clone() {
             Move::Stay => {}
+            Move::Cancel => self.jobs.cancel().await,
             Move::Bootstrap => {
                 let work = self.under_lease(async move { postgres.bootstrap().await });
                 self.jobs.start(Job::Bootstrap, now, work).await;
@@ -154,6 +157,7 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
                 let job = Job::Clone { from: from.clone() };
                 self.jobs.start(job, now, async move { postgres.clone_from(&from, &conn_url).await }).await;
             }
+            Move::Restore => self.jobs.start(Job::Restore, now, async move { postgres.restore().await }).await,
             Move::Rewind { from, conn_url } => {
                 let job = Job::Rewind { from: from.clone() };
                 self.jobs.start(job, now, async move { postgres.rewind(&from, &conn_url).await }).await;
@@ -205,8 +209,11 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
                 };
                 self.jobs.start(Job::Stop(mode), now, async move { postgres.stop(mode, within).await }).await;
             }
+            Move::PrePromote => {
+                self.jobs.start(Job::PrePromote, now, async move { postgres.pre_promote().await }).await;
+            }
             Move::Promote(timeline) => {
-                self.jobs.start(Job::Promote, now, async move { postgres.promote(timeline).await }).await;
+                self.jobs.start(Job::Promote, now, async move { postgres.promote(timeline, told).await }).await;
             }
             Move::Follow(upstream) => {
                 self.jobs.start(Job::Follow, now, async move { postgres.follow(&upstream).await }).await;

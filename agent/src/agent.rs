@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use regent_core::callbacks;
 use regent_core::config::SyncMode;
 use regent_core::failsafe::Notice;
 use regent_core::fence::Fence;
@@ -141,6 +142,8 @@ const HURRY: Duration = Duration::from_millis(50);
 const LOOK_PATIENCE: Duration = Duration::from_secs(2);
 /// Members are asked this long to agree, twice if need be (F3).
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(4);
+/// How long the end of the process waits for a callback.
+const CALLBACK_PATIENCE: Duration = Duration::from_secs(10);
 /// A namesake is asked this long (B12).
 const NAMESAKE_PATIENCE: Duration = Duration::from_secs(3);
 /// How old a published observation of PostgreSQL may grow (rest-api.md W3: "well under a second" of an answer's age).
@@ -159,6 +162,8 @@ pub struct Agent<D, P, C, N> {
     dynamic: Option<serde_json::Value>,
     /// Settings that the controller does not have yet.
     unapplied: bool,
+    /// The server was told to read them, and no callback knows yet.
+    reloaded: bool,
     memory: Memory,
     jobs: Jobs,
     peers: Option<Peers>,
@@ -199,6 +204,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             effective,
             dynamic: None,
             unapplied: false,
+            reloaded: false,
             memory: Memory::default(),
             jobs: Jobs::default(),
             peers: None,
@@ -395,7 +401,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         if self.unapplied && self.jobs.running().is_none() {
             let configure = self.seams.postgres.configure(self.effective.postgres.clone());
             match tokio::time::timeout(patience, configure).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(())) => self.reloaded = true,
                 Ok(Err(error)) => tracing::error!("PostgreSQL's configuration: {error}"),
                 Err(_) => tracing::error!("PostgreSQL's configuration was not taken within {patience:?}"),
             }
@@ -461,7 +467,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         };
         if stops {
             self.channels.status.send_modify(|status| Arc::make_mut(status).demoting = true);
-            hands.postgres(seen, &plan.postgres, seen.now).await;
+            hands.postgres(seen, &plan.postgres, None, seen.now).await;
         }
         let mut outcome = hands.lease(seen, plan, &mut done).await;
         let lock_until = match outcome {
@@ -472,7 +478,14 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 seen.lock_ends()
             }
         };
+        let calls = callbacks::due(seen, decision, std::mem::take(&mut self.reloaded));
         let preview = self.memory.after(seen, decision, outcome);
+        let copied = self.seams.postgres.clone_progress();
+        if let Some((bytes, total)) =
+            copied.filter(|copied| report::is_news(self.channels.status.borrow().copied, *copied))
+        {
+            tracing::info!("copied {}", report::progress(bytes, total));
+        }
         let status = report::status(
             seen,
             decision,
@@ -485,6 +498,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 wall: self.seams.clock.wall(),
                 guardian: self.channels.guardian(),
                 watchdog: self.channels.watchdog.state.borrow().clone(),
+                copied,
             },
         );
         if status.ttl > self.effective.core.ttl && self.channels.status.borrow().ttl <= self.effective.core.ttl {
@@ -496,7 +510,10 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         // Published before the server is touched: `/primary` turns 503 before it stops taking writes, not after.
         self.channels.status.send_replace(Arc::new(status.clone()));
         if !stops {
-            hands.postgres(seen, &plan.postgres, seen.now).await;
+            hands.postgres(seen, &plan.postgres, calls.at_promotion, seen.now).await;
+        }
+        for callback in calls.now {
+            self.seams.postgres.call(callback);
         }
         if seen.dcs.is_ok() {
             hands.keys(seen, &plan.keys, &mut done).await;
@@ -594,6 +611,10 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             hands.member(seen.config.name.clone(), json, lease, &mut done).await;
         }
         self.channels.status.send_replace(Arc::new(status));
+        // Ours no more when this process is gone: they get a moment, which holds up nobody, as the key is given back.
+        if tokio::time::timeout(CALLBACK_PATIENCE, self.seams.postgres.called()).await.is_err() {
+            tracing::warn!("a callback still runs after {CALLBACK_PATIENCE:?}: it ends with this process");
+        }
     }
 
     // --- sleep ---

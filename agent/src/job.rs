@@ -38,6 +38,15 @@ impl Jobs {
         self.running.as_ref().map(|running| &running.job)
     }
 
+    /// Drops what runs; it has let go of everything when this returns.
+    pub async fn cancel(&mut self) {
+        if let Some(old) = self.running.take() {
+            tracing::info!("{:?} is cancelled", old.job.job);
+            old.task.abort();
+            drop(old.task.await);
+        }
+    }
+
     /// Starts `work` as `job`; what ran before is dropped first, and has let go of everything when this returns.
     pub async fn start(&mut self, job: Job, since: Instant, work: impl Future<Output = Outcome> + 'static) {
         if let Some(old) = self.running.take() {

@@ -50,12 +50,14 @@ pub struct Context<'a> {
     pub guardian: Option<guardian::View>,
     /// The watchdog.
     pub watchdog: watchdog::State,
+    /// How far a copy is.
+    pub copied: Option<(u64, Option<u64>)>,
 }
 
 /// The status to publish after `decision` on `seen`.
 #[must_use]
 pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> Status {
-    let Context { effective, memory, last, lock_until, read, wall, guardian, watchdog } = context;
+    let Context { effective, memory, last, lock_until, read, wall, guardian, watchdog, copied } = context;
     let stopping = matches!(decision.plan.postgres, Move::Stop(_) | Move::Restart { .. } | Move::SetAside)
         || matches!(
             seen.job.as_ref().map(|running| &running.job),
@@ -95,6 +97,7 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         guardian: guardian.clone(),
         watchdog: watchdog.clone(),
         watchdog_failed: matches!(seen.watchdog, Watchdog::Failed(_)),
+        copied: *copied,
         action: action(seen, &decision.plan.postgres),
         scheduled_restart: match &seen.request {
             Some(Request::Restart(restart)) => scheduled(restart),
@@ -119,8 +122,9 @@ fn action(seen: &Snapshot, next: &Move) -> Option<String> {
             Some(format!("bootstrap from leader '{from}'"))
         }
         (_, Some(Job::Rewind { .. })) => Some("running pg_rewind".to_owned()),
+        (Move::Restore, _) | (_, Some(Job::Restore)) => Some("bootstrap without leader".to_owned()),
         (_, Some(Job::GiveUpData)) => Some("reinitialize".to_owned()),
-        (_, Some(Job::Promote)) => Some("promote".to_owned()),
+        (_, Some(Job::PrePromote | Job::Promote)) => Some("promote".to_owned()),
         (_, Some(Job::Bootstrap)) => Some("bootstrap".to_owned()),
         (
             _,
@@ -187,6 +191,7 @@ pub fn first_status(effective: &Effective, now: Instant) -> Status {
         guardian: None,
         watchdog: watchdog::State::default(),
         watchdog_failed: false,
+        copied: None,
         action: None,
         scheduled_restart: None,
         rule: "start",
@@ -204,7 +209,9 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
     match (next, job) {
         (Move::Restart { .. }, _) | (Move::Stay, Some(Job::Restart { .. })) => return State::Restarting,
         (Move::Bootstrap, _) | (Move::Stay, Some(Job::Bootstrap)) => return State::InitializingNewCluster,
-        (Move::Clone { .. }, _) | (Move::Stay, Some(Job::Clone { .. })) => return State::CreatingReplica,
+        (Move::Clone { .. } | Move::Restore, _) | (Move::Stay, Some(Job::Clone { .. } | Job::Restore)) => {
+            return State::CreatingReplica;
+        }
         (Move::Stop(_) | Move::SetAside, _) | (Move::Stay, Some(Job::Stop(_) | Job::SetAside)) => {
             return State::Stopping;
         }
@@ -213,6 +220,8 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
         }
         (
             Move::Stay
+            | Move::Cancel
+            | Move::PrePromote
             | Move::Rewind { .. }
             | Move::GiveUpData { .. }
             | Move::DiscardOldCopy
@@ -242,6 +251,39 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
         (Some(Job::Bootstrap), _) => State::InitdbFailed,
         (_, Role::Primary | Role::Promoted) if matches!(seen.postgres.data_dir, DataDir::Present(_)) => State::Crashed,
         (_, Role::Uninitialized | Role::Primary | Role::Promoted | Role::Replica | Role::Demoted) => State::Stopped,
+    }
+}
+
+/// Is a copy so much farther that the log says so? By a tenth, or, where the whole is not known, by a quarter of a gigabyte.
+pub(crate) fn is_news(before: Option<(u64, Option<u64>)>, now: (u64, Option<u64>)) -> bool {
+    let step = |(bytes, total): (u64, Option<u64>)| match total.filter(|total| *total > 0) {
+        Some(total) => u128::from(bytes) * 10 / u128::from(total),
+        None => u128::from(bytes) >> 28,
+    };
+    now.0 > 0 && before.is_none_or(|before| step(before) != step(now) || before.0 == 0)
+}
+
+/// How far a copy is, for people: `1.2 GB of 3.4 GB (35 %)`.
+#[must_use]
+pub fn progress(bytes: u64, total: Option<u64>) -> String {
+    let shown = |bytes: u64| {
+        let units = [(1 << 40, "TB"), (1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "kB")];
+        let fits = units.into_iter().find(|(unit, _)| bytes >= *unit);
+        fits.map_or_else(
+            || format!("{bytes} B"),
+            |(unit, name)| {
+                let tenths = u128::from(bytes) * 10 / u128::from(unit);
+                format!("{}.{} {name}", tenths / 10, tenths % 10)
+            },
+        )
+    };
+    match total.filter(|total| *total > 0) {
+        // A source that grew meanwhile makes it no more than all.
+        Some(total) => {
+            let percent = (u128::from(bytes) * 100 / u128::from(total)).min(100);
+            format!("{} of {} ({percent} %)", shown(bytes), shown(total))
+        }
+        None => shown(bytes),
     }
 }
 
@@ -309,6 +351,9 @@ pub fn member(seen: &Snapshot, status: &Status, effective: &Effective, checkpoin
     }
     if status.pause {
         put("pause", json!(true));
+    }
+    if let Some((bytes, total)) = status.copied {
+        put("clone", json!({"bytes": bytes, "total": total}));
     }
     if let Some(scheduled) = &status.scheduled_restart {
         put("scheduled_restart", scheduled.clone());

@@ -61,7 +61,10 @@ impl Requests {
             Move::Restart { .. } => true,
             Move::Clone { .. } => reinitialize,
             Move::Stay
+            | Move::Cancel
             | Move::Bootstrap
+            | Move::Restore
+            | Move::PrePromote
             | Move::Rewind { .. }
             | Move::GiveUpData { .. }
             | Move::DiscardOldCopy

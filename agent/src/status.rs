@@ -79,6 +79,8 @@ pub struct Status {
     pub watchdog: watchdog::State,
     /// It is required and cannot be used (rest-api.md 4, `watchdog_failed`).
     pub watchdog_failed: bool,
+    /// Bytes that a copy has so far, and those of the whole when known.
+    pub copied: Option<(u64, Option<u64>)>,
     /// An action that another request would disturb, in the contract's words (rest-api.md 14.2).
     pub action: Option<String>,
     /// The restart that waits for its time, as documents show it.

@@ -88,7 +88,7 @@ fn the_compose_seed_means_what_its_author_meant() {
 #[test]
 fn the_ansible_seed_is_read() {
     let all = in_force(&load(&fixture("ansible.yml"), &[]).unwrap());
-    assert_eq!(all.postgres.bin_dir.as_deref(), Some(Path::new("/usr/lib/postgresql/16/bin")));
+    assert_eq!(all.postgres.programs.dir.as_deref(), Some(Path::new("/usr/lib/postgresql/16/bin")));
     assert_eq!(all.postgres.data_dir, Path::new("/var/lib/postgresql/16/main"));
     assert_eq!(all.postgres.config_dir, all.postgres.data_dir);
     let archive = all.postgres.parameters.get("archive_command").map(String::as_str);

@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::disk::file_error;
+use crate::settings::Programs;
 use crate::{PgError, guc, programs};
 
 /// The parameters of one installed version.
@@ -107,18 +108,18 @@ const HIDDEN: &[&str] = &[
 ];
 
 impl Catalog {
-    /// Asks the `postgres` of `bin_dir`, or of the PATH.
+    /// Asks `postgres`.
     ///
     /// # Errors
     /// The program does not run, or does not answer within `limit`.
-    pub async fn ask(bin_dir: Option<&Path>, limit: Duration) -> Result<Catalog, PgError> {
-        let mut describe = programs::program(bin_dir, "postgres");
+    pub async fn ask(programs: &Programs, limit: Duration) -> Result<Catalog, PgError> {
+        let mut describe = programs.program("postgres");
         describe.arg("--describe-config").env("LC_ALL", "C");
         let printed = programs::ask(describe, limit).await?;
         let mut catalog = Catalog { known: printed.lines().filter_map(described).collect(), hidden: BTreeSet::new() };
         let hidden: Vec<&str> = HIDDEN.iter().copied().filter(|name| !catalog.known.contains_key(*name)).collect();
         let mut unknown = BTreeSet::new();
-        answers(bin_dir, limit, hidden.iter().map(|name| (*name, "?".to_owned())), |line| {
+        answers(programs, limit, hidden.iter().map(|name| (*name, "?".to_owned())), |line| {
             if let Some(rest) = after(line, "unrecognized configuration parameter \"") {
                 unknown.extend(rest.split_once('"').map(|(name, _)| name.to_owned()));
             }
@@ -129,7 +130,7 @@ impl Catalog {
             catalog.known.iter().filter_map(|(name, of)| Some((name.clone(), of.kind.impossible()?))).collect();
         let mut last = String::new();
         let known = &mut catalog.known;
-        answers(bin_dir, limit, impossible.iter().map(|(name, value)| (name.as_str(), value.clone())), |line| {
+        answers(programs, limit, impossible.iter().map(|(name, value)| (name.as_str(), value.clone())), |line| {
             if let Some((name, unit)) = named_unit(line) {
                 if let Some(of) = known.get_mut(&name) {
                     of.unit = unit;
@@ -198,12 +199,12 @@ impl Catalog {
 /// # Errors
 /// The program does not run, or does not answer within `limit`.
 pub async fn refusals(
-    bin_dir: Option<&Path>,
+    programs: &Programs,
     limit: Duration,
     settings: impl IntoIterator<Item = (&str, String)>,
 ) -> Result<Vec<(String, String)>, PgError> {
     let mut found: Vec<(String, String)> = Vec::new();
-    answers(bin_dir, limit, settings, |line| {
+    answers(programs, limit, settings, |line| {
         if let Some((name, _)) =
             after(line, "LOG:  ").and_then(|text| text.split_once("parameter \"")?.1.split_once('"'))
         {
@@ -218,7 +219,7 @@ pub async fn refusals(
 
 /// Has the server read a file of settings, and hands over each line that it says.
 async fn answers(
-    bin_dir: Option<&Path>,
+    programs: &Programs,
     limit: Duration,
     settings: impl IntoIterator<Item = (&str, String)>,
     mut on_line: impl FnMut(&str),
@@ -227,7 +228,7 @@ async fn answers(
     let file = place.0.join("postgresql.conf");
     let text: String = settings.into_iter().map(|(name, value)| guc::line(name, &value) + "\n").collect();
     std::fs::write(&file, text).map_err(|e| file_error(&file, &e))?;
-    let mut command = programs::program(bin_dir, "postgres");
+    let mut command = programs.program("postgres");
     command.args(["-C", "config_file", "-D"]).arg(&place.0).env("LC_ALL", "C");
     match tokio::time::timeout(limit, programs::run(command, |line| on_line(line))).await {
         // A file that it refuses is what was asked for.

@@ -67,6 +67,17 @@ pub(crate) fn rewind(settings: &Settings, source: &Address) -> String {
     to(settings, source, settings.rewind.as_ref().unwrap_or(&settings.superuser), &PATIENCE)
 }
 
+/// The connection as methods for copies get it (B13): as short as it can be. The password is in the passfile.
+pub(crate) fn plain(settings: &Settings, to: &Address) -> String {
+    let who = &settings.replication;
+    let port = to.port.to_string();
+    let pairs = [("dbname", Some(&settings.database)), ("user", who.username.as_ref())];
+    let pairs = pairs.into_iter().chain([("host", Some(&to.host)), ("port", Some(&port))]);
+    let options = who.options.iter().map(|(key, value)| (key.as_str(), Some(value)));
+    let words = pairs.chain(options).filter_map(|(key, value)| Some(format!("{key}={}", quote(value?))));
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// Keys in the order of ha-rules section 17. The password is not in it but in the passfile.
 fn to(settings: &Settings, source: &Address, who: &Credentials, more: &[(&str, &str)]) -> String {
     let Credentials { username, password, options } = who;
@@ -86,6 +97,7 @@ fn to(settings: &Settings, source: &Address, who: &Credentials, more: &[(&str, &
         ("sslcrl", option("sslcrl")),
         ("sslcrldir", option("sslcrldir")),
         ("application_name", Some(settings.name.clone())),
+        ("krbsrvname", settings.krbsrvname.clone()),
         ("gssencmode", or_prefer("gssencmode")),
         ("channel_binding", or_prefer("channel_binding")),
         ("sslnegotiation", option("sslnegotiation")),
@@ -169,6 +181,17 @@ mod tests {
         for bad in ["", "http://a:1/", "postgres://:5432/", "postgres://a:x/", "postgres://[::1/"] {
             assert!(Address::of_url(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn methods_get_a_connection_without_the_password() {
+        let mut settings = crate::conf::tests::settings(std::path::Path::new("/pg"));
+        assert_eq!(
+            plain(&settings, &address("fd00::1", 5433)),
+            "dbname=postgres user=replicator host=fd00::1 port=5433"
+        );
+        settings.replication.options.insert("sslmode".to_owned(), "verify full".to_owned());
+        assert!(plain(&settings, &address("h", 1)).ends_with(" host=h port=1 sslmode='verify full'"));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Making a data directory: a new cluster by initdb, a copy of a member by pg_basebackup, and the removal of what an
-//! interruption of either left.
+//! Making a data directory: a new cluster, a copy of a member, and the removal of what an interruption of either left. What
+//! fills it is in `methods.rs`.
 
 use std::fs::File;
 use std::process::Stdio;
@@ -7,40 +7,58 @@ use std::time::Duration;
 
 use regent_core::postgres::StopMode;
 use regent_core::units::MemberName;
+use rustix::process::Signal;
 use tokio::process::Command;
 
 use crate::conf::{self, Role};
 use crate::conninfo::{self, Address};
 use crate::datadir;
 use crate::disk::entries;
+use crate::methods::bootstrap_arguments;
 use crate::postmaster::{self, Found};
 use crate::programs::{self, Secret};
 use crate::query::{self, Local};
 use crate::real::{FILES, Server, locked};
-use crate::settings::{Credentials, Settings};
+use crate::scripts;
+use crate::settings::{BootstrapMethod, Credentials, ReplicaMethod, Settings};
 use crate::{PgError, disk};
 
 /// The database that initdb makes and in which the first roles are made.
 const FIRST_DATABASE: &str = "postgres";
 /// The programs that fill or change a data directory.
 pub(crate) const TOOLS: [&str; 3] = ["initdb", "pg_basebackup", "pg_rewind"];
+/// A restore may run for hours, and so may what fills a new cluster. The caller may drop it.
+const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a server that failed to become a cluster may take to stop.
 const STOP: Duration = Duration::from_secs(10);
 
 impl Server {
-    /// initdb, first start, roles (B4, B7). Until all is done the directory counts as unfinished.
+    /// initdb or the user's method, first start, roles (B4, B7). Until all is done the directory counts as unfinished.
     pub(crate) async fn make_cluster(&self) -> Result<(), PgError> {
         self.not_as_root()?;
         self.installed().await.map_err(PgError::Refused)?;
         let settings = self.settings();
-        let lock = self.claim("initdb").await?;
-        if let Err(error) = run_initdb(&settings, &lock).await {
-            self.give_up(lock).await;
-            return Err(error);
-        }
-        // The lock guards programs that fill the directory. A server guards it by its own pid file.
-        drop(lock);
-        let made = self.first_start(&settings).await;
+        let made = match &settings.scripts.bootstrap {
+            None => {
+                let lock = self.claim("initdb").await?;
+                if let Err(error) = run_initdb(&settings, &lock).await {
+                    self.give_up(lock).await;
+                    return Err(error);
+                }
+                // The lock guards programs that fill the directory. A server guards it by its own pid file.
+                drop(lock);
+                self.first_start(&settings).await
+            }
+            Some(method) => {
+                let lock = self.claim(&format!("bootstrap by {}", method.command.name)).await?;
+                let _progress = Progress::of(self);
+                // What a restore of hours left is evidence, too.
+                self.run_method(&settings, &method.command, bootstrap_arguments(&settings, &method.command), &lock)
+                    .await?;
+                drop(lock);
+                self.first_recovery(&settings, method).await
+            }
+        };
         if made.is_err() {
             // What was made stays as evidence; the marker says that it is nobody's data.
             if let Err(error) = self.end(StopMode::Immediate, STOP).await {
@@ -56,6 +74,35 @@ impl Server {
         self.start_unchecked(Role::Primary, Found::Nobody).await?;
         self.remember_upstream(None);
         self.accepts_connections(Duration::from_secs(settings.pg_ctl_timeout)).await?;
+        self.make_roles(settings).await
+    }
+
+    /// The first start of a restored backup: it recovers, which takes as long as it takes (B6), becomes a primary, gets the
+    /// roles of this configuration, and only then the access rules that let others in.
+    async fn first_recovery(&self, settings: &Settings, method: &BootstrapMethod) -> Result<(), PgError> {
+        let rules = self.files("access rules", conf::access_rules).await?;
+        let role = Role::Recovery { settings: method.recovery_conf.clone(), keep: method.keep_existing_recovery_conf };
+        let closed = role.is_closed();
+        self.start_unchecked(role, Found::Nobody).await?;
+        self.remember_upstream(None);
+        self.has_recovered().await?;
+        self.make_roles(settings).await?;
+        self.files("writing the configuration", move |settings| {
+            conf::write(settings, &Role::Primary)?;
+            rules.map_or(Ok(()), |text| conf::put_access_rules(settings, &text))?;
+            conf::keep_copies(settings)
+        })
+        .await?;
+        if closed {
+            self.end(StopMode::Fast, Duration::from_secs(settings.pg_ctl_timeout)).await?;
+            self.start_unchecked(Role::Primary, Found::Nobody).await?;
+            return self.accepts_connections(Duration::from_secs(settings.pg_ctl_timeout)).await;
+        }
+        let postmaster = self.running().await?;
+        postmaster.map_or(Ok(()), |postmaster| postmaster.signal(Signal::HUP))
+    }
+
+    async fn make_roles(&self, settings: &Settings) -> Result<(), PgError> {
         let client = query::command(settings, FIRST_DATABASE, "first connection").await?;
         query::ensure_role(&client, &settings.superuser, "SUPERUSER LOGIN").await?;
         self.run_post_bootstrap(settings).await?;
@@ -77,9 +124,6 @@ impl Server {
     /// for hours, and the caller may drop it.
     async fn run_post_bootstrap(&self, settings: &Settings) -> Result<(), PgError> {
         let Some(line) = &settings.post_bootstrap else { return Ok(()) };
-        let words = programs::split(line).filter(|words| !words.is_empty());
-        let words =
-            words.ok_or_else(|| PgError::Refused(format!("post_bootstrap {line:?} is no command: open quote?")))?;
         let address = Local::of(settings).address(settings.port);
         let user = query::user_of(&settings.superuser);
         let who = Credentials { username: Some(user.clone()), ..settings.superuser.clone() };
@@ -88,24 +132,39 @@ impl Server {
         }
         let [host, user, database] = [&address.host, &user, &settings.database].map(|value| conninfo::quote(value));
         let connection = format!("host={host} port={} user={user} dbname={database}", address.port);
-        let (program, arguments) = words.split_first().unwrap_or((line, &[]));
-        let mut command = programs::plain(program);
-        command.args(arguments).arg(connection).env("PGPASSFILE", &settings.pgpass);
-        command.env("PGOPTIONS", "-c synchronous_commit=local -c statement_timeout=0");
-        programs::run(command, |line| tracing::info!("post_bootstrap: {line}")).await.map(|_| ())
+        let environment = [
+            ("PGPASSFILE", settings.pgpass.display().to_string()),
+            ("PGOPTIONS", "-c synchronous_commit=local -c statement_timeout=0".to_owned()),
+        ];
+        scripts::run(settings, "post_bootstrap", line, &[connection], &environment, FOR_EVER).await
     }
 
-    /// pg_basebackup from `source` (B13).
+    /// A copy of `source` by the first method that works (B13).
     pub(crate) async fn copy_member(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
         self.not_as_root()?;
         let address = Address::of_url(conn_url)?;
         self.installed().await.map_err(PgError::Refused)?;
         let settings = self.settings();
-        let to = address.clone();
-        self.files("writing the passfile", move |settings| conf::write_passfile(settings, &to)).await?;
-        let lock = self.claim(&format!("clone from {source}")).await?;
+        self.write_passfile_for(&address).await?;
+        let basebackup = [ReplicaMethod::Basebackup];
+        let configured = settings.scripts.replica.as_slice();
+        let methods = if configured.is_empty() { &basebackup } else { configured };
+        self.copy(&format!("clone from {source}"), methods, Some(&address)).await
+    }
+
+    /// A copy without another member (B3).
+    pub(crate) async fn restore_backup(&self) -> Result<(), PgError> {
+        self.not_as_root()?;
+        self.installed().await.map_err(PgError::Refused)?;
+        let mut methods = self.settings().scripts.replica;
+        methods.retain(ReplicaMethod::needs_nobody);
+        self.copy("a copy without a leader", &methods, None).await
+    }
+
+    async fn copy(&self, doing: &str, methods: &[ReplicaMethod], from: Option<&Address>) -> Result<(), PgError> {
+        let lock = self.claim(doing).await?;
         let _progress = Progress::of(self);
-        let copied = run_basebackup(self, &settings, &address, &lock).await;
+        let copied = self.fill(methods, from, &lock).await;
         if copied.is_err() {
             self.give_up(lock).await;
             return copied;
@@ -243,7 +302,7 @@ pub(crate) fn holding(command: &mut Command, lock: &File, place: &std::path::Pat
 }
 
 async fn run_initdb(settings: &Settings, lock: &File) -> Result<(), PgError> {
-    let mut command = programs::program(settings.bin_dir.as_deref(), "initdb");
+    let mut command = settings.programs.program("initdb");
     command.arg("--pgdata").arg(&settings.data_dir).args(&settings.initdb_options);
     command.arg(format!("--username={}", query::user_of(&settings.superuser)));
     holding(&mut command, lock, &settings.data_dir)?;
@@ -253,22 +312,4 @@ async fn run_initdb(settings: &Settings, lock: &File) -> Result<(), PgError> {
         command.arg("--pwfile").arg(secret.path());
     }
     programs::run(command, |line| tracing::debug!("initdb: {line}")).await.map(|_| ())
-}
-
-async fn run_basebackup(server: &Server, settings: &Settings, from: &Address, lock: &File) -> Result<(), PgError> {
-    let mut command = programs::program(settings.bin_dir.as_deref(), "pg_basebackup");
-    command.arg("--pgdata").arg(&settings.data_dir).args(["--wal-method=stream", "--progress", "--no-password"]);
-    command.arg(format!("--dbname={}", conninfo::replication(settings, from)));
-    let options = &settings.basebackup_options;
-    let chosen = |option: &String| option == "-c" || option.starts_with("--checkpoint");
-    if !options.iter().any(chosen) {
-        command.arg("--checkpoint=fast");
-    }
-    command.args(options).env("LC_ALL", "C");
-    holding(&mut command, lock, &settings.data_dir)?;
-    let note = |line: &str| match programs::progress(line) {
-        Some(progress) => *locked(&server.shared.progress) = Some(progress),
-        None => tracing::info!("pg_basebackup: {line}"),
-    };
-    programs::run(command, note).await.map(|_| ())
 }

@@ -95,6 +95,8 @@ pub struct Timings {
     pub rewind: Duration,
     /// initdb and first start.
     pub bootstrap: Duration,
+    /// The user's `pre_promote`.
+    pub pre_promote: Duration,
     /// From the upstream's log to this node's.
     pub replication_delay: Duration,
     /// `wal_receiver_timeout`, and `wal_sender_timeout` of senders to this node.
@@ -114,6 +116,7 @@ impl Default for Timings {
             clone: Duration::from_secs(3),
             rewind: Duration::from_secs(1),
             bootstrap: Duration::from_secs(2),
+            pre_promote: Duration::from_millis(500),
             replication_delay: Duration::from_millis(2),
             wal_timeout: Duration::from_secs(60),
         }

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use regent_core::callbacks::Callback;
 use regent_core::postgres::{PgState, SlotChanges, StopMode, Upstream};
 use regent_core::units::{MemberName, Timeline};
 
@@ -21,6 +22,7 @@ mod disk;
 pub mod fake;
 mod guc;
 mod history;
+mod methods;
 mod observe;
 pub mod pem;
 mod postmaster;
@@ -29,6 +31,7 @@ mod query;
 pub mod real;
 mod rewind;
 mod run;
+mod scripts;
 pub mod settings;
 pub mod tls;
 
@@ -52,6 +55,10 @@ pub trait Postgres: Clone + 'static {
     /// Fills the empty data directory from a member by `pg_basebackup` (B13); does not start it.
     /// On failure the half-made directory is removed again (it was empty before).
     async fn clone_from(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError>;
+
+    /// Fills the empty data directory by the first of the user's methods that needs no other member (B3); does not start it.
+    /// On failure as [`Postgres::clone_from`].
+    async fn restore(&self) -> Result<(), PgError>;
 
     /// Bytes copied so far by a running clone, and the estimated whole when known.
     fn clone_progress(&self) -> Option<(u64, Option<u64>)>;
@@ -79,15 +86,28 @@ pub trait Postgres: Clone + 'static {
     /// Points a running standby to `upstream`: configuration rewritten, reload (PostgreSQL 13 and later need no restart).
     async fn follow(&self, upstream: &Upstream) -> Result<(), PgError>;
 
-    /// Stops the server and returns when the postmaster is gone. An immediate stop that does not end within `within`
+    /// Stops the server, after the user's `before_stop`, and returns when the postmaster is gone. An immediate stop that does not end within `within`
     /// becomes SIGKILL of the postmaster and its children; a fast stop then returns an error and goes on.
     async fn stop(&self, mode: StopMode, within: Duration) -> Result<(), PgError>;
 
     /// Promotes a standby so that it writes `timeline`, and returns when it is out of recovery.
     ///
+    /// As soon as the signal is sent, `told` is called ([`Postgres::call`]).
+    ///
     /// `timeline` is above the server's own. Numbers between the two are kept free of other histories by reserving them
     /// first (a history file that names no history), as PostgreSQL takes the next number that has no history file.
-    async fn promote(&self, timeline: Timeline) -> Result<(), PgError>;
+    async fn promote(&self, timeline: Timeline, told: Option<Callback>) -> Result<(), PgError>;
+
+    /// Asks the user's `pre_promote`; an error means that it does not agree to a promotion, or did not answer in time. Dropping
+    /// the future ends it.
+    async fn pre_promote(&self) -> Result<(), PgError>;
+
+    /// Starts the user's command for this event, if there is one, and returns at once. One that still runs is ended, with its
+    /// children, unless just one of the two is `on_reload` (K1).
+    fn call(&self, callback: Callback);
+
+    /// Returns when no command that [`Postgres::call`] started runs any more.
+    async fn called(&self);
 
     /// `CHECKPOINT`.
     async fn checkpoint(&self) -> Result<(), PgError>;

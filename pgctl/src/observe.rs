@@ -124,7 +124,7 @@ impl Server {
             return Ok(version);
         }
         // Longer than the look lasts: silence of the programs' disk is silence, and no verdict on the programs.
-        let installed = programs::installed(settings.bin_dir.as_deref(), within * 2).await;
+        let installed = programs::installed(&settings.programs, within * 2).await;
         locked(&self.shared.remembered).installed = installed.as_ref().ok().copied();
         installed
     }
@@ -177,12 +177,12 @@ impl Server {
 
 /// Runs `pg_controldata`; the caller bounds it.
 pub(crate) async fn read_control(settings: &Settings) -> Result<Control, String> {
-    let mut command = programs::program(settings.bin_dir.as_deref(), "pg_controldata");
+    let mut command = settings.programs.program("pg_controldata");
     command.arg(&settings.data_dir).env("LC_ALL", "C");
     let printed = programs::run(command, |_| ()).await.map_err(|e| e.to_string())?;
     let mut control = Control::parse(&printed)?;
     if control.ends_with_checkpoint() {
-        let mut command = programs::program(settings.bin_dir.as_deref(), "pg_waldump");
+        let mut command = settings.programs.program("pg_waldump");
         command.arg("--path").arg(settings.data_dir.join("pg_wal")).arg("--limit=1").env("LC_ALL", "C");
         command
             .arg(format!("--timeline={}", control.data.timeline))

@@ -18,7 +18,12 @@ use tokio::process::Command;
 use crate::PgError;
 use crate::datadir::{Installed, SUPPORTED};
 use crate::disk::file_error;
+use crate::settings::Programs;
 
+/// How long what a command printed before it ended may take to arrive.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// A line that is longer counts as several.
+const LONGEST_LINE: usize = 64 * 1024;
 /// How many of a program's last lines an error shows.
 const LAST_LINES: usize = 12;
 
@@ -35,9 +40,11 @@ pub fn keep_back(variables: impl IntoIterator<Item = String>) {
     KEPT_BACK.lock().unwrap_or_else(PoisonError::into_inner).extend(variables);
 }
 
-/// The program `name` of `bin_dir`, or of `PATH`, with nothing of ours in its environment and nothing to read.
-pub(crate) fn program(bin_dir: Option<&Path>, name: &str) -> Command {
-    plain(bin_dir.map_or_else(|| PathBuf::from(name), |dir| dir.join(name)))
+impl Programs {
+    /// What is usually called `name`, with nothing of ours in its environment and nothing to read.
+    pub(crate) fn program(&self, name: &str) -> Command {
+        plain(self.path(name))
+    }
 }
 
 /// Any program, likewise.
@@ -52,10 +59,29 @@ pub(crate) fn plain(path: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
+/// A command line of the user's, with all of our environment but our own variables and those that the configuration was made
+/// of, which may hold secrets (config.md 6).
+pub(crate) fn users(what: &str, line: &str) -> Result<Command, PgError> {
+    let words = split(line).ok_or_else(|| PgError::Refused(format!("{what} {line:?} is no command: open quote?")))?;
+    let (program, arguments) =
+        words.split_first().ok_or_else(|| PgError::Refused(format!("{what} is empty; name a command")))?;
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["PATRONI_", "REGENT_"].iter().any(|prefix| text.starts_with(prefix)) || was_used(&text) {
+            command.env_remove(&name);
+        }
+    }
+    command.args(arguments).stdin(Stdio::null());
+    Ok(command)
+}
+
 fn is_kept_back(variable: &str) -> bool {
-    OURS.iter().any(|prefix| variable.starts_with(prefix))
-        || OVERRIDES.contains(&variable)
-        || KEPT_BACK.lock().unwrap_or_else(PoisonError::into_inner).contains(variable)
+    OURS.iter().any(|prefix| variable.starts_with(prefix)) || OVERRIDES.contains(&variable) || was_used(variable)
+}
+
+fn was_used(variable: &str) -> bool {
+    KEPT_BACK.lock().unwrap_or_else(PoisonError::into_inner).contains(variable)
 }
 
 fn name_of(command: &Command) -> String {
@@ -92,6 +118,49 @@ pub(crate) async fn run(mut command: Command, mut on_line: impl FnMut(&str)) -> 
             let output = Vec::from(last).join("; ");
             Err(PgError::Program { program, status: status.to_string(), output })
         }
+        Err(e) => Err(PgError::Program { program, status: e.to_string(), output: String::new() }),
+    }
+}
+
+/// As [`run`] for a user's command: `on_line` sees all that it prints, and what it leaves running in the background is neither
+/// waited for nor ended.
+pub(crate) async fn run_script(mut command: Command, on_line: impl FnMut(&str) + Send) -> Result<(), PgError> {
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
+    command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| {
+        PgError::Refused(format!("cannot run {program}: {e}; it must be there and executable for the agent's user"))
+    })?;
+    let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let printed = Mutex::new((on_line, VecDeque::new()));
+    let note = |line: &str| {
+        let (on_line, last) = &mut *printed.lock().unwrap_or_else(PoisonError::into_inner);
+        on_line(line);
+        if last.len() == LAST_LINES {
+            last.pop_front();
+        }
+        last.push_back(line.to_owned());
+    };
+    {
+        let output = async {
+            tokio::join!(lines(stdout, &note), lines(stderr, &note));
+        };
+        tokio::pin!(output);
+        tokio::select! {
+            biased;
+            () = &mut output => {}
+            _ = child.wait() => drop(tokio::time::timeout(LAST_WORDS, &mut output).await),
+        }
+    }
+    let status = child.wait().await;
+    group.0 = None;
+    let output = || {
+        let (_, last) = &*printed.lock().unwrap_or_else(PoisonError::into_inner);
+        Vec::from(last.clone()).join("; ")
+    };
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(PgError::Program { program, status: status.to_string(), output: output() }),
         Err(e) => Err(PgError::Program { program, status: e.to_string(), output: String::new() }),
     }
 }
@@ -135,7 +204,12 @@ async fn lines(from: Option<impl AsyncRead + Unpin>, mut each: impl FnMut(&str))
         for byte in buffer.iter().take(read) {
             match byte {
                 b'\n' | b'\r' => hand_over(&mut pending, &mut each),
-                byte => pending.push(*byte),
+                byte => {
+                    pending.push(*byte);
+                    if pending.len() >= LONGEST_LINE {
+                        hand_over(&mut pending, &mut each);
+                    }
+                }
             }
         }
     }
@@ -150,8 +224,8 @@ fn hand_over(pending: &mut Vec<u8>, each: &mut impl FnMut(&str)) {
 }
 
 /// The major version of the installed programs.
-pub(crate) async fn installed(bin_dir: Option<&Path>, limit: Duration) -> Installed {
-    let mut command = program(bin_dir, "postgres");
+pub(crate) async fn installed(programs: &Programs, limit: Duration) -> Installed {
+    let mut command = programs.program("postgres");
     command.arg("--version").env("LC_ALL", "C");
     let printed = ask(command, limit).await.map_err(|e| e.to_string())?;
     let major = major(&printed).ok_or_else(|| format!("`postgres --version` printed {:?}", printed.trim()))?;

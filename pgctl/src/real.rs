@@ -5,11 +5,13 @@
 //!   create.rs    makes a data directory: initdb, clone            runs programs, writes conf
 //!   rewind.rs    repairs or gives up one that has diverged        runs programs, writes conf
 //!   run.rs       start, follow, promote, stop                     drives postmaster, writes conf
+//!   scripts.rs   the user's commands                              runs programs
 //! ```
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use regent_core::callbacks::Callback;
 use regent_core::postgres::{PgState, SlotChanges, StopMode, Upstream};
 use regent_core::units::{MemberName, Timeline};
 
@@ -20,6 +22,7 @@ use crate::disk::Disk;
 use crate::observe::Remembered;
 use crate::postmaster::{self, Found, Postmaster};
 use crate::query::Session;
+use crate::scripts::Lanes;
 use crate::{PgError, Postgres, Settings, programs};
 
 /// How long writing our small files may take before the disk counts as hung.
@@ -47,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) remembered: Mutex<Remembered>,
     pub(crate) session: tokio::sync::Mutex<Session>,
     pub(crate) disk: Disk,
+    /// The user's callbacks that run.
+    pub(crate) callbacks: Mutex<Lanes>,
 }
 
 /// No critical section here can be left half-way, so what a panicking holder leaves behind is whole.
@@ -67,6 +72,7 @@ impl Server {
                 remembered: Mutex::new(Remembered::default()),
                 session: tokio::sync::Mutex::new(Session::default()),
                 disk: Disk::new(),
+                callbacks: Mutex::new(Lanes::default()),
             }),
         }
     }
@@ -127,7 +133,7 @@ impl Server {
 
     /// Asks the programs for their version, anew.
     pub(crate) async fn installed(&self) -> Installed {
-        programs::installed(self.settings().bin_dir.as_deref(), ASK).await
+        programs::installed(&self.settings().programs, ASK).await
     }
 
     /// PostgreSQL refuses to run as root; so do we, before anything is written that its owner could not read.
@@ -190,6 +196,10 @@ impl Postgres for Server {
         self.copy_member(source, conn_url).await
     }
 
+    async fn restore(&self) -> Result<(), PgError> {
+        self.restore_backup().await
+    }
+
     fn clone_progress(&self) -> Option<(u64, Option<u64>)> {
         *locked(&self.shared.progress)
     }
@@ -230,8 +240,20 @@ impl Postgres for Server {
         self.end(mode, within).await
     }
 
-    async fn promote(&self, timeline: Timeline) -> Result<(), PgError> {
-        self.leave_recovery(timeline).await
+    async fn promote(&self, timeline: Timeline, told: Option<Callback>) -> Result<(), PgError> {
+        self.leave_recovery(timeline, told).await
+    }
+
+    async fn pre_promote(&self) -> Result<(), PgError> {
+        self.ask_pre_promote().await
+    }
+
+    fn call(&self, callback: Callback) {
+        self.start_callback(callback);
+    }
+
+    async fn called(&self) {
+        self.callbacks_ended().await;
     }
 
     async fn checkpoint(&self) -> Result<(), PgError> {

@@ -51,10 +51,14 @@ impl Server {
         self.point_at(&address).await?;
 
         let pg_rewind = |rehearsal: bool| -> Result<Command, PgError> {
-            let mut command = programs::program(settings.bin_dir.as_deref(), "pg_rewind");
+            let mut command = settings.programs.program("pg_rewind");
             command.arg("--target-pgdata").arg(&settings.data_dir).args(["--no-ensure-shutdown", "--progress"]);
             command.arg(format!("--source-server={}", conninfo::rewind(&settings, &address)));
-            command.args(restoring(&settings, major)).env("LC_ALL", "C").env_remove("PGPASSFILE");
+            command
+                .args(restoring(&settings, major))
+                .args(&settings.rewind_options)
+                .env("LC_ALL", "C")
+                .env_remove("PGPASSFILE");
             if rehearsal {
                 command.arg("--dry-run");
             }
@@ -140,7 +144,7 @@ impl Server {
             Ok(archived)
         });
         let archived = archived.await?;
-        let mut command = programs::program(settings.bin_dir.as_deref(), "postgres");
+        let mut command = settings.programs.program("postgres");
         command.arg("--single").args(conf::arguments(settings, &std::collections::BTreeMap::new()));
         command.args(["--archive_mode=on", "--archive_command=false", "template1"]);
         command.stdin(Stdio::null()).env("LC_ALL", "C");
@@ -225,7 +229,7 @@ impl Server {
         let address = Address::of_url(conn_url)?;
         let to = address.clone();
         self.files("writing the passfile", move |settings| conf::write_passfile(settings, &to)).await?;
-        let mut command = programs::program(settings.bin_dir.as_deref(), "psql");
+        let mut command = settings.programs.program("psql");
         command.args(["--no-psqlrc", "--no-password", "--tuples-only", "--command=IDENTIFY_SYSTEM"]);
         command.arg(format!("--dbname={} replication=true", conninfo::replication(&settings, &address)));
         command.env("LC_ALL", "C").env_remove("PGPASSFILE");
@@ -323,7 +327,8 @@ fn rename_if_room(data_dir: &Path) -> bool {
     }
 }
 
-fn size(dir: &Path) -> u64 {
+/// Bytes of all files below a directory.
+pub(crate) fn size(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let one = |path: PathBuf| match fs::symlink_metadata(&path) {
         Ok(meta) if meta.is_dir() => size(&path),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postgres_protocol::escape::escape_literal;
+use regent_core::callbacks::Callback;
 use regent_core::postgres::{ClusterState, ControlData, SlotChanges, StopMode};
 use regent_core::units::Timeline;
 use rustix::process::Signal;
@@ -28,6 +29,8 @@ use crate::{PgError, history, programs, query};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often a starting, promoting or reloading server is looked at.
 const TICK: Duration = Duration::from_millis(10);
+/// How often a restored backup that recovers is looked at.
+const RECOVERY_TICK: Duration = Duration::from_millis(500);
 /// How often a server that is shutting down is looked at.
 const GLANCE: Duration = Duration::from_millis(500);
 /// How long a standby may take to receive anything of what a server that has shut down still sends.
@@ -72,8 +75,10 @@ impl Server {
 
         let floors = match &role {
             Role::Primary => BTreeMap::new(),
-            Role::Standby { .. } => floors(&settings).await?,
+            Role::Recovery { .. } if role.is_closed() => BTreeMap::new(),
+            Role::Standby { .. } | Role::Recovery { .. } => floors(&settings).await?,
         };
+        let (closed, whole) = (role.is_closed(), !matches!(role, Role::Recovery { .. }));
         self.files("writing the configuration", move |settings| {
             let forgotten = history::forget_unused_reservations(&settings.data_dir)?;
             if forgotten > 0 {
@@ -83,14 +88,20 @@ impl Server {
         })
         .await?;
 
-        let mut command = programs::program(settings.bin_dir.as_deref(), "postgres");
+        let mut command = settings.programs.program("postgres");
         command.args(conf::arguments(&settings, &floors)).stdout(Stdio::null()).stderr(Stdio::inherit());
+        if closed {
+            command.arg("--hot_standby=off");
+        }
         if let Found::Stranger(pid) = found {
             // C12: PostgreSQL takes a living process with the pid of the stale file for its former self, unless told.
             command.env("PG_GRANDPARENT_PID", pid.to_string());
         }
         in_own_session(&mut command);
         self.launch(command, &settings).await?;
+        if !whole {
+            return Ok(());
+        }
         self.files("keeping copies of the configuration", conf::keep_copies).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "a clone of this member may have to do without its configuration files");
         });
@@ -145,6 +156,23 @@ impl Server {
         }
     }
 
+    /// Waits until a restored backup has become a primary.
+    pub(crate) async fn has_recovered(&self) -> Result<(), PgError> {
+        let settings = self.settings();
+        loop {
+            let Some(postmaster) = self.running().await? else {
+                let reason = "the server ended before it had recovered as far as it was to; its log says why";
+                return Err(PgError::Refused(reason.to_owned()));
+            };
+            if let Ok(client) = query::command(&settings, &settings.database, "recovery").await
+                && let Ok((false, _)) = standing(&client).await
+            {
+                return Ok(());
+            }
+            postmaster.exits_within(RECOVERY_TICK).await;
+        }
+    }
+
     /// Points a running standby elsewhere, and waits until it has taken that.
     pub(crate) async fn turn_to(&self, role: Role) -> Result<(), PgError> {
         let Some(postmaster) = self.running().await? else {
@@ -152,7 +180,7 @@ impl Server {
         };
         let wanted = match &role {
             Role::Standby { conninfo } => conninfo.clone().unwrap_or_default(),
-            Role::Primary => String::new(),
+            Role::Primary | Role::Recovery { .. } => String::new(),
         };
         self.files("writing the configuration", move |settings| {
             if conf::role_on_disk(settings) == Role::Primary {
@@ -225,6 +253,9 @@ impl Server {
                 None => return Ok(()),
             },
         };
+        let begun = Instant::now();
+        self.run_before_stop(mode.is_forced().then_some(within)).await;
+        let within = within.saturating_sub(begun.elapsed());
         let (fast, immediate) = match mode {
             StopMode::Fast => (within, None),
             StopMode::FastThenImmediate => (within * 2 / 3, Some(within / 3)),
@@ -285,7 +316,7 @@ impl Server {
     }
 
     /// Promotes to exactly `timeline`.
-    pub(crate) async fn leave_recovery(&self, timeline: Timeline) -> Result<(), PgError> {
+    pub(crate) async fn leave_recovery(&self, timeline: Timeline, told: Option<Callback>) -> Result<(), PgError> {
         let Some(postmaster) = self.running().await? else {
             return Err(PgError::Refused("the server does not run; start it as a standby first".to_owned()));
         };
@@ -305,6 +336,9 @@ impl Server {
         })
         .await?;
         postmaster.signal(Signal::USR1)?;
+        if let Some(callback) = told {
+            self.start_callback(callback);
+        }
         let written = self.out_of_recovery(client, &postmaster, &settings).await?;
         if written != timeline {
             return Err(PgError::Refused(format!(
@@ -460,7 +494,7 @@ async fn ended(child: &mut Child, settings: &Settings) -> PgError {
 
 /// What PostgreSQL says of its configuration when only asked to read it.
 async fn configuration_error(settings: &Settings) -> Option<String> {
-    let mut command = programs::program(settings.bin_dir.as_deref(), "postgres");
+    let mut command = settings.programs.program("postgres");
     command.args(conf::arguments(settings, &BTreeMap::new())).args(["-C", "port"]);
     match programs::ask(command, ASK).await {
         Err(PgError::Program { output, .. }) => Some(output),

@@ -1,7 +1,9 @@
 //! Everything the controller must know of the configuration: where things are, who connects how, what the server gets.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use regent_core::callbacks::Event;
 
 /// Effective settings of one node's PostgreSQL, merged and checked by the agent (contract config.md, sections 3.7, 5, 7).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +16,10 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// `postgresql.config_dir`, absolute; the data directory unless configured.
     pub config_dir: PathBuf,
-    /// `postgresql.bin_dir`; `None` searches `PATH`.
-    pub bin_dir: Option<PathBuf>,
+    /// Where PostgreSQL's programs are, and what they are called.
+    pub programs: Programs,
+    /// `postgresql.config_base_name`: postgresql.conf without `.conf`.
+    pub config_base_name: String,
     /// `postgresql.pgpass`: passfile written for replication (config.md 7.5).
     pub pgpass: PathBuf,
     /// Hosts of `postgresql.listen`, as `listen_addresses` wants them.
@@ -47,6 +51,10 @@ pub struct Settings {
     pub initdb_options: Vec<String>,
     /// `postgresql.basebackup`, as command line options (`--max-rate=100M`).
     pub basebackup_options: Vec<String>,
+    /// `postgresql.rewind`, as command line options of pg_rewind.
+    pub rewind_options: Vec<String>,
+    /// `postgresql.krbsrvname`.
+    pub krbsrvname: Option<String>,
     /// `bootstrap.post_bootstrap` or `post_init`.
     pub post_bootstrap: Option<String>,
     /// `postgresql.recovery_conf`, filtered (config.md 7.3).
@@ -61,6 +69,103 @@ pub struct Settings {
     pub custom_conf: Option<PathBuf>,
     /// `postgresql.pg_ctl_timeout`, seconds.
     pub pg_ctl_timeout: u64,
+    /// The user's commands.
+    pub scripts: Scripts,
+}
+
+/// Command lines of the user's, split like a shell's and run without one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scripts {
+    /// `postgresql.callbacks`.
+    pub callbacks: BTreeMap<Event, String>,
+    /// `postgresql.pre_promote`.
+    pub pre_promote: Option<String>,
+    /// `postgresql.before_stop`.
+    pub before_stop: Option<String>,
+    /// `postgresql.create_replica_methods`; pg_basebackup where there are none.
+    pub replica: Vec<ReplicaMethod>,
+    /// `bootstrap.method`, where that is a command.
+    pub bootstrap: Option<BootstrapMethod>,
+}
+
+/// A way to fill an empty data directory with a copy of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplicaMethod {
+    /// pg_basebackup.
+    Basebackup,
+    /// A command of the user's.
+    Command(Command),
+}
+
+impl ReplicaMethod {
+    /// It works without another member (`no_leader`).
+    #[must_use]
+    pub fn needs_nobody(&self) -> bool {
+        match self {
+            ReplicaMethod::Basebackup => false,
+            ReplicaMethod::Command(command) => command.no_leader,
+        }
+    }
+
+    /// It wants what the method before it left (`keep_data`).
+    pub(crate) fn keeps_data(&self) -> bool {
+        match self {
+            ReplicaMethod::Basebackup => false,
+            ReplicaMethod::Command(command) => command.keep_data,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            ReplicaMethod::Basebackup => "basebackup",
+            ReplicaMethod::Command(command) => &command.name,
+        }
+    }
+}
+
+/// A command of the user's that fills a data directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Command {
+    /// Name of its section.
+    pub name: String,
+    /// `command`.
+    pub line: String,
+    /// It gets nothing of what it is told otherwise.
+    pub no_params: bool,
+    /// The directory is not emptied before it.
+    pub keep_data: bool,
+    /// It needs no other member.
+    pub no_leader: bool,
+    /// The other keys of its section, as `--key=value`.
+    pub arguments: Vec<String>,
+}
+
+/// Another way than initdb to make the first data directory of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BootstrapMethod {
+    /// What makes it.
+    pub command: Command,
+    /// Recovery settings that it left count.
+    pub keep_existing_recovery_conf: bool,
+    /// Recovery settings for its first start, by lower-case name.
+    pub recovery_conf: Option<BTreeMap<String, String>>,
+}
+
+/// Where PostgreSQL's programs are, and what they are called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Programs {
+    /// `postgresql.bin_dir`; `None` searches `PATH`.
+    pub dir: Option<PathBuf>,
+    /// `postgresql.bin_name`: what a program is called, by its usual name.
+    pub names: BTreeMap<String, String>,
+}
+
+impl Programs {
+    /// The path, or the name to be looked for, of what is usually called `name`.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        let name = self.names.get(name).map_or(name, String::as_str);
+        self.dir.as_deref().map_or_else(|| PathBuf::from(name), |dir: &Path| dir.join(name))
+    }
 }
 
 /// How one role connects (config.md 1.2, keys of `authentication.*`). Its `Debug` shows no secret.

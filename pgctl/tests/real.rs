@@ -259,7 +259,7 @@ fn what_is_not_ours_is_not_touched() {
         let files: Vec<_> = fs::read_dir(&settings.data_dir).unwrap().flatten().map(|e| e.file_name()).collect();
         assert_eq!(files, ["precious.txt"]);
 
-        settings.bin_dir = Some(PathBuf::from("/nowhere"));
+        settings.programs.dir = Some(PathBuf::from("/nowhere"));
         fs::write(settings.data_dir.join("PG_VERSION"), "15\n").unwrap();
         let DataDir::Unusable(reason) = Server::new(settings).observe(LOOK).await.data_dir else { panic!("usable") };
         assert!(reason.contains("/nowhere/postgres") && reason.contains("bin_dir"), "{reason}");
@@ -312,7 +312,7 @@ fn an_interrupted_clone_is_unfinished_and_can_be_removed() {
 }
 
 fn pg_basebackup(source: &RealNode, into: &Settings) -> Child {
-    let program = into.bin_dir.as_ref().map_or(PathBuf::from("pg_basebackup"), |dir| dir.join("pg_basebackup"));
+    let program = into.programs.dir.as_ref().map_or(PathBuf::from("pg_basebackup"), |dir| dir.join("pg_basebackup"));
     let mut command = Command::new(program);
     command.arg("--pgdata").arg(&into.data_dir).args(["--max-rate=1M", "--checkpoint=fast"]);
     command.arg(format!("--dbname=host=127.0.0.1 port={} user=replicator password=67890", source.settings.port));
@@ -437,7 +437,7 @@ fn a_forced_stop_in_time_sends_what_was_acknowledged() {
             Some(ClusterState::ShutDown),
             "there was time for all of it"
         );
-        b.server.promote(Timeline(2)).await.unwrap();
+        b.server.promote(Timeline(2), None).await.unwrap();
         assert!(b.rows().await.unwrap() >= acknowledged, "{acknowledged} were acknowledged");
     });
 }
@@ -650,7 +650,7 @@ fn a_rewind_that_is_broken_off_leaves_what_nobody_starts() {
         let mut settings = real.settings("b");
         // Programs as installed, but a pg_rewind that hangs once it would change something.
         let bin = settings.data_dir.with_file_name("bin");
-        let installed = settings.bin_dir.clone().unwrap();
+        let installed = settings.programs.dir.clone().unwrap();
         fs::create_dir(&bin).unwrap();
         for entry in fs::read_dir(&installed).unwrap().flatten() {
             let here = bin.join(entry.file_name());
@@ -665,18 +665,18 @@ fn a_rewind_that_is_broken_off_leaves_what_nobody_starts() {
                 std::os::unix::fs::symlink(entry.path(), here).unwrap();
             }
         }
-        settings.bin_dir = Some(bin);
+        settings.programs.dir = Some(bin);
         let b = real.node_with(settings);
         a.server.change_slots(&SlotChanges::creating([b.name().slot_name()])).await.unwrap();
         b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
         b.server.start_standby(&from(&a)).await.unwrap();
         see(&b, "streams", |s| s.sql.as_ref().is_some_and(|sql| sql.streaming)).await;
-        b.server.promote(Timeline(2)).await.unwrap();
+        b.server.promote(Timeline(2), None).await.unwrap();
         b.insert().await.unwrap();
         a.server.stop(StopMode::Fast, LONG).await.unwrap();
         a.server.start_standby(&Upstream::Nobody).await.unwrap();
         see(&a, "stands by", accepts).await;
-        a.server.promote(Timeline(3)).await.unwrap();
+        a.server.promote(Timeline(3), None).await.unwrap();
         a.server.checkpoint().await.unwrap();
         b.server.stop(StopMode::Immediate, LONG).await.unwrap();
 

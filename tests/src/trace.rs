@@ -129,6 +129,9 @@ fn postgres(postgres: &Move) -> String {
     };
     match postgres {
         Move::Stay => "stay".into(),
+        Move::Cancel => "cancel".into(),
+        Move::PrePromote => "pre_promote".into(),
+        Move::Restore => "restore".into(),
         Move::Bootstrap => "bootstrap".into(),
         Move::Clone { from, .. } => format!("clone({from})"),
         Move::Rewind { from, .. } => format!("rewind({from})"),

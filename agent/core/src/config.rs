@@ -61,6 +61,12 @@ pub struct Config {
     pub remove_on_rewind_failure: bool,
     /// Where the log has diverged and pg_rewind cannot help, likewise (`remove_data_directory_on_diverged_timelines`).
     pub remove_on_divergence: bool,
+    /// A command of the user's must agree to every promotion (`postgresql.pre_promote`).
+    #[serde(default)]
+    pub pre_promote: bool,
+    /// One of `postgresql.create_replica_methods` needs no other member (`no_leader`).
+    #[serde(default)]
+    pub restores_without_leader: bool,
     /// Tags of this member.
     pub tags: Tags,
 }
@@ -149,6 +155,8 @@ impl Config {
             use_pg_rewind: false,
             remove_on_rewind_failure: false,
             remove_on_divergence: false,
+            pre_promote: false,
+            restores_without_leader: false,
             tags: Tags::default(),
         }
     }

@@ -4,7 +4,7 @@
 //! purpose: a short list of sentences about what is never right.
 
 use crate::plan::{KeyWrite, Lease, Move, Plan};
-use crate::postgres::{ClusterState, DataDir};
+use crate::postgres::{ClusterState, DataDir, Job};
 use crate::request::Request;
 use crate::snapshot::{Guardian, Order, Seat, Snapshot, Watchdog};
 
@@ -115,7 +115,7 @@ const SENTENCES: &[Sentence] = &[
         implies(beside, stopping || p.exit.is_some())
     }),
     ("data is written into an empty directory only, with no server on it, and never by the lock holder", |s, p| {
-        let fills = matches!(p.postgres, Move::Clone { .. } | Move::Bootstrap);
+        let fills = matches!(p.postgres, Move::Clone { .. } | Move::Restore | Move::Bootstrap);
         implies(fills, s.postgres.data_dir == DataDir::Empty && !s.postgres.is_up() && s.seat() != Seat::Mine)
     }),
     ("nothing is removed but what an interrupted copy of ours left", |s, p| {
@@ -222,8 +222,19 @@ const SENTENCES: &[Sentence] = &[
     }),
     ("a running job is replaced only by a stop, or by the end of what it was doing", |s, p| {
         let replaces = matches!(p.postgres, Move::Stop(_) | Move::Stay | Move::RemoveUnfinished | Move::SetAside);
-        implies(s.busy().is_some(), replaces)
+        let asking = s.job.as_ref().is_some_and(|running| running.job == Job::PrePromote);
+        let cancels = p.postgres == Move::Cancel;
+        implies(s.busy().is_some() && !cancels, replaces) && implies(cancels, asking)
     }),
+    (
+        "where the user has a pre_promote it is asked under the own lock, in time, and nobody is promoted without its word",
+        |s, p| {
+            let asks = p.postgres == Move::PrePromote;
+            let promotes = matches!(p.postgres, Move::Promote(_));
+            implies(asks, s.config.pre_promote && holds_the_key(s) && before_must_stop(s) && s.standby().is_some())
+                && implies(promotes && s.config.pre_promote, s.memory.pre_promoted)
+        },
+    ),
 ];
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! No IO, no clock, no chance, no lock: time enters as `snapshot.now`, the past as `snapshot.memory`. Start reading at
 //! [`rules`]: the tables there are the whole behaviour, in order.
 
+pub mod callbacks;
 pub mod cluster;
 pub mod config;
 pub mod contract;

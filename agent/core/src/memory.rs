@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::callbacks::{self, Told};
 use crate::cluster::Member;
 use crate::failsafe::{Promises, Topology};
 use crate::plan::{Decision, KeyWrite, Lease, Move};
@@ -71,6 +72,15 @@ pub struct Memory {
     pub topology: Topology,
     /// Who has.
     pub promises: Promises,
+    /// The user's `pre_promote` has agreed, under the present lock.
+    #[serde(default)]
+    pub pre_promoted: bool,
+    /// When it last did not (R1).
+    #[serde(default)]
+    pub promotion_refused: Option<Instant>,
+    /// What callbacks were told.
+    #[serde(default)]
+    pub told: Told,
     /// The server has answered, or run, at least once since this agent started (B10, "first contact").
     pub met: bool,
 }
@@ -131,6 +141,7 @@ impl Memory {
         let mut next = self.clone();
         next.observe(seen);
         next.decided(seen, decision, lease);
+        next.told = callbacks::due(seen, decision, false).told;
         next
     }
 
@@ -161,6 +172,7 @@ impl Memory {
                 self.last_led = Some(LastLed { leader: key.name.clone(), members: view.members.clone() });
             }
         }
+        self.pre_promoted &= matches!(seen.seat(), Seat::Mine | Seat::Unknown);
         self.slots_wanted = crate::slots::wanted_since(&self.slots_wanted, seen);
         self.ordered_since = seen.is_to_go_down().then_some(self.ordered_since.unwrap_or(seen.now));
         if let Some(sql) = seen.sql() {
@@ -268,6 +280,7 @@ impl Memory {
             }
             Move::Promote(_) => {
                 self.role = Role::Promoted;
+                self.pre_promoted = false;
                 self.checkpointed = None;
             }
             Move::Stop(mode) if seen.may_write() => {
@@ -287,7 +300,10 @@ impl Memory {
                 self.copying |= matches!(seen.request, Some(Request::Reinitialize { .. }));
             }
             Move::Stay
+            | Move::Cancel
             | Move::Bootstrap
+            | Move::Restore
+            | Move::PrePromote
             | Move::GiveUpData { .. }
             | Move::DiscardOldCopy
             | Move::Stop(_)
@@ -309,6 +325,10 @@ impl Memory {
         }
         if ended.job == Job::Promote && ended.error.is_some() && self.role == Role::Promoted {
             self.role = Role::Replica;
+        }
+        if ended.job == Job::PrePromote {
+            self.pre_promoted = ended.error.is_none();
+            self.promotion_refused = ended.error.as_ref().map(|_| ended.at);
         }
         self.last_job = Some(ended);
     }

@@ -144,6 +144,8 @@ pub enum Lease {
 pub enum Move {
     /// Leave it as it is.
     Stay,
+    /// End the job in flight, and start none.
+    Cancel,
     /// initdb, first start, roles.
     Bootstrap,
     /// Fill the empty data directory from a member.
@@ -160,6 +162,8 @@ pub enum Move {
         /// Its address.
         conn_url: String,
     },
+    /// Fill the empty data directory by a method that needs no other member (B3).
+    Restore,
     /// Move the data directory aside where there is room, else empty it, so that it can be cloned from this member (X8, X9).
     GiveUpData {
         /// The source.
@@ -182,6 +186,8 @@ pub enum Move {
     },
     /// Stop.
     Stop(StopMode),
+    /// Run the user's `pre_promote`, on whose word the promotion hangs.
+    PrePromote,
     /// Promote so that this timeline is written.
     Promote(Timeline),
     /// Follow another upstream.

@@ -300,6 +300,8 @@ pub enum Job {
         /// The source.
         from: crate::units::MemberName,
     },
+    /// A copy by a method that needs no other member (B3).
+    Restore,
     /// `pg_rewind` to the leader (X6).
     Rewind {
         /// The source.
@@ -321,6 +323,8 @@ pub enum Job {
     },
     /// Stop.
     Stop(StopMode),
+    /// The user's `pre_promote`.
+    PrePromote,
     /// Promotion: from the signal to the end of recovery.
     Promote,
     /// New recovery settings for a running standby.

@@ -208,12 +208,14 @@ impl Snapshot {
             Some(
                 Job::Bootstrap
                 | Job::Clone { .. }
+                | Job::Restore
                 | Job::Rewind { .. }
                 | Job::GiveUpData
                 | Job::DiscardOldCopy
                 | Job::Start { as_primary: false }
                 | Job::Restart { as_primary: false }
                 | Job::Stop(_)
+                | Job::PrePromote
                 | Job::Follow
                 | Job::Checkpoint
                 | Job::ChangeSlots
@@ -325,11 +327,13 @@ impl Snapshot {
             | Job::DiscardOldCopy => false,
             Job::Bootstrap
             | Job::Clone { .. }
+            | Job::Restore
             | Job::Rewind { .. }
             | Job::GiveUpData
             | Job::Start { .. }
             | Job::Restart { .. }
             | Job::Stop(_)
+            | Job::PrePromote
             | Job::Promote
             | Job::RemoveUnfinished
             | Job::SetAside => true,

@@ -4,6 +4,7 @@
 use proptest::collection::btree_map;
 use proptest::option;
 use proptest::prelude::*;
+use regent_core::callbacks::Told;
 use regent_core::cluster::*;
 use regent_core::config::{Config, SyncMode, Tags};
 use regent_core::failsafe::{Agreement, Notice, Promises, Topology};
@@ -211,6 +212,8 @@ fn job() -> impl Strategy<Value = Job> {
         Just(Job::Stop(StopMode::Fast)),
         Just(Job::Stop(StopMode::FastThenImmediate)),
         Just(Job::Stop(StopMode::Immediate)),
+        Just(Job::PrePromote),
+        Just(Job::Restore),
         Just(Job::Promote),
         Just(Job::Follow),
         Just(Job::Checkpoint),
@@ -270,6 +273,9 @@ fn memory() -> impl Strategy<Value = Memory> {
                 ordered_since: None,
                 start_timeout: None,
                 copying: false,
+                pre_promoted: met,
+                promotion_refused: promise,
+                told: Told::default(),
                 vacant_since: None,
                 rewinds: None,
                 slots_wanted: std::collections::BTreeMap::new(),
@@ -309,6 +315,8 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
             Config {
                 synchronous_mode: mode,
                 use_pg_rewind: rewind,
+                pre_promote: on_failure,
+                restores_without_leader: on_divergence,
                 remove_on_rewind_failure: on_failure,
                 remove_on_divergence: on_divergence,
                 failsafe_mode,

@@ -53,7 +53,7 @@ fn member(name: &str, stored: &Value, view: &ClusterView, mode: SyncMode) -> Val
     if let Some(port) = port {
         put("port", port.into());
     }
-    for key in ["timeline", "pending_restart", "pending_restart_reason", "scheduled_restart", "tags"] {
+    for key in ["timeline", "pending_restart", "pending_restart_reason", "scheduled_restart", "clone", "tags"] {
         if let Some(value) = stored.get(key).filter(|value| says_something(value)) {
             put(key, value.clone());
         }

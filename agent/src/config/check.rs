@@ -141,8 +141,7 @@ impl LocalConfig {
     /// # Errors
     /// Why it could not be asked; parameters are then written unchecked, as they were.
     pub async fn ask_server(&mut self) -> Result<(), Problem> {
-        let bin_dir = self.bin_dir();
-        match Catalog::ask(bin_dir.as_deref(), ANSWER).await {
+        match Catalog::ask(&self.programs(), ANSWER).await {
             Ok(catalog) => {
                 self.catalog = Some(catalog.into());
                 Ok(())
@@ -163,7 +162,7 @@ async fn hooks(local: &LocalConfig, dcs: Option<&Node>, all: &Effective, report:
     }
     let settings = all.postgres.parameters.iter().filter(|(name, _)| !name.ends_with("_file"));
     let settings = settings.map(|(name, value)| (name.as_str(), value.clone()));
-    let Ok(refused) = catalog::refusals(local.bin_dir().as_deref(), ANSWER, settings).await else { return };
+    let Ok(refused) = catalog::refusals(&local.programs(), ANSWER, settings).await else { return };
     for (name, what) in refused {
         let below = |tree: &Node, path: &[&str]| {
             let entries = tree.path(path).map(Node::entries).unwrap_or_default();

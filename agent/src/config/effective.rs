@@ -5,6 +5,7 @@ use std::time::Duration;
 use regent_core::config::{Config, SyncMode};
 use regent_core::units::MemberName;
 use regent_pgctl::Settings;
+use regent_pgctl::settings::ReplicaMethod;
 use serde_json::Map;
 
 use super::local::{LocalConfig, RestConfig};
@@ -111,6 +112,8 @@ pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut
         use_pg_rewind: found.repair.use_pg_rewind,
         remove_on_rewind_failure: found.repair.remove_on_failure,
         remove_on_divergence: found.repair.remove_on_divergence,
+        pre_promote: found.settings.scripts.pre_promote.is_some(),
+        restores_without_leader: found.settings.scripts.replica.iter().any(ReplicaMethod::needs_nobody),
         tags: core_tags,
     };
     let standby = get("standby_cluster");

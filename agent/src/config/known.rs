@@ -98,7 +98,8 @@ pub(super) fn named_sections(node: &Node, path: &str) -> Vec<String> {
     names.map(texts).unwrap_or_default()
 }
 
-fn texts(node: &Node) -> Vec<String> {
+/// A list of texts, or one.
+pub(super) fn texts(node: &Node) -> Vec<String> {
     match &node.value {
         Value::List(items) => items.iter().filter_map(Node::written).collect(),
         Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Text(_) | Value::Map(_) => {
@@ -110,10 +111,7 @@ fn texts(node: &Node) -> Vec<String> {
 /// Whether a value differs from what the agent does without the key.
 fn asks_for_something(key: &str, node: &Node) -> bool {
     match key {
-        "method" => node.written().is_some_and(|method| method != "initdb"),
-        "create_replica_methods" | "create_replica_method" => node.is_truthy() && texts(node) != ["basebackup"],
         "format" => node.written().is_none_or(|format| format != "%(asctime)s %(levelname)s: %(message)s"),
-        "config_base_name" => node.written().is_some_and(|name| name != "postgresql"),
         _ => node.is_truthy() && values::word(node) != Some(false),
     }
 }
@@ -149,12 +147,12 @@ mod tests {
     #[test]
     fn what_has_no_effect_yet_is_named_and_defaults_are_not() {
         let loud = found(
-            "{watchdog: {mode: required, driver: x}, bootstrap: {method: pgbackrest, pgbackrest: {command: x}, dcs: {slots: {a: b}}},
+            "{watchdog: {mode: required, driver: x}, restapi: {ciphers: x}, bootstrap: {method: pgbackrest, pgbackrest: {command: x}, dcs: {slots: {a: b}}},
              postgresql: {use_pg_rewind: true, create_replica_methods: [wal_g, basebackup], wal_g: {command: y}}}",
             "{synchronous_mode: on, slots: {a: {type: physical}}, failsafe_mode: 'off',
              pg_version: 15, postgresql: {use_pg_rewind: true, callbacks: {}}}",
         );
-        let want = ["bootstrap.method", "postgresql.create_replica_methods"];
+        let want = ["restapi.ciphers"];
         assert_eq!(loud.len(), want.len(), "{loud:?}");
         for (line, key) in loud.iter().zip(want) {
             assert!(line.contains(&format!(" {key}: not supported yet")), "{line} has no {key}");

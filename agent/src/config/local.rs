@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use regent_pgctl::catalog::Catalog;
+use regent_pgctl::settings::Programs;
 use rustls::SupportedCipherSuite;
 use serde_json::Map;
 
@@ -267,10 +268,13 @@ impl LocalConfig {
         LocalConfig { catalog: earlier.catalog.clone(), ..self }
     }
 
-    /// `postgresql.bin_dir`, absolute.
-    pub(super) fn bin_dir(&self) -> Option<PathBuf> {
+    /// `postgresql.bin_dir`, absolute, and `postgresql.bin_name`.
+    pub(super) fn programs(&self) -> Programs {
         let written = self.tree.path(&["postgresql", "bin_dir"]).and_then(Node::written);
-        written.filter(|path| !path.is_empty()).map(|path| absolute(&path))
+        let dir = written.filter(|path| !path.is_empty()).map(|path| absolute(&path));
+        let names = self.tree.path(&["postgresql", "bin_name"]).map(Node::entries).unwrap_or_default().iter();
+        let names = names.filter_map(|entry| Some((entry.key.clone(), entry.value.written()?)));
+        Programs { dir, names: names.filter(|(_, name)| !name.is_empty()).collect() }
     }
 
     /// Whether nothing changed (`No local configuration items changed.`).
@@ -291,25 +295,19 @@ pub(super) fn absolute(path: &str) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| Path::new(path).to_owned())
 }
 
-/// Whether this node may create the cluster. A method that is not supported must not become an empty cluster.
+/// Whether this node may create the cluster.
 fn may_bootstrap(bootstrap: &Section<'_>, report: &mut Report) -> bool {
     if let Some(users) = bootstrap.get("users").filter(|users| users.is_truthy()) {
         let what = "User creation is not be supported starting from v4.0.0. Please use \"bootstrap.post_bootstrap\" script \
                     to create users.";
         report.warn(&users.at, "bootstrap.users", what);
     }
-    let custom =
-        bootstrap.text("method", report).filter(|method| method != "initdb" && bootstrap.get(method).is_some());
     let standby = bootstrap.get("dcs").and_then(|dcs| dcs.get("standby_cluster")).filter(|node| node.is_truthy());
-    let mut refuse = |key: &str, node: &Node| {
-        report.warn(&node.at, key, "not supported yet; this node does not create a cluster, rather than a wrong one");
-        false
-    };
-    match (custom.and_then(|_| bootstrap.get("method")), standby) {
-        (Some(node), _) => refuse("bootstrap.method", node),
-        (None, Some(node)) => refuse("bootstrap.dcs.standby_cluster", node),
-        (None, None) => bootstrap.is_present(),
+    if let Some(node) = standby {
+        let what = "not supported yet; this node does not create a cluster, rather than a wrong one";
+        report.warn(&node.at, "bootstrap.dcs.standby_cluster", what);
     }
+    standby.is_none() && bootstrap.is_present()
 }
 
 fn watchdog(root: &Section<'_>, report: &mut Report) -> WatchdogConfig {

@@ -27,6 +27,7 @@ mod parameters;
 mod postgres;
 mod problem;
 mod resolve;
+mod scripts;
 mod secret;
 mod section;
 mod show;

@@ -11,12 +11,27 @@ use super::address::{self, Address};
 use super::local::{LocalConfig, absolute};
 use super::node::{Node, Value};
 use super::parameters;
+use super::scripts;
 use super::section::{Report, Section};
 use super::{Problem, values};
 
 /// Keys of the dynamic `postgresql` section that are dropped (config.md 1.2).
 const LOCAL_ONLY: &[&str] =
     &["connect_address", "proxy_address", "listen", "config_dir", "data_dir", "pgpass", "authentication"];
+
+/// Options of pg_rewind that are the agent's own.
+const REWIND_REFUSES: [&str; 10] = [
+    "target-pgdata",
+    "source-pgdata",
+    "source-server",
+    "write-recovery-conf",
+    "dry-run",
+    "restore-target-wal",
+    "config-file",
+    "no-ensure-shutdown",
+    "version",
+    "help",
+];
 
 /// Keys of `authentication.*` beside user name and password.
 const CREDENTIAL_OPTIONS: &[&str] = &[
@@ -95,7 +110,8 @@ pub(super) fn read(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Rep
         data_dir: local.data_dir.clone(),
         parameters: placed(parameters.settings, &config_dir),
         config_dir,
-        bin_dir: local.bin_dir(),
+        programs: local.programs(),
+        config_base_name: pg.text("config_base_name", report).unwrap_or_else(|| "postgresql".to_owned()),
         pgpass: pg.text("pgpass", report).map_or_else(default_pgpass, |path| absolute(&path)),
         listen_addresses: hosts.join(","),
         port,
@@ -110,6 +126,9 @@ pub(super) fn read(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Rep
         bootstrap_pg_hba: lines(&bootstrap, "pg_hba", report).unwrap_or_default(),
         initdb_options: options(&bootstrap, "initdb", &["pgdata", "nosync", "pwfile", "sync-only", "version"], report),
         basebackup_options: basebackup_options(&pg, report),
+        rewind_options: options(&pg, "rewind", &REWIND_REFUSES, report),
+        krbsrvname: pg.text("krbsrvname", report),
+        scripts: scripts::read(&pg, &bootstrap, report),
         post_bootstrap: bootstrap.text("post_bootstrap", report).or_else(|| bootstrap.text("post_init", report)),
         recovery_conf: recovery_conf(&pg, parameters.recovery, report),
         use_slots: use_slots(dynamic),

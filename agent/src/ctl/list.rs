@@ -9,6 +9,7 @@ use super::args::Format;
 use super::output::to_json;
 use super::table::{Align, draw};
 use super::yaml_writer::{to_flow, to_yaml};
+use crate::report;
 
 /// What a table is made of. Values of keys are raw JSON, because a tool shows what others wrote.
 #[derive(Clone, Debug, Default)]
@@ -301,6 +302,12 @@ impl ClusterTable {
                 if let Some(name) = failover(key) {
                     notes.push_str(&format!("{label:>24}: {name}\n"));
                 }
+            }
+        }
+        for (name, json) in &self.members {
+            let number = |key: &str| json.get("clone").and_then(|clone| clone.get(key)).and_then(Value::as_u64);
+            if let Some(bytes) = number("bytes") {
+                notes.push_str(&format!(" {name} has copied {}\n", report::progress(bytes, number("total"))));
             }
         }
         notes

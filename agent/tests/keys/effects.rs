@@ -45,6 +45,10 @@ fn example(key: &Key) -> (String, Vec<(&'static str, &'static str)>) {
         "bootstrap.dcs.retry_timeout" => own("4"),
         "bootstrap.dcs.synchronous_mode" => own("quorum"),
         "bootstrap.initdb" => own("[data-checksums, encoding: UTF8]"),
+        "bootstrap.method" => ("restore".to_owned(), vec![("bootstrap.restore.command", "x")]),
+        "postgresql.bin_name" => own("{postgres: other}"),
+        "postgresql.create_replica_methods" | "postgresql.create_replica_method" => own("[x, basebackup]"),
+        "postgresql.rewind" => own("[debug, sync-method: fsync]"),
         "postgresql.basebackup" => own("[verbose, max-rate: 100M]"),
         "postgresql.superuser" | "postgresql.replication" | "postgresql.pg_rewind" => {
             ("{username: x, password: y}".to_owned(), vec![("postgresql.authentication", "~")])

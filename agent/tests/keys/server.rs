@@ -5,12 +5,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use regent_pgctl::catalog::{Catalog, Verdict, refusals};
+use regent_pgctl::settings::Programs;
 
 use crate::{MINIMAL, findings};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// The newest installed server. The tests of this file need one, as the others of real processes do.
+fn in_dir(dir: &Path) -> Programs {
+    Programs { dir: Some(dir.to_owned()), ..Programs::default() }
+}
+
 pub(crate) fn bin_dir() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed (make packages)");
     let mut found: Vec<PathBuf> = versions.map(|entry| entry.unwrap().path().join("bin")).collect();
@@ -23,7 +28,7 @@ pub(crate) fn bin_dir() -> PathBuf {
 async fn judged_alike(bin: &Path, catalog: &Catalog, kind: &str, values: Vec<(String, String)>, good: bool) {
     let settings = values.iter().map(|(name, value)| (name.as_str(), value.clone()));
     let refused: BTreeSet<String> =
-        refusals(Some(bin), LIMIT, settings).await.unwrap().into_iter().map(|(name, _)| name).collect();
+        refusals(&in_dir(bin), LIMIT, settings).await.unwrap().into_iter().map(|(name, _)| name).collect();
     for (name, value) in &values {
         let taken = catalog.judge(name, value) == Verdict::Good;
         assert_eq!(
@@ -38,7 +43,7 @@ async fn judged_alike(bin: &Path, catalog: &Catalog, kind: &str, values: Vec<(St
 #[tokio::test]
 async fn every_parameter_of_the_installed_server_is_judged_as_it_does() {
     let bin = bin_dir();
-    let catalog = Catalog::ask(Some(&bin), LIMIT).await.unwrap();
+    let catalog = Catalog::ask(&in_dir(&bin), LIMIT).await.unwrap();
     let good: Vec<(String, String)> = catalog.good_values().map(|(name, value)| (name.to_owned(), value)).collect();
     assert!(good.len() > 200, "{}", good.len());
     let with = |value: &dyn Fn(&str) -> String| good.iter().map(|(n, v)| (n.clone(), value(v))).collect::<Vec<_>>();

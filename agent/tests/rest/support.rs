@@ -211,6 +211,7 @@ pub(crate) fn replica() -> Status {
         guardian: Some(guardian::View { met: true, pid: 77, ..guardian::View::default() }),
         watchdog: regent::watchdog::State::default(),
         watchdog_failed: false,
+        copied: None,
         action: None,
         scheduled_restart: None,
         rule: "follow",

@@ -74,7 +74,7 @@ fn perform(network: &FakeNetwork, nodes: &[FakePostgres], target: usize, act: Ac
         Act::StartStandby { of } => signal(node.start_standby(&member(of))),
         Act::Follow { upstream } => signal(node.follow(&member(upstream))),
         Act::Stop(mode) => signal(node.stop(mode, Duration::from_secs(1))),
-        Act::Promote(timeline) => signal(node.promote(Timeline(timeline))),
+        Act::Promote(timeline) => signal(node.promote(Timeline(timeline), None)),
         Act::Clone { from } => signal(node.clone_from(&NAMES[from].into(), &url(from))),
         Act::Freeze(true) => node.freeze(),
         Act::Freeze(false) => node.thaw(),

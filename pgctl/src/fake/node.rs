@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use regent_core::callbacks::Callback;
 use regent_core::postgres::{PgState, SlotChanges, StopMode, Upstream};
 use regent_core::sync::Waits;
 use regent_core::units::{Lsn, MemberName, SystemId, Timeline};
@@ -231,6 +232,22 @@ impl FakePostgres {
         self.node(|node| node.failing_clones = count);
     }
 
+    /// The user's `pre_promote` refuses the next `count` promotions.
+    pub fn refuse_promotions(&self, count: u32) {
+        self.node(|node| node.failing_pre_promotes = count);
+    }
+
+    /// Takes a backup of this node's data, from which [`Postgres::restore`] restores on every node.
+    pub fn back_up(&self) {
+        self.with(|world, index| world.back_up(index));
+    }
+
+    /// The callbacks that were called, and when.
+    #[must_use]
+    pub fn calls(&self) -> Vec<(Duration, Callback)> {
+        self.node(|node| node.called.clone())
+    }
+
     /// The next `count` rewinds fail, before they change anything.
     pub fn fail_rewinds(&self, count: u32) {
         self.node(|node| node.failing_rewinds = count);
@@ -288,15 +305,15 @@ impl FakePostgres {
     }
 
     /// Runs a clone or initdb; the directory stays unfinished if this future is dropped.
-    async fn build(&self, source: Option<usize>) -> Result<(), PgError> {
+    async fn build(&self, source: Source) -> Result<(), PgError> {
         let until = self.with(|world, index| {
             let Node { data, server, build, timings, .. } = &world.nodes[index];
             if !matches!(data, Data::Empty) || server.is_some() || build.is_some() {
                 return Err(PgError::Refused("the data directory is not empty; nothing was changed".to_owned()));
             }
-            let time = if source.is_some() { timings.clone } else { timings.bootstrap };
+            let time = if source == Source::Nothing { timings.bootstrap } else { timings.clone };
             let until = world.now.saturating_add(time);
-            let source = source.and_then(|source| Some((source, world.pid(source)?)));
+            let source = source.member().and_then(|source| Some((source, world.pid(source)?)));
             world.nodes[index].build = Some(Build { since: world.now, until, source, patient: false, failed: None });
             world.nodes[index].data = Data::Unfinished;
             Ok(until)
@@ -310,23 +327,24 @@ impl FakePostgres {
         let failed = failed.await;
         self.with(|world, index| {
             let node = &mut world.nodes[index];
-            let fault = source.is_some() && node.failing_clones > 0;
-            let cause = match (failed, source) {
-                (Some(cause), _) => Some(cause),
-                (None, Some(_)) if fault => Some("planned fault".to_owned()),
-                (None, Some(_) | None) => node.disk_hung.then(|| "input/output error".to_owned()),
+            let fault = source != Source::Nothing && node.failing_clones > 0;
+            let cause = match failed {
+                Some(cause) => Some(cause),
+                None if fault => Some("planned fault".to_owned()),
+                None => node.disk_hung.then(|| "input/output error".to_owned()),
             };
             node.data = Data::Empty;
             if fault {
                 node.failing_clones -= 1;
             }
             if let Some(output) = cause {
-                let program = if source.is_some() { "pg_basebackup" } else { "initdb" }.to_owned();
+                let program = source.program().to_owned();
                 return Err(PgError::Program { program, status: "exit status: 1".to_owned(), output });
             }
             match source {
-                Some(source) => world.copy(source, index),
-                None => world.initialise(index),
+                Source::Member(source) => world.copy(source, index),
+                Source::Backup => world.restore(index),
+                Source::Nothing => world.initialise(index),
             }
             Ok(())
         })
@@ -366,6 +384,34 @@ impl FakePostgres {
             };
             Err(PgError::Sql { what: what.to_owned(), cause: cause.to_owned() })
         })
+    }
+}
+
+/// What a data directory is made of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// initdb.
+    Nothing,
+    /// A member's.
+    Member(usize),
+    /// A backup in an archive.
+    Backup,
+}
+
+impl Source {
+    fn member(self) -> Option<usize> {
+        match self {
+            Source::Member(index) => Some(index),
+            Source::Nothing | Source::Backup => None,
+        }
+    }
+
+    fn program(self) -> &'static str {
+        match self {
+            Source::Nothing => "initdb",
+            Source::Member(_) => "pg_basebackup",
+            Source::Backup => "restore",
+        }
     }
 }
 
@@ -414,12 +460,19 @@ impl Postgres for FakePostgres {
     }
 
     async fn bootstrap(&self) -> Result<(), PgError> {
-        self.build(None).await
+        self.build(Source::Nothing).await
     }
 
     async fn clone_from(&self, source: &MemberName, conn_url: &str) -> Result<(), PgError> {
         let found = self.source("pg_basebackup", source, conn_url)?;
-        self.build(Some(found)).await
+        self.build(Source::Member(found)).await
+    }
+
+    async fn restore(&self) -> Result<(), PgError> {
+        if self.with(|world, _| world.backup.is_none()) {
+            return Err(failed("restore", "there is no backup".to_owned()));
+        }
+        self.build(Source::Backup).await
     }
 
     fn clone_progress(&self) -> Option<(u64, Option<u64>)> {
@@ -533,7 +586,7 @@ impl Postgres for FakePostgres {
         Ok(())
     }
 
-    async fn promote(&self, timeline: Timeline) -> Result<(), PgError> {
+    async fn promote(&self, timeline: Timeline, told: Option<Callback>) -> Result<(), PgError> {
         let (pid, until) = self.accepting("promote", |world, index| {
             let (Some(server), Data::Present(cluster)) = (&world.nodes[index].server, &world.nodes[index].data) else {
                 return Err(PgError::Refused("no server runs here".to_owned()));
@@ -549,6 +602,9 @@ impl Postgres for FakePostgres {
             world.begin_promotion(index, timeline);
             Ok((pid, world.now.saturating_add(PROMOTE_LIMIT)))
         })??;
+        if let Some(callback) = told {
+            self.call(callback);
+        }
         let index = self.index;
         let outcome = self.network.wait(Some(until), |world| match &world.nodes[index].server {
             Some(server) if server.pid == pid && server.phase == Phase::Accepting => {
@@ -559,6 +615,26 @@ impl Postgres for FakePostgres {
         let what = || "promotion".to_owned();
         outcome.await.unwrap_or_else(|| Err(PgError::Timeout { what: what(), limit: PROMOTE_LIMIT }))
     }
+
+    async fn pre_promote(&self) -> Result<(), PgError> {
+        self.pause(self.node(|node| node.timings.pre_promote)).await;
+        self.node(|node| match node.failing_pre_promotes.checked_sub(1) {
+            None => Ok(()),
+            Some(left) => {
+                node.failing_pre_promotes = left;
+                Err(failed("pre_promote", "planned fault".to_owned()))
+            }
+        })
+    }
+
+    fn call(&self, callback: Callback) {
+        self.with(|world, index| {
+            let now = world.now;
+            world.nodes[index].called.push((now, callback));
+        });
+    }
+
+    async fn called(&self) {}
 
     async fn checkpoint(&self) -> Result<(), PgError> {
         let time = self.accepting("CHECKPOINT", |world, index| world.nodes[index].timings.checkpoint)?;

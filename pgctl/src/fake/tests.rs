@@ -295,7 +295,7 @@ async fn a_fast_stop_hands_the_shutdown_checkpoint_to_its_standbys_first() {
     assert_eq!(left.checkpoint.0 + CHECKPOINT_BYTES, end.unwrap().1.0);
 
     // The old primary is no further than the switch point and follows the new one.
-    nodes[1].promote(Timeline(2)).await.unwrap();
+    nodes[1].promote(Timeline(2), None).await.unwrap();
     nodes[2].follow(&from("b")).await.unwrap();
     nodes[0].start_standby(&from("b")).await.unwrap();
     nodes[1].insert(3).unwrap();
@@ -328,9 +328,9 @@ async fn a_promotion_makes_the_timeline_that_was_asked_for() {
     sleep(SECOND).await;
     nodes[0].kill();
     let switched_at = nodes[1].end().unwrap().1;
-    assert!(matches!(nodes[1].promote(Timeline(1)).await, Err(PgError::Refused(_))));
+    assert!(matches!(nodes[1].promote(Timeline(1), None).await, Err(PgError::Refused(_))));
     let began = Instant::now();
-    nodes[1].promote(Timeline(7)).await.unwrap();
+    nodes[1].promote(Timeline(7), None).await.unwrap();
     assert_eq!(began.elapsed(), 100 * MS);
     assert!(nodes[1].can_write());
     let state = look(&nodes[1]).await;
@@ -343,13 +343,13 @@ async fn a_promotion_makes_the_timeline_that_was_asked_for() {
     nodes[1].checkpoint().await.unwrap();
     let after = control(&nodes[1]).await;
     assert_eq!((after.timeline, after.min_recovery), (Timeline(7), None));
-    assert!(nodes[1].promote(Timeline(8)).await.is_err(), "it is a primary");
+    assert!(nodes[1].promote(Timeline(8), None).await.is_err(), "it is a primary");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_server_killed_while_it_is_promoted_is_still_a_standby() {
     let (network, nodes) = cluster(&["a", "b"], false).await;
-    let (promoted, ()) = tokio::join!(nodes[1].promote(Timeline(2)), async {
+    let (promoted, ()) = tokio::join!(nodes[1].promote(Timeline(2), None), async {
         sleep(50 * MS).await;
         nodes[1].kill();
     });
@@ -366,7 +366,7 @@ async fn a_node_beyond_the_switch_point_does_not_stream() {
     network.cut("a", "b");
     nodes[0].insert(1).unwrap();
     sleep(SECOND).await;
-    nodes[1].promote(Timeline(2)).await.unwrap();
+    nodes[1].promote(Timeline(2), None).await.unwrap();
     nodes[0].kill();
     nodes[0].start_standby(&from("b")).await.unwrap();
     nodes[2].follow(&from("b")).await.unwrap();
@@ -402,9 +402,9 @@ async fn a_standby_started_as_a_primary_splits_its_timeline_and_the_checks_see_i
 async fn two_promotions_to_one_number_split_it() {
     let (network, nodes) = cluster(&["a", "b", "c"], false).await;
     nodes[0].kill();
-    nodes[1].promote(Timeline(2)).await.unwrap();
+    nodes[1].promote(Timeline(2), None).await.unwrap();
     assert!(network.split_timelines().is_empty());
-    nodes[2].promote(Timeline(2)).await.unwrap();
+    nodes[2].promote(Timeline(2), None).await.unwrap();
     assert_eq!(network.split_timelines().into_iter().map(|(_, timeline)| timeline).collect::<Vec<_>>(), [Timeline(2)]);
 }
 
@@ -494,7 +494,7 @@ async fn a_freeze_in_the_middle_of_a_start_or_promotion_delays_it() {
     nodes[0].thaw();
     assert!(nodes[0].can_write());
 
-    let (promoted, ()) = tokio::join!(nodes[1].promote(Timeline(2)), async {
+    let (promoted, ()) = tokio::join!(nodes[1].promote(Timeline(2), None), async {
         nodes[1].freeze();
         sleep(5 * SECOND).await;
         assert_eq!(nodes[1].end().unwrap().0, Timeline(1));
@@ -561,7 +561,7 @@ async fn observers_see_every_instant_in_order_however_late_the_world_is_looked_a
         log.borrow_mut().push((millis, node.to_owned(), transition, world.writable_now().len()));
     }));
     // Signals only; nobody waits for what follows.
-    assert!(is_pending(nodes[1].promote(Timeline(2))));
+    assert!(is_pending(nodes[1].promote(Timeline(2), None)));
     assert!(is_pending(nodes[0].stop(StopMode::Immediate, SECOND)));
     sleep(10 * SECOND).await;
     assert_eq!(network.writable_now(), ["b"]);
@@ -590,7 +590,7 @@ async fn drive_calls_observers_in_time() {
     }));
     nodes[0].kill();
     let began = Instant::now();
-    assert!(is_pending(nodes[1].promote(Timeline(2))));
+    assert!(is_pending(nodes[1].promote(Timeline(2), None)));
     assert!(timeout(SECOND, network.drive()).await.is_err());
     assert_eq!(*at.borrow(), Some(began + 100 * MS));
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use regent_core::callbacks::Callback;
 use regent_core::postgres::{ClusterState, ControlData, Upstream};
 use regent_core::sync::Waits;
 use regent_core::units::{Lsn, MemberName, SystemId, Timeline};
@@ -46,6 +47,8 @@ pub(super) struct World {
     pub(super) waiting: Vec<Waiting>,
     /// Ids of the writes that were acknowledged because a standby had them.
     pub(super) acknowledged: Vec<u64>,
+    /// What is in the archive.
+    pub(super) backup: Option<Box<Cluster>>,
     /// Something happened that a waiting future may care for.
     pub(super) changed: bool,
 }
@@ -76,6 +79,9 @@ pub(super) struct Node {
     pub(super) failing_clones: u32,
     pub(super) failing_rewinds: u32,
     pub(super) breaking_rewinds: u32,
+    pub(super) failing_pre_promotes: u32,
+    /// Callbacks of the agent's, and when.
+    pub(super) called: Vec<(Duration, Callback)>,
     /// A directory was moved aside.
     pub(super) old_copy: bool,
     pub(super) settings: Option<Settings>,
@@ -187,6 +193,8 @@ impl World {
             failing_clones: 0,
             failing_rewinds: 0,
             breaking_rewinds: 0,
+            failing_pre_promotes: 0,
+            called: Vec::new(),
             old_copy: false,
             settings: None,
             build: None,
@@ -298,9 +306,19 @@ impl World {
     /// A base backup: the source's directory as it is now, with a label and without signal file and slots.
     pub(super) fn copy(&mut self, source: usize, node: usize) {
         let Data::Present(theirs) = &self.nodes[source].data else { return };
-        let slots = BTreeMap::new();
-        let mine = Cluster { standby_signal: false, backup_label: true, slots, ..Cluster::clone(theirs) };
-        self.nodes[node].data = Data::Present(Box::new(mine));
+        self.nodes[node].data = Data::Present(Box::new(theirs.backed_up()));
+    }
+
+    /// A backup that outlives its source.
+    pub(super) fn back_up(&mut self, source: usize) {
+        let Data::Present(theirs) = &self.nodes[source].data else { return };
+        self.backup = Some(Box::new(theirs.backed_up()));
+    }
+
+    pub(super) fn restore(&mut self, node: usize) {
+        if let Some(backup) = &self.backup {
+            self.nodes[node].data = Data::Present(backup.clone());
+        }
     }
 
     /// What pg_rewind leaves: the source's log, to be replayed from the fork up to where it ends now.
@@ -484,6 +502,11 @@ impl World {
 }
 
 impl Cluster {
+    /// As a base backup has it.
+    fn backed_up(&self) -> Cluster {
+        Cluster { standby_signal: false, backup_label: true, slots: BTreeMap::new(), ..self.clone() }
+    }
+
     /// What a commit may be acknowledged by at this instant: each of them is enough.
     pub(super) fn waits(&self, now: Duration) -> Vec<Waits> {
         let before = self.sync_before.as_ref().filter(|(_, until)| now < *until).map(|(names, _)| names);

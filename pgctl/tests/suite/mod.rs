@@ -207,11 +207,11 @@ pub async fn a_clone_of_a_dead_source_fails_and_leaves_nothing<H: Harness>(mut h
 pub async fn a_promotion_begins_the_next_timeline<H: Harness>(mut harness: H) {
     let (a, others) = cluster(&mut harness, &["b", "c"]).await;
     let (b, c) = (&others[0], &others[1]);
-    assert!(is_refused(&a.pg().promote(Timeline(2)).await), "a primary is not promoted");
-    assert!(is_refused(&b.pg().promote(Timeline(1)).await), "not to its own timeline");
+    assert!(is_refused(&a.pg().promote(Timeline(2), None).await), "a primary is not promoted");
+    assert!(is_refused(&b.pg().promote(Timeline(1), None).await), "not to its own timeline");
     a.pg().stop(StopMode::Fast, NEVER).await.unwrap();
 
-    b.pg().promote(Timeline(2)).await.unwrap();
+    b.pg().promote(Timeline(2), None).await.unwrap();
     b.insert().await.expect("promote returns when it can be written");
     let state = see(b, "writes timeline 2", writes(2)).await;
     let history: Vec<_> = state.local_history.iter().map(|line| line.parent).collect();
@@ -251,7 +251,7 @@ pub async fn slots_of_a_standby_outlive_its_promotion<H: Harness>(mut harness: H
         a.pg().change_slots(&SlotChanges::creating([b.name().slot_name()])).await.is_err(),
         "nobody is there to ask"
     );
-    b.pg().promote(Timeline(2)).await.unwrap();
+    b.pg().promote(Timeline(2), None).await.unwrap();
     c.pg().follow(&upstream(b)).await.unwrap();
     see(c, "streams timeline 2", streams(2)).await;
     b.pg().change_slots(&SlotChanges::creating([c.name().slot_name(), a.name().slot_name()])).await.unwrap();
@@ -268,7 +268,7 @@ pub async fn a_promised_timeline_may_skip_numbers<H: Harness>(mut harness: H) {
     let (a, others) = cluster(&mut harness, &["b", "c"]).await;
     let (b, c) = (&others[0], &others[1]);
     a.pg().stop(StopMode::Fast, NEVER).await.unwrap();
-    b.pg().promote(Timeline(5)).await.unwrap();
+    b.pg().promote(Timeline(5), None).await.unwrap();
     b.insert().await.unwrap();
     let state = see(b, "writes timeline 5", writes(5)).await;
     assert_eq!(state.local_history.iter().map(|line| line.parent).collect::<Vec<_>>(), [Timeline(1)]);
@@ -292,7 +292,7 @@ pub async fn a_promised_timeline_may_skip_numbers<H: Harness>(mut harness: H) {
 
     // And from there on as ever.
     b.pg().stop(StopMode::Fast, NEVER).await.unwrap();
-    c.pg().promote(Timeline(6)).await.unwrap();
+    c.pg().promote(Timeline(6), None).await.unwrap();
     let state = see(c, "writes timeline 6", writes(6)).await;
     assert_eq!(state.local_history.iter().map(|line| line.parent).collect::<Vec<_>>(), [Timeline(1), Timeline(5)]);
 }
@@ -347,7 +347,7 @@ pub async fn a_standby_of_nobody_waits_and_can_be_promoted<H: Harness>(mut harne
     assert!(sql.upstream.is_none() && !sql.streaming, "{sql:?}");
     assert_eq!((sql.timeline, a.rows().await), (Some(Timeline(1)), Ok(1)));
     assert!(a.insert().await.is_err());
-    a.pg().promote(Timeline(2)).await.unwrap();
+    a.pg().promote(Timeline(2), None).await.unwrap();
     a.insert().await.unwrap();
 }
 
@@ -381,7 +381,7 @@ async fn diverged<H: Harness>(harness: &mut H) -> (H::Node, H::Node) {
     }
     a.crash().await;
     see(&a, "is down", |s| s.process == Process::Down).await;
-    b.pg().promote(Timeline(2)).await.unwrap();
+    b.pg().promote(Timeline(2), None).await.unwrap();
     b.insert().await.unwrap();
     (a, b)
 }
@@ -395,7 +395,7 @@ pub async fn a_clean_hand_over_ends_where_the_next_timeline_begins<H: Harness>(m
     let control = state.control().unwrap();
     let end = control.checkpoint_end.expect("the end of the shutdown checkpoint is known");
     assert!(end > control.checkpoint, "{control:?}");
-    b.pg().promote(Timeline(2)).await.unwrap();
+    b.pg().promote(Timeline(2), None).await.unwrap();
     let history = see(b, "writes timeline 2", writes(2)).await.local_history;
     assert_eq!(history.last().unwrap().switched_at, end);
     b.pg().change_slots(&SlotChanges::creating([a.name().slot_name()])).await.unwrap();

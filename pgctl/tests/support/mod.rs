@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use regent_core::units::MemberName;
-use regent_pgctl::settings::Credentials;
+use regent_pgctl::settings::{Credentials, Programs, Scripts};
 use regent_pgctl::{Server, Settings};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -131,7 +131,7 @@ impl Real {
             name: name.to_owned(),
             data_dir: base.join("data"),
             config_dir: base.join("data"),
-            bin_dir: bin_dir(),
+            programs: Programs { dir: bin_dir(), ..Programs::default() },
             pgpass: base.join("pgpass"),
             listen_addresses: "127.0.0.1".to_owned(),
             port,
@@ -154,6 +154,9 @@ impl Real {
                 .map(str::to_owned)
                 .to_vec(),
             basebackup_options: vec!["--no-sync".to_owned()],
+            rewind_options: Vec::new(),
+            krbsrvname: None,
+            config_base_name: "postgresql".to_owned(),
             post_bootstrap: None,
             recovery_conf: BTreeMap::new(),
             use_slots: true,
@@ -161,6 +164,7 @@ impl Real {
             sync_names: None,
             custom_conf: None,
             pg_ctl_timeout: 60,
+            scripts: Scripts::default(),
         }
     }
 

@@ -19,6 +19,8 @@ pub(super) struct Script<'a> {
     pub(super) show: Vec<&'a str>,
     pub(super) hide: Vec<&'a str>,
     pub(super) why: Vec<&'a str>,
+    /// What callbacks are told is shown.
+    pub(super) callbacks: bool,
     pub(super) steps: Vec<Line<'a>>,
 }
 
@@ -56,6 +58,7 @@ impl<'a> Script<'a> {
             show: Vec::new(),
             hide: Vec::new(),
             why: Vec::new(),
+            callbacks: false,
             steps: Vec::new(),
         };
         let letters = ["a", "b", "c", "d", "e"];
@@ -111,10 +114,14 @@ impl<'a> Script<'a> {
     fn directive(&mut self, names: &[&'a str], line: &Line<'a>) -> Result<bool, String> {
         let early = self.steps.is_empty();
         match line.words.as_slice() {
-            ["show" | "hide" | "why", ..] if !early => Err("goes before the first step".to_owned()),
+            ["show" | "hide" | "why" | "callbacks", ..] if !early => Err("goes before the first step".to_owned()),
             ["show", members @ ..] => {
                 members.iter().try_for_each(|name| known(names, name))?;
                 self.show.extend(members);
+                Ok(true)
+            }
+            ["callbacks"] => {
+                self.callbacks = true;
                 Ok(true)
             }
             ["hide", rules @ ..] => {
@@ -191,6 +198,14 @@ pub(super) fn setting(word: &str) -> Result<Setting, String> {
         "remove_data_directory_on_diverged_timelines" => {
             let value = on(value)?;
             Box::new(move |config| config.remove_on_divergence = value)
+        }
+        "pre_promote" => {
+            let value = on(value)?;
+            Box::new(move |config| config.pre_promote = value)
+        }
+        "no_leader" => {
+            let value = on(value)?;
+            Box::new(move |config| config.restores_without_leader = value)
         }
         "may_bootstrap" => {
             let value = on(value)?;

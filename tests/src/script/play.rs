@@ -170,6 +170,8 @@ impl Stage {
             }
             ["slow", name, what, by] => self.slow(self.named(name)?, what, time(by)?)?,
             ["fail", name, "start"] => self.server(name)?.fail_starts(1),
+            ["fail", name, "pre_promote"] => self.server(name)?.refuse_promotions(1),
+            ["back", "up", name] => self.server(name)?.back_up(),
             ["fail", name, "clone"] => self.server(name)?.fail_clones(1),
             ["fail", name, "rewind", times] => {
                 self.server(name)?.fail_rewinds(u32::try_from(number(times)?).map_err(|error| error.to_string())?);
@@ -230,7 +232,7 @@ impl Stage {
             }
             ["operator", "promote", name, timeline] => {
                 let timeline = Timeline(u32::try_from(number(timeline)?).map_err(|error| error.to_string())?);
-                done(self.server(name)?.promote(timeline).await)?;
+                done(self.server(name)?.promote(timeline, None).await)?;
             }
             _ => return Err(format!("no such step: {text}")),
         }
@@ -298,6 +300,7 @@ impl Stage {
             "checkpoint" => timings.checkpoint = by,
             "clone" => timings.clone = by,
             "rewind" => timings.rewind = by,
+            "pre_promote" => timings.pre_promote = by,
             "initdb" => timings.bootstrap = by,
             _ => known = false,
         });

@@ -59,6 +59,10 @@ pub(super) async fn story(
             lines.push((*at, 1, format!("  because {why}")));
         }
     }
+    for (name, node) in world.nodes.iter().filter(|(name, _)| script.callbacks && shown(name)) {
+        let calls = node.postgres.calls().into_iter().filter(|(at, _)| *at >= began);
+        lines.extend(calls.map(|(at, call)| (at - began, 2, format!("{name} calls {call}"))));
+    }
     lines.sort_by_key(|(at, order, _)| (*at, *order));
     let mut text = String::new();
     for (at, _, line) in lines {

@@ -8,7 +8,7 @@ use regent::layers::{Effective, Layers};
 use regent::watchdog;
 use regent_core::config::{Config, Tags};
 use regent_pgctl::fake::Timings;
-use regent_pgctl::settings::{Credentials, Settings};
+use regent_pgctl::settings::{Credentials, Programs, Scripts, Settings};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
@@ -140,7 +140,7 @@ fn settings(name: &str) -> Settings {
         name: name.into(),
         data_dir: "/data".into(),
         config_dir: "/data".into(),
-        bin_dir: None,
+        programs: Programs::default(),
         pgpass: "/pgpass".into(),
         listen_addresses: "*".into(),
         port: 5432,
@@ -156,6 +156,9 @@ fn settings(name: &str) -> Settings {
         bootstrap_pg_hba: Vec::new(),
         initdb_options: Vec::new(),
         basebackup_options: Vec::new(),
+        rewind_options: Vec::new(),
+        krbsrvname: None,
+        config_base_name: "postgresql".to_owned(),
         post_bootstrap: None,
         recovery_conf: BTreeMap::new(),
         use_slots: true,
@@ -163,5 +166,6 @@ fn settings(name: &str) -> Settings {
         sync_names: None,
         custom_conf: None,
         pg_ctl_timeout: 60,
+        scripts: Scripts::default(),
     }
 }

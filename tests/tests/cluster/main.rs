@@ -7,14 +7,17 @@
 mod bad_data;
 mod bad_input;
 mod bootstrap;
+mod callbacks;
 mod control;
 mod crash;
 mod etcd_outage;
 mod failsafe;
 mod generate;
 mod guardian;
+mod methods;
 mod mixed;
 mod peer_tool;
+mod restore;
 mod rewind;
 mod seeds;
 mod support;

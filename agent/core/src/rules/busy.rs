@@ -32,6 +32,18 @@ pub(super) fn cancel_promotion_without_lock(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
+/// A script that may fence somebody off runs only for who is to lead. Without an answer from etcd the lease decides.
+pub(super) fn cancel_pre_promote_without_lock(s: &Snapshot) -> Option<Verdict> {
+    let held = match s.seat() {
+        Seat::Mine => true,
+        Seat::Unknown => s.must_stop_at().is_some_and(|at| s.now < at),
+        Seat::Theirs | Seat::Vacant => false,
+    };
+    (job(s) == Some(&Job::PrePromote) && !held).then(|| {
+        Verdict::new(Plan::of(Lease::Keep, Move::Cancel), "the leader key was lost while pre_promote ran: ending it")
+    })
+}
+
 /// A primary that starts without the lock must not come up.
 pub(super) fn cancel_start_without_lock(s: &Snapshot) -> Option<Verdict> {
     let starting = matches!(job(s), Some(Job::Start { as_primary: true } | Job::Restart { as_primary: true }));
@@ -63,12 +75,14 @@ pub(super) fn cancel_for_reinitialize(s: &Snapshot) -> Option<Verdict> {
             Move::Stop(StopMode::Immediate)
         }
         Job::Clone { .. }
+        | Job::Restore
         | Job::Bootstrap
         | Job::GiveUpData
         | Job::DiscardOldCopy
         | Job::Start { as_primary: true }
         | Job::Restart { as_primary: true }
         | Job::Stop(_)
+        | Job::PrePromote
         | Job::Promote
         | Job::Follow
         | Job::Checkpoint
@@ -124,6 +138,21 @@ mod tests {
             (standby().holding_the_key().job(Job::Promote).with(cut_off), false),
         ] {
             assert_eq!(decide(&s).plan.postgres == Move::Stop(StopMode::Immediate), cancels, "{:?}", s.seat());
+        }
+    }
+
+    #[test]
+    fn cancel_pre_promote_without_lock() {
+        let running = |s: crate::fixture::Builder| s.job(Job::PrePromote);
+        let holder = || running(standby().holding_the_key());
+        for (s, rule) in [
+            (holder().build(), "wait_for_job"),
+            (holder().with(cut_off), "wait_for_job"),
+            (holder().lease_ends_in(secs(1)).with(cut_off), "cancel_pre_promote_without_lock"),
+            (running(standby()).build(), "cancel_pre_promote_without_lock"),
+            (running(standby().vacant()).build(), "cancel_pre_promote_without_lock"),
+        ] {
+            assert_eq!(decide(&s).rule, rule, "{:?}", s.seat());
         }
     }
 

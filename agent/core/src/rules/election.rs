@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::follower::just_failed;
 use super::synchronous;
 use crate::cluster::{ClusterView, ConfigKey, PromiseKey};
 use crate::cluster::{Initialize, Promise};
@@ -77,6 +78,23 @@ pub(super) fn race_to_bootstrap(s: &Snapshot) -> Option<Verdict> {
         }
         Verdict::new(Plan::of(Lease::StartBootstrap, Move::Stay), "no cluster of this name: trying to make it")
             .again_in(Duration::ZERO)
+    })
+}
+
+/// Empty, nobody leads, and a backup can be restored without anybody's help. Not while somebody makes the cluster anew.
+pub(super) fn restore_without_leader(s: &Snapshot) -> Option<Verdict> {
+    let settled = match s.view()?.initialize {
+        Initialize::Known(_) | Initialize::Absent => true,
+        Initialize::InProgress { .. } | Initialize::Garbage { .. } => false,
+    };
+    if !settled || !s.config.restores_without_leader || s.postgres.data_dir != DataDir::Empty {
+        return None;
+    }
+    Some(match just_failed(s, |job| *job == Job::Restore) {
+        Some((wait, cause)) => {
+            Verdict::new(Plan::stay(), format!("the last restore failed: {cause}; trying again")).again_in(wait)
+        }
+        None => Verdict::new(Plan::of(Lease::Keep, Move::Restore), "nobody leads: restoring a backup (no_leader)"),
     })
 }
 
@@ -243,6 +261,19 @@ pub(super) fn keep_leading(s: &Snapshot) -> Option<Verdict> {
     take_as_primary(s, "we run as the primary and the key is free: taking it back")
 }
 
+/// How much longer this member leaves the key to others, after its pre_promote said no.
+pub(super) fn refused_for(s: &Snapshot) -> Option<Duration> {
+    let left = s.config.ttl.saturating_sub(s.now.since(s.memory.promotion_refused?));
+    Some(left).filter(|left| !left.is_zero())
+}
+
+/// The user's script did not agree to a promotion here: for one `ttl` that is somebody else's.
+pub(super) fn wait_after_refused_promotion(s: &Snapshot) -> Option<Verdict> {
+    let left = refused_for(s)?;
+    let why = format!("pre_promote refused the promotion: leaving the key to others, {left:?} are left");
+    Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE.min(left)))
+}
+
 /// The operator ruled this member out.
 pub(super) fn wait_nofailover(s: &Snapshot) -> Option<Verdict> {
     s.config.tags.nofailover.then(|| Verdict::new(Plan::stay(), "tagged nofailover: not a candidate"))
@@ -371,6 +402,36 @@ mod tests {
         assert_eq!(decide(&new().with(|s| s.config.may_bootstrap = false)).rule, "wait_empty");
         assert_eq!(decide(&standby().vacant().empty().build()).rule, "wait_empty", "the cluster exists");
         assert_eq!(decide(&new().being_made_by_another().build()).rule, "wait_empty");
+    }
+
+    #[test]
+    fn a_refused_promotion_is_left_to_others_for_one_ttl() {
+        for (ago, rule) in
+            [(0, "wait_after_refused_promotion"), (29, "wait_after_refused_promotion"), (30, "run_for_leader")]
+        {
+            let s = standby().vacant().alone().with(|s| s.memory.promotion_refused = Some(s.now.minus(secs(ago))));
+            assert_eq!(decide(&s).rule, rule, "{ago}");
+        }
+    }
+
+    #[test]
+    fn a_backup_is_restored_without_a_leader_where_a_method_can() {
+        let empty = || standby().vacant().empty().but_config(|config| config.restores_without_leader = true);
+        let restored = decide(&empty().build());
+        assert_eq!((restored.rule, restored.plan.postgres), ("restore_without_leader", Move::Restore));
+        assert_eq!(decide(&standby().vacant().empty().build()).rule, "wait_empty");
+        assert_eq!(decide(&empty().being_made_by_another().build()).rule, "wait_empty");
+        assert_eq!(decide(&empty().uninitialized().alone().build()).rule, "race_to_bootstrap", "a new cluster first");
+        assert_eq!(decide(&empty().uninitialized().nofailover().build()).plan.postgres, Move::Restore);
+        assert_ne!(decide(&empty().paused().build()).plan.postgres, Move::Restore);
+        let failed = |ago| {
+            empty().with(|s| {
+                let error = Some("no".into());
+                s.memory.last_job = Some(FinishedJob { job: Job::Restore, at: s.now.minus(secs(ago)), error });
+            })
+        };
+        assert_eq!(decide(&failed(4)).plan.postgres, Move::Stay);
+        assert_eq!(decide(&failed(5)).plan.postgres, Move::Restore);
     }
 
     #[test]

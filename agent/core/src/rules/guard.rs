@@ -15,11 +15,13 @@ fn stopping(s: &Snapshot) -> Option<StopMode> {
         Job::Stop(mode) => Some(mode),
         Job::Bootstrap
         | Job::Clone { .. }
+        | Job::Restore
         | Job::Rewind { .. }
         | Job::GiveUpData
         | Job::DiscardOldCopy
         | Job::Start { .. }
         | Job::Restart { .. }
+        | Job::PrePromote
         | Job::Promote
         | Job::Follow
         | Job::Checkpoint

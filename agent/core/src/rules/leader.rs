@@ -266,6 +266,22 @@ pub(super) fn promise_next_timeline(s: &Snapshot) -> Option<Verdict> {
     Some(Verdict::new(Plan::of(Lease::Promise { promise, seen }, Move::Stay), why).again_in(Duration::ZERO))
 }
 
+/// The user's script said no, or did not end: somebody else, please.
+pub(super) fn give_up_refused_promotion(s: &Snapshot) -> Option<Verdict> {
+    super::election::refused_for(s).filter(|_| s.standby().is_some())?;
+    let cause = s.memory.last_job.as_ref().and_then(|job| job.error.clone()).unwrap_or_default();
+    let why = format!("pre_promote does not agree to the promotion: giving the leader key back. {cause}");
+    Some(Verdict::new(Plan::of(Lease::Release, Move::Stay), why))
+}
+
+/// The lock is mine: the user's script is asked before the promotion, under the lock, and once for each holding of it.
+pub(super) fn run_pre_promote(s: &Snapshot) -> Option<Verdict> {
+    let asks = s.config.pre_promote && !s.memory.pre_promoted;
+    let in_time = s.must_stop_at().is_some_and(|at| s.now < at);
+    s.standby().and_then(|_| promised(s)).filter(|_| asks && in_time)?;
+    Some(Verdict::new(Plan::of(Lease::Keep, Move::PrePromote), "asking pre_promote before the promotion"))
+}
+
 /// The lock is mine, freshly read; the server is a standby: make it the primary.
 pub(super) fn promote(s: &Snapshot) -> Option<Verdict> {
     let timeline = s.standby().and_then(|_| promised(s))?;
@@ -398,10 +414,32 @@ mod tests {
     use crate::fixture::{Builder, primary, secs, standby};
     use crate::memory::{LeaseOutcome, Role};
     use crate::plan::{KeyWrite, Lease, Move};
-    use crate::postgres::{DataDir, Job, Probe, SlotChanges, StopMode, Upstream};
+    use crate::postgres::{DataDir, FinishedJob, Job, Probe, SlotChanges, StopMode, Upstream};
     use crate::rules::decide;
     use crate::snapshot::Watchdog;
     use crate::units::{Lsn, Timeline};
+
+    #[test]
+    fn a_promotion_hangs_on_the_word_of_pre_promote() {
+        let holder = || standby().holding_the_key().promised("a", 2).but_config(|config| config.pre_promote = true);
+        let asked = decide(&holder().build());
+        assert_eq!((asked.rule, asked.plan.postgres), ("run_pre_promote", Move::PrePromote));
+        assert_ne!(decide(&holder().lease_ends_in(secs(1)).build()).plan.postgres, Move::PrePromote, "too late");
+        let ended = |error: Option<&str>, ago| {
+            let at = |s: &crate::snapshot::Snapshot| s.now.minus(secs(ago));
+            let mut s = holder().build();
+            let ended = FinishedJob { job: Job::PrePromote, at: at(&s), error: error.map(str::to_owned) };
+            s.memory.job_ended(ended, None);
+            s
+        };
+        assert_eq!(decide(&ended(None, 0)).plan.postgres, Move::Promote(Timeline(2)));
+        let refused = decide(&ended(Some("exit status: 1"), 0));
+        assert_eq!((refused.rule, refused.plan.lease), ("give_up_refused_promotion", Lease::Release));
+        assert_eq!(decide(&ended(Some("exit status: 1"), 31)).plan.postgres, Move::PrePromote, "asked again after ttl");
+        let mut lost = ended(None, 0);
+        lost.memory = lost.memory.after(&standby().build(), &decide(&standby().build()), LeaseOutcome::NotTried);
+        assert_eq!(decide(&lost).plan.postgres, Move::PrePromote, "once for each holding of the key");
+    }
 
     #[test]
     fn a_restarted_agent_adopts_its_key() {

@@ -99,6 +99,7 @@ pub const BUSY: Table = Table {
     rows: rules! {
         busy::stop_writer_beside_leader     ["W1 A2 A3"] "split brain, hidden behind a job";
         busy::cancel_promotion_without_lock ["A2 CY1"] "promotion after losing the lock";
+        busy::cancel_pre_promote_without_lock ["A2 K5"] "a script that fences off the member which leads now";
         busy::cancel_start_without_lock     ["A3 C6"]  "a former primary that comes up writable beside the new one";
         busy::cancel_clone_without_source   ["B13"]    "a clone that can never end, from a member that is gone";
         busy::cancel_for_reinitialize       ["M10"]    "a clone that hangs, and that an operator cannot have made anew";
@@ -142,6 +143,8 @@ pub const LEADER: Table = Table {
         leader::record_own_timeline        ["L11 S2"]    "a timeline given to another member although it is in use";
         leader::promise_next_timeline      ["S2 S8"]     "two histories under one timeline number";
         synchronous::prepare_promotion     ["Y8 Y10 Q7"]  "a second failover that loses what the first one acknowledged";
+        leader::give_up_refused_promotion  ["L10 K5"]    "a cluster without a primary, as its leader is not allowed to become one";
+        leader::run_pre_promote            ["L13 K5"]    "a promotion that the user's own fencing has not agreed to";
         leader::promote                    ["L13 CY1"]   "a cluster without a primary";
         synchronous::publish_sync          ["Y1 Y2 Y3 Y5 Y7 Y9 Q1 Q2 Q5 S5"] "a promotion without acknowledged commits";
         synchronous::wait_for_standbys     ["Y6 Y7 Y9 Q3 Q4"] "commits that are acknowledged before anybody else has them";
@@ -193,6 +196,7 @@ pub const ELECTION: Table = Table {
         election::wait_to_promote_bootstrap ["B6"]       "a lost recovery target";
         election::clear_unfinished_copy     ["B13"]      "a member that stays out because its clone was interrupted";
         election::race_to_bootstrap         ["B1"]       "two clusters under one name";
+        election::restore_without_leader   ["B3"]        "an empty cluster although a backup is there";
         election::wait_empty                ["B3"]       "a copy of nothing";
         election::report_unusable_data      ["B8 C11 X8"]   "an unknown data directory overwritten";
         election::wait_after_failed_start   ["C5"]       "a start tried a hundred times a second";
@@ -204,6 +208,7 @@ pub const ELECTION: Table = Table {
         election::wait_for_guardian         ["22.3 I3"]  "a leader that nobody stops when its agent freezes";
         election::wait_for_watchdog         ["R10 V3"]   "a leader that nothing resets when its machine hangs, where the operator demands it";
         election::keep_leading              ["R5"]       "a promotion where nothing was lost but the key";
+        election::wait_after_refused_promotion ["R1 L10"] "a member that takes the key again and again, and may not use it";
         election::wait_nofailover           ["R7"]       "a leader that the operator ruled out";
         election::wait_outside_failsafe     ["R11"]      "a leader that the primary without etcd could not have asked";
         election::wait_for_lease            ["DL8"]      "a key without a lease";

@@ -269,3 +269,21 @@ fn the_topology_shows_who_streams_from_whom() {
         demo("pg2", 1, [with(replica(1, 5, 1), "tags", json!({"replicatefrom": "pg3"})), primary(2, 5), tagged("pg1")]);
     assert_eq!(shown(&ring).matches("pg").count(), 3, "nobody is left out, nothing goes on for ever");
 }
+
+#[test]
+fn a_copy_under_way_says_how_far_it_is() {
+    let gib = 1_u64 << 30;
+    let copying = |clone: Value| with(json!({"state": "creating replica", "role": "uninitialized"}), "clone", clone);
+    let table = demo(
+        "pg1",
+        0x400_0060,
+        [
+            primary(1, 1),
+            copying(json!({"bytes": gib * 3 / 2, "total": gib * 3})),
+            copying(json!({"bytes": 999, "total": null})),
+        ],
+    );
+    let shown = pretty(&table);
+    assert!(shown.ends_with(" pg2 has copied 1.5 GB of 3.0 GB (50 %)\n pg3 has copied 999 B\n"), "{shown}");
+    assert!(!table.show(Format::Json, false).contains("copied"));
+}
