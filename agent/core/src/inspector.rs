@@ -4,7 +4,7 @@
 //! purpose: a short list of sentences about what is never right.
 
 use crate::plan::{KeyWrite, Lease, Move, Plan};
-use crate::postgres::{ClusterState, DataDir};
+use crate::postgres::{ClusterState, DataDir, StopMode};
 use crate::request::Request;
 use crate::snapshot::{Guardian, Order, Seat, Snapshot, Watchdog};
 
@@ -158,11 +158,37 @@ const SENTENCES: &[Sentence] = &[
         let Move::Restart { standby_of, .. } = &p.postgres else { return true };
         s.restart_due().is_some() && s.job.is_none() && standby_of.is_none() == s.is_primary()
     }),
-    ("nothing moves in pause, unless it is under way or was asked for", |s, p| {
-        let asked = s.request.is_some() || s.memory.copying && matches!(p.postgres, Move::StartStandby(_));
-        let still = matches!(p.postgres, Move::Stay | Move::SetSyncNames(_)) || asked;
-        implies(s.config.pause && s.job.is_none() && !s.memory.bootstrapping, still)
-    }),
+    (
+        "nothing moves in pause, unless it is under way or was asked for; but standbys follow, and no slot is removed",
+        |s, p| {
+            let named = s.view().and_then(|view| view.failover.as_ref()).filter(|asked| asked.schedule.is_none());
+            let to = named.and_then(|asked| asked.candidate.as_ref());
+            let moves = match &p.postgres {
+                Move::Stay | Move::SetSyncNames(_) | Move::Checkpoint => true,
+                Move::Follow(_) => s.seat() == Seat::Theirs,
+                Move::ChangeSlots(changes) => changes.drop.is_empty(),
+                Move::Promote(_) => to == Some(&s.config.name),
+                Move::Stop(mode) => {
+                    *mode == StopMode::Fast && holds_the_key(s) && to.is_some_and(|to| *to != s.config.name)
+                }
+                Move::StartStandby(_) => s.memory.copying || s.memory.comes_back,
+                Move::Rewind { .. } => s.memory.comes_back,
+                Move::Bootstrap
+                | Move::Clone { .. }
+                | Move::GiveUpData { .. }
+                | Move::DiscardOldCopy
+                | Move::StartPrimary
+                | Move::Restart { .. }
+                | Move::ResumeReplay
+                | Move::RemoveUnfinished
+                | Move::SetAside => false,
+            };
+            let asked = s.request.is_some() || s.memory.bootstrapping || s.job.is_some();
+            let runs = matches!(p.lease, Lease::Take { .. }) && !s.is_primary();
+            implies(s.config.pause && !s.memory.bootstrapping && runs, to == Some(&s.config.name))
+                && implies(s.config.pause, moves || asked)
+        },
+    ),
     ("who agreed that another primary goes on does not take the key as a standby, and is not promoted", |s, p| {
         let leads = matches!(p.lease, Lease::Take { .. }) && !s.is_primary() || matches!(p.postgres, Move::Promote(_));
         implies(s.agreement.is_some(), !leads)
@@ -230,7 +256,6 @@ const SENTENCES: &[Sentence] = &[
 mod tests {
     use super::*;
     use crate::fixture::{primary, secs, standby};
-    use crate::postgres::StopMode;
     use crate::units::Timeline;
 
     fn objects(s: &Snapshot, plan: Plan) -> bool {

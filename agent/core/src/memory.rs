@@ -31,6 +31,13 @@ pub struct Memory {
     /// A new copy that an operator asked for is being made, and was not started yet.
     #[serde(default)]
     pub copying: bool,
+    /// A primary that this agent stopped in good order to hand over, and that has not been started since: in pause it comes
+    /// back all the same (M7).
+    #[serde(default)]
+    pub comes_back: bool,
+    /// The cluster was paused when last seen.
+    #[serde(default)]
+    pub paused: bool,
     /// Since when the server has been starting.
     pub starting_since: Option<Instant>,
     /// Since when the server has run and not even hung up on a fresh connection. It stays when a server that hung for
@@ -158,6 +165,12 @@ impl Memory {
                 self.last_led = Some(LastLed { leader: key.name.clone(), members: view.members.clone() });
             }
         }
+        if self.paused && !seen.config.pause {
+            self.rewinds = None; // Whatever failed, an operator may have mended it (M13).
+        }
+        self.paused = seen.config.pause;
+        // It was not stopped after all.
+        self.comes_back &= !(seen.job.is_none() && seen.is_primary());
         self.slots_wanted = crate::slots::wanted_since(&self.slots_wanted, seen);
         self.ordered_since = seen.is_to_go_down().then_some(self.ordered_since.unwrap_or(seen.now));
         if let Some(sql) = seen.sql() {
@@ -252,7 +265,7 @@ impl Memory {
             }
             Move::StartStandby(_) => {
                 self.recovering = true;
-                self.copying = false;
+                (self.copying, self.comes_back) = (false, false);
                 self.role = Role::Replica;
             }
             Move::Restart { standby_of, timeout } => {
@@ -268,6 +281,7 @@ impl Memory {
                 // An ordered stop of a primary keeps its role until it is down; every other one is a demotion.
                 let ordered = seen.order == Order::Stop && *mode == StopMode::Fast;
                 self.role = if ordered { self.role } else { Role::Demoted };
+                self.comes_back = !ordered && *mode == StopMode::Fast;
                 if !ordered {
                     self.promises = Promises::default();
                 }
@@ -303,6 +317,9 @@ impl Memory {
         }
         if ended.job == Job::Promote && ended.error.is_some() && self.role == Role::Promoted {
             self.role = Role::Replica;
+        }
+        if matches!(ended.job, Job::Rewind { .. }) && ended.error.is_some() {
+            self.comes_back = false;
         }
         self.last_job = Some(ended);
     }

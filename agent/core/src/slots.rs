@@ -52,6 +52,11 @@ pub fn changes(s: &Snapshot, sql: &SqlFacts) -> SlotChanges {
         let removed = sql.slots.iter().filter(|slot| !wanted.contains_key(&slot.name) && may_go(s, slot));
         changes.drop.extend(removed.map(|slot| slot.name.clone()));
     }
+    // In pause none is removed, not even to be made anew (M11).
+    if s.config.pause {
+        changes.drop.clear();
+        changes.create.retain(|name| !there.contains_key(name.as_str()));
+    }
     changes
 }
 

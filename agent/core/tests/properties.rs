@@ -239,12 +239,12 @@ fn memory() -> impl Strategy<Value = Memory> {
     let since = (option::of(moment()), option::of(moment()));
     let (bootstrapping, promise) = (prop::bool::weighted(0.1), option::weighted(0.2, moment()));
     let us = (bootstrapping, promise);
-    (role, option::of(lease()), led, any::<(bool, bool)>(), since, last_job, us).prop_map(
+    (role, option::of(lease()), led, any::<(bool, bool, bool)>(), since, last_job, us).prop_map(
         |(
             role,
             holds,
             last_led,
-            (recovering, met),
+            (recovering, met, comes_back),
             (starting_since, silent_since),
             last_job,
             (bootstrapping, promise),
@@ -269,6 +269,8 @@ fn memory() -> impl Strategy<Value = Memory> {
                 ordered_since: None,
                 start_timeout: None,
                 copying: false,
+                comes_back,
+                paused: false,
                 vacant_since: None,
                 rewinds: None,
                 slots_wanted: std::collections::BTreeMap::new(),

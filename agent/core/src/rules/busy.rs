@@ -22,9 +22,10 @@ pub(super) fn stop_writer_beside_leader(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
-/// Promotion goes on only under the lock. Without an answer from etcd the lease decides, in the guards.
+/// Promotion goes on only under the lock. Without an answer from etcd the lease decides, in the guards. In pause nothing is
+/// stopped, as no primary is that loses its lock then (M8): it takes the key back.
 pub(super) fn cancel_promotion_without_lock(s: &Snapshot) -> Option<Verdict> {
-    (job(s) == Some(&Job::Promote) && s.seat() == Seat::Vacant).then(|| {
+    (job(s) == Some(&Job::Promote) && s.seat() == Seat::Vacant && !s.config.pause).then(|| {
         Verdict::new(
             Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
             "the leader key was lost during the promotion",
@@ -32,11 +33,11 @@ pub(super) fn cancel_promotion_without_lock(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
-/// A primary that starts without the lock must not come up.
+/// A primary that starts without the lock must not come up, unless the cluster is paused.
 pub(super) fn cancel_start_without_lock(s: &Snapshot) -> Option<Verdict> {
     let starting = matches!(job(s), Some(Job::Start { as_primary: true } | Job::Restart { as_primary: true }));
     let lost = s.seat() == Seat::Vacant || s.seat() == Seat::Unknown && s.lock_ends().is_none();
-    (starting && lost).then(|| {
+    (starting && lost && !s.config.pause).then(|| {
         Verdict::new(
             Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
             "the leader key was lost while PostgreSQL was starting as a primary",

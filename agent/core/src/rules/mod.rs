@@ -111,9 +111,13 @@ pub const PAUSED: Table = Table {
     title: "The cluster is paused (ha-rules section 13)",
     rows: rules! {
         pause::adopt_leader_key_in_pause   ["M2 4.3"] "a leader key that runs out although its holder is back";
-        pause::release_key_without_primary ["M3 L1"]  "a key that points to a server which the operator stopped";
+        pause::promote_candidate_in_pause  ["M10 L1 L13 S10"] "a member that was asked to lead, and does not";
+        pause::release_key_without_primary ["M3 L1 D3 D4"]  "a key that points to a server which the operator stopped";
         pause::take_key_as_primary         ["M4 R4"]  "clients without a primary although one runs";
-        pause::keep_records_in_pause       ["M2 L2"]  "a failover key, status or identity that nobody keeps";
+        pause::run_as_candidate_in_pause   ["R2 R6 R16 M5 M10 S10 S11 S15"] "a switchover that was asked for and ends without a primary";
+        pause::come_back_after_hand_over   ["M7 D5 D7 X1"] "a member that stays out because its operator made another one the primary";
+        pause::follow_in_pause             ["M11 W5 P4"] "standbys that stand still during maintenance, and log that they cannot get any more";
+        pause::keep_records_in_pause       ["M2 M10 L2 L7 L11 S2 S3 S4 S5 S6 S7"]  "a failover key, status or identity that nobody keeps; a switchover that was asked for and does not come";
     },
     otherwise: otherwise!(pause::hands_off ["M1 M5 M6 M7 M8 M9"] "an agent that works against its operator"),
 };

@@ -120,6 +120,11 @@ fn source(s: &Snapshot) -> Option<Source<'_>> {
     Some(Source { name, timeline, conn_url: serves(leader), checkpoint_pending: leader.checkpoint_pending })
 }
 
+/// Another member leads, and says that it is a primary (X1).
+pub(super) fn leads_as_primary(s: &Snapshot) -> bool {
+    source(s).is_some()
+}
+
 /// Down, and a start is no way back. For a crashed primary on an older timeline than the cluster's that is so before it is
 /// recovered: a start would replay what the cluster may not have, and with a `restore_command` even turn to the new timeline
 /// on top of pages that were written beyond the fork (C3).

@@ -24,11 +24,11 @@ fn request(s: &Snapshot) -> Option<&Failover> {
     s.view()?.failover.as_ref()
 }
 
-/// The request, once its time has come.
+/// The request, once its time has come. Nothing scheduled is done in pause (S2).
 fn due(s: &Snapshot) -> Option<&Failover> {
     request(s).filter(|asked| match &asked.schedule {
         None => true,
-        Some(schedule) => schedule.at.is_some_and(|at| at <= s.wall),
+        Some(schedule) => !s.config.pause && schedule.at.is_some_and(|at| at <= s.wall),
     })
 }
 
@@ -39,12 +39,18 @@ fn due_here(s: &Snapshot) -> Option<&Failover> {
 
 /// Time until a request is due that was asked for later.
 pub(super) fn due_in(s: &Snapshot) -> Option<Duration> {
-    request(s)?.schedule.as_ref()?.at?.checked_sub(s.wall).filter(|left| !left.is_zero())
+    let at = request(s)?.schedule.as_ref().filter(|_| !s.config.pause)?.at?;
+    at.checked_sub(s.wall).filter(|left| !left.is_zero())
 }
 
 /// Who was named in a request that is due.
 pub(super) fn candidate(s: &Snapshot) -> Option<&MemberName> {
     due(s)?.candidate.as_ref()
+}
+
+/// This member was named, to take over from whoever leads or led.
+pub(super) fn names_me(s: &Snapshot) -> bool {
+    candidate(s) == Some(&s.config.name)
 }
 
 /// A failover to this very member was asked for, whatever it lacks.
@@ -57,9 +63,14 @@ pub(super) fn is_switchover(s: &Snapshot) -> bool {
     due(s).is_some_and(|asked| asked.leader.is_some())
 }
 
-/// The winner takes the request off the table (R22).
+/// The winner takes the request off the table (R22). In pause it is what the key is held for: it goes when the server is a
+/// primary, as one that has nothing more to say (S4).
 pub(super) fn fulfilled(s: &Snapshot) -> Vec<KeyWrite> {
-    due(s).map(|asked| KeyWrite::ClearFailover { seen: asked.modified }).into_iter().collect()
+    due(s)
+        .filter(|_| !s.config.pause)
+        .map(|asked| KeyWrite::ClearFailover { seen: asked.modified })
+        .into_iter()
+        .collect()
 }
 
 // --- the leader's side ---
@@ -74,6 +85,7 @@ fn drop_because(s: &Snapshot, why: String) -> Option<Verdict> {
 pub(super) fn drop_request(s: &Snapshot) -> Option<Verdict> {
     let asked = request(s).filter(|_| s.is_primary())?;
     let why = match &asked.schedule {
+        Some(_) if s.config.pause => return None,
         Some(schedule) => match schedule.at {
             None => Some(format!("its time {:?} cannot be read", schedule.text)),
             Some(at) => {
@@ -84,10 +96,11 @@ pub(super) fn drop_request(s: &Snapshot) -> Option<Verdict> {
         None => None,
     };
     let not_me = asked.leader.as_ref().filter(|leader| **leader != s.config.name);
+    let why = why.or_else(|| (asked.candidate.as_ref() == Some(&s.config.name)).then(|| "we lead".to_owned()));
     let why = why.or_else(|| not_me.map(|leader| format!("it is to relieve {leader}, and we lead")));
-    let why =
-        why.or_else(|| (asked.candidate.as_ref() == Some(&s.config.name)).then(|| "we lead already".to_owned()))?;
-    drop_because(s, format!("the request for a switchover or failover is dropped: {why}"))
+    let nobody = s.config.pause && asked.candidate.is_none();
+    let why = why.or_else(|| nobody.then(|| "the cluster is paused, and it names no candidate".to_owned()))?;
+    drop_because(s, format!("the request for a switchover or failover is off the table: {why}"))
 }
 
 /// A checkpoint before anybody waits for one: what the shutdown has to write is little then.
@@ -201,7 +214,7 @@ pub(super) fn release_to_successor(s: &Snapshot) -> Option<Verdict> {
 // --- nobody leads ---
 
 /// How long nobody has led.
-fn vacant_for(s: &Snapshot) -> Duration {
+pub(super) fn vacant_for(s: &Snapshot) -> Duration {
     s.memory.vacant_since.map_or(Duration::ZERO, |since| s.now.since(since))
 }
 
