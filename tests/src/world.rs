@@ -36,7 +36,7 @@ pub use clock::{Gait, RATE_ERROR_PPM, SimClock};
 use flaw::Renewer;
 pub use flaw::{Make, Renewals, Time};
 use life::{Life, Mortal, Process};
-use machine::{Constant, Machine, conn_url, draw_timings, effective};
+use machine::{Constant, Machine, conn_url, draw_timings, effective, remote};
 pub use network::SimNetwork;
 use network::{Agreed, Directory, Door};
 
@@ -62,7 +62,12 @@ pub struct Shape {
     pub strict: bool,
     /// `failsafe_mode`
     pub failsafe: bool,
+    /// It is a standby cluster, and follows the server [`REMOTE`].
+    pub standby: bool,
 }
+
+/// The server that a standby cluster follows; no agent looks after it.
+pub const REMOTE: &str = "r";
 
 impl Default for Shape {
     fn default() -> Self {
@@ -76,6 +81,7 @@ impl Default for Shape {
             synchronous: SyncMode::Off,
             strict: false,
             failsafe: false,
+            standby: false,
         }
     }
 }
@@ -167,6 +173,7 @@ impl World {
                 synchronous_mode_strict: shape.strict,
                 failsafe_mode: shape.failsafe,
                 primary_start_timeout: Duration::from_secs(30),
+                standby_cluster: shape.standby.then(|| remote(REMOTE)),
                 ..Config::of(MemberName::from(name.as_str()))
             };
             let postgres = network.add(&name, &conn_url(&name));
@@ -188,6 +195,7 @@ impl World {
             };
             nodes.insert(name, node);
         }
+        let _remote = network.add(REMOTE, &remote(REMOTE).conn_url().unwrap_or_default());
         World {
             shape,
             store,

@@ -57,8 +57,42 @@ pub struct Config {
     pub remove_on_rewind_failure: bool,
     /// Where the log has diverged and pg_rewind cannot help, likewise (`remove_data_directory_on_diverged_timelines`).
     pub remove_on_divergence: bool,
+    /// The cluster is a standby cluster: its leader follows this server, and nobody is promoted (section 19).
+    #[serde(default)]
+    pub standby_cluster: Option<Remote>,
+    /// So long standbys wait for a primary whose lock is gone and that still streams (`primary_race_backoff`, section 23).
+    #[serde(default)]
+    pub primary_race_backoff: Duration,
     /// Tags of this member.
     pub tags: Tags,
+}
+
+/// The server that a standby cluster follows (`standby_cluster`, config.md 4).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remote {
+    /// `host`, or several with commas between; `None`: all log comes by `restore_command`.
+    pub host: Option<String>,
+    /// `port`, for all of them.
+    pub port: u16,
+    /// `primary_slot_name`: its slot there.
+    pub slot: Option<String>,
+    /// `recovery_min_apply_delay` of the leader, as it is written.
+    pub min_apply_delay: Option<String>,
+}
+
+impl Remote {
+    /// `host:port`, as a standby of it shows its upstream; an IPv6 address in brackets.
+    #[must_use]
+    pub fn address(&self) -> Option<String> {
+        let (host, port) = (self.host.as_ref()?, self.port);
+        Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
+    }
+
+    /// The same in the form of a member's `conn_url`.
+    #[must_use]
+    pub fn conn_url(&self) -> Option<String> {
+        self.address().map(|address| format!("postgres://{address}/"))
+    }
 }
 
 /// `synchronous_mode`
@@ -143,6 +177,8 @@ impl Config {
             use_pg_rewind: false,
             remove_on_rewind_failure: false,
             remove_on_divergence: false,
+            standby_cluster: None,
+            primary_race_backoff: Duration::ZERO,
             tags: Tags::default(),
         }
     }

@@ -142,9 +142,7 @@ const SENTENCES: &[Sentence] = &[
             let asked = matches!(s.request, Some(Request::Reinitialize { .. }));
             let allowed = s.config.remove_on_divergence || s.config.remove_on_rewind_failure || asked;
             let leader = s.view().and_then(|view| view.leader_member());
-            let verified = leader.is_some_and(|(name, m)| {
-                name == from && m.state == "running" && matches!(m.role.as_str(), "primary" | "master")
-            });
+            let verified = leader.is_some_and(|(name, m)| name == from && m.state == "running" && m.leads());
             allowed && !s.postgres.is_up() && s.seat() == Seat::Theirs && verified
         },
     ),
@@ -189,6 +187,11 @@ const SENTENCES: &[Sentence] = &[
                 && implies(s.config.pause, moves || asked)
         },
     ),
+    ("nobody becomes a primary in a standby cluster", |s, p| {
+        let writes = matches!(p.postgres, Move::Promote(_) | Move::StartPrimary | Move::Bootstrap)
+            || matches!(p.postgres, Move::Restart { standby_of: None, .. });
+        implies(s.config.standby_cluster.is_some(), !writes)
+    }),
     ("who agreed that another primary goes on does not take the key as a standby, and is not promoted", |s, p| {
         let leads = matches!(p.lease, Lease::Take { .. }) && !s.is_primary() || matches!(p.postgres, Move::Promote(_));
         implies(s.agreement.is_some(), !leads)

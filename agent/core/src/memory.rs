@@ -65,6 +65,9 @@ pub struct Memory {
     pub ordered_since: Option<Instant>,
     /// Own position when the server last answered.
     pub last_position: Option<Lsn>,
+    /// Since when it has been that.
+    #[serde(default)]
+    pub position_since: Option<Instant>,
     /// As the leader: when a member last wanted its slot, by slot name (P13).
     pub slots_wanted: BTreeMap<String, Instant>,
     /// pg_rewind was tried, and this member has not streamed since.
@@ -181,6 +184,9 @@ impl Memory {
             self.start_timeout = self.start_timeout.filter(|_| self.recovering);
             self.starting_since = None;
             self.met = true;
+            if self.last_position != Some(sql.position()) {
+                self.position_since = Some(seen.now);
+            }
             self.last_position = Some(sql.position());
             if sql.streaming {
                 self.rewinds = None;

@@ -262,6 +262,7 @@ fn memory() -> impl Strategy<Value = Memory> {
                 checkpointed: None,
                 named: false,
                 last_position: None,
+                position_since: None,
                 checkpoint_at: None,
                 primary_since: None,
                 sync_names: None,

@@ -340,15 +340,13 @@ fn may_bootstrap(bootstrap: &Section<'_>, report: &mut Report) -> bool {
     }
     let custom =
         bootstrap.text("method", report).filter(|method| method != "initdb" && bootstrap.get(method).is_some());
-    let standby = bootstrap.get("dcs").and_then(|dcs| dcs.get("standby_cluster")).filter(|node| node.is_truthy());
     let mut refuse = |key: &str, node: &Node| {
         report.warn(&node.at, key, "not supported yet; this node does not create a cluster, rather than a wrong one");
         false
     };
-    match (custom.and_then(|_| bootstrap.get("method")), standby) {
-        (Some(node), _) => refuse("bootstrap.method", node),
-        (None, Some(node)) => refuse("bootstrap.dcs.standby_cluster", node),
-        (None, None) => bootstrap.is_present(),
+    match custom.and_then(|_| bootstrap.get("method")) {
+        Some(node) => refuse("bootstrap.method", node),
+        None => bootstrap.is_present(),
     }
 }
 

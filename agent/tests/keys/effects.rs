@@ -56,6 +56,12 @@ fn example(key: &Key) -> (String, Vec<(&'static str, &'static str)>) {
             own("{p: {type: physical}}")
         }
         "bootstrap.dcs.ignore_slots" => own("[{name: x}]"),
+        "bootstrap.dcs.standby_cluster.host" => own("10.0.0.9"),
+        "bootstrap.dcs.standby_cluster.create_replica_methods" => own("[wal_g]"),
+        path if path.starts_with("bootstrap.dcs.standby_cluster.") => {
+            let value = if key.name() == "port" { "5433" } else { "other" };
+            (value.to_owned(), vec![("bootstrap.dcs.standby_cluster.host", "h")])
+        }
         "log.static_fields" | "restapi.http_extra_headers" | "restapi.https_extra_headers" => own("{a: b}"),
         "tags.failover_priority" => own("7"),
         _ => own(match key.kind {

@@ -15,6 +15,7 @@ mod guardian;
 mod peer_tool;
 mod rewind;
 mod seeds;
+mod standby_cluster;
 mod support;
 mod switchover;
 mod synchronous;

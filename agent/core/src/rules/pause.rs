@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{election, follower, leader, repair, switchover, synchronous};
+use super::{election, follower, leader, repair, standby_cluster, switchover, synchronous};
 use crate::plan::{Lease, Move, Plan, Verdict};
 use crate::postgres::DataDir;
 use crate::snapshot::{Seat, Snapshot};
@@ -18,7 +18,7 @@ pub(super) fn adopt_leader_key_in_pause(s: &Snapshot) -> Option<Verdict> {
 /// It was named by an operator and holds the key: the one promotion that there is in pause. The request stays on the table
 /// until the server is a primary: without it the next turn would give the key back (L1).
 pub(super) fn promote_candidate_in_pause(s: &Snapshot) -> Option<Verdict> {
-    let named = s.seat() == Seat::Mine && switchover::names_me(s);
+    let named = s.seat() == Seat::Mine && switchover::names_me(s) && !s.leads_standbys();
     if !named || s.is_primary() || !s.postgres.is_up() {
         return None;
     }
@@ -33,9 +33,10 @@ pub(super) fn promote_candidate_in_pause(s: &Snapshot) -> Option<Verdict> {
     Some(steps.iter().find_map(|step| step(s)).unwrap_or_else(waits))
 }
 
-/// The key says "a primary is here", and none is.
+/// The key says "a primary is here", and none is. In a standby cluster it says nothing of the kind.
 pub(super) fn release_key_without_primary(s: &Snapshot) -> Option<Verdict> {
-    let none = s.seat() == Seat::Mine && (!s.postgres.is_up() || s.standby().is_some());
+    let mine = s.seat() == Seat::Mine && !s.leads_standbys();
+    let none = mine && (!s.postgres.is_up() || s.standby().is_some());
     none.then(|| {
         switchover::release_to_successor(s).unwrap_or_else(|| {
             Verdict::new(Plan::of(Lease::Release, Move::Stay), "paused, and PostgreSQL is not a running primary here")
@@ -90,7 +91,7 @@ pub(super) fn come_back_after_hand_over(s: &Snapshot) -> Option<Verdict> {
 
 /// A standby follows whoever leads, and keeps the others' log; nothing is removed.
 pub(super) fn follow_in_pause(s: &Snapshot) -> Option<Verdict> {
-    s.standby().filter(|_| s.seat() == Seat::Theirs)?;
+    s.standby().filter(|_| s.seat() == Seat::Theirs || s.leads_standbys())?;
     follower::follow_leader(s).or_else(|| follower::prepare_slots(s))
 }
 
@@ -111,6 +112,17 @@ pub(super) fn keep_records_in_pause(s: &Snapshot) -> Option<Verdict> {
         leader::look_after_slots,
         leader::checkpoint_after_promotion,
     ];
+    let standbys = [
+        leader::repair_identity,
+        leader::restore_config,
+        switchover::drop_request,
+        switchover::ask_candidates,
+        switchover::refuse_request,
+        standby_cluster::hand_over_standbys,
+    ];
+    if s.leads_standbys() && !s.is_primary() {
+        return Some(standbys.iter().find_map(|step| step(s)).unwrap_or_else(|| standby_cluster::lead_standbys(s)));
+    }
     (s.seat() == Seat::Mine && s.is_primary())
         .then(|| steps.iter().find_map(|step| step(s)).unwrap_or_else(|| leader::lead(s)))
 }

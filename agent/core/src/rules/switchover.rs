@@ -32,9 +32,14 @@ fn due(s: &Snapshot) -> Option<&Failover> {
     })
 }
 
-/// ... and this is a primary that answers: a server that is silent can tell nobody how far it is.
+/// Somebody asks for another leader, now.
+pub(super) fn is_asked_for(s: &Snapshot) -> bool {
+    due(s).is_some()
+}
+
+/// ... and this is a leader that answers: a server that is silent can tell nobody how far it is.
 fn due_here(s: &Snapshot) -> Option<&Failover> {
-    due(s).filter(|_| s.sql().is_some_and(|sql| !sql.in_recovery))
+    due(s).filter(|_| s.sql().is_some_and(|sql| !sql.in_recovery || s.leads_standbys()))
 }
 
 /// Time until a request is due that was asked for later.
@@ -83,7 +88,7 @@ fn drop_because(s: &Snapshot, why: String) -> Option<Verdict> {
 
 /// A request that cannot be meant any more, or never could.
 pub(super) fn drop_request(s: &Snapshot) -> Option<Verdict> {
-    let asked = request(s).filter(|_| s.is_primary())?;
+    let asked = request(s).filter(|_| s.is_primary() || s.leads_standbys())?;
     let why = match &asked.schedule {
         Some(_) if s.config.pause => return None,
         Some(schedule) => match schedule.at {
@@ -189,10 +194,14 @@ pub(super) fn refuse_request(s: &Snapshot) -> Option<Verdict> {
     drop_because(s, format!("the request to hand over is refused: {why}"))
 }
 
+/// To whom this leader was asked to hand over, and could.
+pub(super) fn heir(s: &Snapshot) -> Option<MemberName> {
+    fit(s, due_here(s)?).ok()
+}
+
 /// Stop as primary while the key is ours. It goes back when the server is down, or when the candidate has its last word.
 pub(super) fn hand_over(s: &Snapshot) -> Option<Verdict> {
-    let asked = due_here(s)?;
-    let heir = fit(s, asked).ok()?;
+    let heir = heir(s)?;
     Some(Verdict::new(
         Plan::of(Lease::Keep, Move::Stop(StopMode::Fast)),
         format!("asked to hand over, and {heir} is fit: stopping PostgreSQL"),
