@@ -23,6 +23,7 @@ use regent_core::snapshot::LeaseView;
 use regent_core::units::MemberName;
 use regent_dcs::memory::{MemoryDcs, MemoryStore};
 use regent_pgctl::fake::{FakeNetwork, FakePostgres, Timings, Transition};
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
@@ -66,8 +67,8 @@ pub struct Shape {
     pub standby: bool,
 }
 
-/// The server that a standby cluster follows; no agent looks after it.
-pub const REMOTE: &str = "r";
+/// Servers that no agent looks after. A standby cluster follows the first one.
+pub const REMOTES: [&str; 2] = ["r", "q"];
 
 impl Default for Shape {
     fn default() -> Self {
@@ -173,7 +174,7 @@ impl World {
                 synchronous_mode_strict: shape.strict,
                 failsafe_mode: shape.failsafe,
                 primary_start_timeout: Duration::from_secs(30),
-                standby_cluster: shape.standby.then(|| remote(REMOTE)),
+                standby_cluster: shape.standby.then(|| remote(REMOTES[0])),
                 ..Config::of(MemberName::from(name.as_str()))
             };
             let postgres = network.add(&name, &conn_url(&name));
@@ -195,7 +196,9 @@ impl World {
             };
             nodes.insert(name, node);
         }
-        let _remote = network.add(REMOTE, &remote(REMOTE).conn_url().unwrap_or_default());
+        for name in REMOTES {
+            let _unmanaged = network.add(name, &remote(name).conn_url().unwrap_or_default());
+        }
         World {
             shape,
             store,
@@ -382,6 +385,14 @@ impl World {
             // A full queue answers 503.
             let _ = process.commands.try_send(Command::Request { request, reply });
         }
+    }
+
+    /// Changes the cluster's configuration, as `PATCH /config` does.
+    pub fn patch(&self, key: &str, value: Value) {
+        let stored = self.store.raw("config").and_then(|raw| serde_json::from_slice(&raw).ok());
+        let mut config: Value = stored.unwrap_or_else(|| json!({}));
+        config[key] = value;
+        self.store.put_raw("config", config.to_string());
     }
 
     /// What a member publishes, if its agent runs.

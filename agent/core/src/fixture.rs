@@ -151,6 +151,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
             probe: Probe::Accepting,
             sql: Some(sql(in_recovery)),
             local_history: Vec::new(),
+            newer_history: Vec::new(),
             old_copy: false,
         },
         job: None,

@@ -125,14 +125,16 @@ const SENTENCES: &[Sentence] = &[
     }),
     (
         "pg_rewind runs only where it is allowed, on data with no server on it, against another member that leads as a \
-         primary and has made its checkpoint",
+         primary and has made its checkpoint, or against the remote of a standby cluster",
         |s, p| {
             let Move::Rewind { from, .. } = &p.postgres else { return true };
             let leader = s.view().and_then(|view| view.leader_member());
             let source = leader.is_some_and(|(name, leader)| {
                 name == from && matches!(leader.role.as_str(), "primary" | "master") && !leader.checkpoint_pending
             });
-            s.config.use_pg_rewind && !s.postgres.is_up() && s.seat() == Seat::Theirs && source
+            let remote = s.config.standby_cluster.as_ref().and_then(crate::config::Remote::address);
+            let source = s.seat() == Seat::Theirs && source || remote.is_some_and(|remote| remote == from.0);
+            s.config.use_pg_rewind && !s.postgres.is_up() && source
         },
     ),
     (

@@ -195,6 +195,7 @@ fn postgres() -> impl Strategy<Value = PgState> {
         probe,
         sql,
         local_history: Vec::new(),
+        newer_history: Vec::new(),
         old_copy,
     })
 }

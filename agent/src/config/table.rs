@@ -212,7 +212,7 @@ pub const KEYS: &[Key] = &[
     key("bootstrap.dcs.primary_race_backoff", Integer(0, MOST), "s", "0", Reload, InForce, "so long standbys do not race while log still comes from a primary whose lock is gone"),
     key("bootstrap.dcs.standby_cluster", Section, "", "", Reload, InForce, "the leader follows a remote server and nobody is promoted; in force with one of `host`, `port`, `restore_command`"),
     key("bootstrap.dcs.standby_cluster.host", Text, "", "", Reload, InForce, "host of the remote, or several with commas between"),
-    key("bootstrap.dcs.standby_cluster.port", Integer(1, 65535), "", "5432", Reload, InForce, "its port"),
+    key("bootstrap.dcs.standby_cluster.port", Integer(1, 65535), "", "", Reload, InForce, "its port; 5432 unless set"),
     key("bootstrap.dcs.standby_cluster.primary_slot_name", Text, "", "", Reload, InForce, "slot of this cluster there; without it none is used"),
     key("bootstrap.dcs.standby_cluster.restore_command", Command, "", "", Reload, InForce, "in place of `postgresql.recovery_conf.restore_command`"),
     key("bootstrap.dcs.standby_cluster.archive_cleanup_command", Command, "", "", Reload, InForce, "in place of the one in `postgresql.recovery_conf`"),

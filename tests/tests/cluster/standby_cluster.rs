@@ -206,3 +206,49 @@ fn a_chain_of_standbys_streams_and_shortens_when_a_link_is_gone() -> Result<(), 
     streams(third, first)?;
     nothing_lost(&rig, &[journal])
 }
+
+/// Z4: the site that is followed fails over to a member that has less than the standby cluster got.
+#[test]
+fn a_standby_cluster_that_got_what_the_other_site_lost_is_rewound() -> Result<(), Trouble> {
+    let _turn = turn();
+    let (one, two) = (Rig::whole(site())?, Rig::new(site())?);
+    let primary = one.leader()?;
+    let section = following(primary);
+    for node in two.nodes() {
+        let line = format!("  dcs:\n    standby_cluster: {section}\n");
+        reconfigure(&two, node, |text| text.replacen("  dcs:\n", &line, 1))?;
+        node.start()?;
+    }
+    let leader = follows(&two, primary)?;
+    let writer = Writer::start(primary.server())?;
+    writer.wait_for(20, PATIENCE)?;
+    writer.pause(true);
+    caught_up(&one, primary)?;
+    // From now on the primary's own standby gets nothing, and the other site everything.
+    let heir = one.others(primary).next().ok_or_else(|| Trouble::new("two nodes"))?;
+    heir.signal_server(nix::sys::signal::Signal::SIGSTOP);
+    writer.pause(false);
+    writer.wait_for(20, PATIENCE)?;
+    let journal = writer.finish();
+    has_rows_of(&two, leader, primary)?;
+    primary.kill();
+    heir.signal_server(nix::sys::signal::Signal::SIGCONT);
+    assert_eq!(one.wait_primary(PATIENCE)?.name(), heir.name());
+    let lost = journal.missing_on(heir.server())?;
+    assert!(lost.len() >= 20, "nothing was lost: {lost:?}");
+    patch(&two, &json!({"standby_cluster": following(heir)}))?;
+    follows(&two, heir)?;
+    let writer = Writer::start(heir.server())?;
+    writer.wait_for(20, PATIENCE)?;
+    drop(writer.finish());
+    let wanted = rows_on(heir.server())?;
+    for node in two.nodes() {
+        two.wait(PATIENCE, &format!("{} has the rows of the remote and no others", node.name()), |_| {
+            let here = rows_on(node.server()).map_err(|e| e.to_string())?;
+            if here == wanted { Ok(()) } else { Err(format!("{} rows, not {}", here.len(), wanted.len())) }
+        })?;
+        assert!(node.agent_log().contains("rule=rewind_to_remote"), "{}", node.tails());
+    }
+    loudly(&format!("rewound: {} rows that the other site lost are gone here, too", lost.len()));
+    Ok(())
+}

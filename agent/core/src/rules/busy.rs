@@ -87,6 +87,10 @@ pub(super) fn cancel_for_reinitialize(s: &Snapshot) -> Option<Verdict> {
 pub(super) fn cancel_rewind_without_source(s: &Snapshot) -> Option<Verdict> {
     let Some(Job::Rewind { from }) = job(s) else { return None };
     let view = s.view()?;
+    // The remote of a standby cluster has no key here.
+    if s.config.standby_cluster.is_some() {
+        return None;
+    }
     let elsewhere = view.leader.as_ref().is_some_and(|leader| leader.name != *from);
     (elsewhere && !view.members.contains_key(from)).then(|| {
         let why = format!("{from}, the source of the rewind, is gone, and another member leads");

@@ -169,6 +169,8 @@ pub const STANDBY_LEADER: Table = Table {
         leader::wait_for_own_lease         ["DL7"]       "acting on a key that hangs on a lease which nobody renews";
         leader::adopt_leader_key           ["4.3 DL5"]   "a change of the leader because the agent was restarted";
         leader::give_up_lost_data          ["C10"]       "a lock held by a member without data";
+        standby_cluster::rewind_to_remote  ["Z4 X2 X3 X6"] "a standby cluster that stands still for ever, although pg_rewind could help";
+        standby_cluster::stay_down_beyond_remote ["Z4 X8"] "a lock held by a server that can follow nobody";
         leader::give_up_after_failed_start ["C9 T3"]     "a leader that cannot start and keeps the lock";
         leader::let_lease_of_hung_server_run ["22.3 I1"] "standbys that wait for a server which will never answer, while its agent keeps the lock";
         leader::give_up_hung_server        ["22.3 I1"]   "a restart on the disk that has just hung";
@@ -179,6 +181,7 @@ pub const STANDBY_LEADER: Table = Table {
         switchover::ask_candidates         ["S6 FP"]     "a leader that goes before anybody could take over";
         switchover::refuse_request         ["S6 FP"]     "a switchover that ends without a leader";
         standby_cluster::hand_over_standbys ["S7"]       "a switchover that was asked for and does not come";
+        standby_cluster::stop_beyond_remote ["Z4"]       "a standby cluster that silently stopped to follow";
         leader::repair_identity            ["cycle row 5"] "a cluster that forgets who it is";
         leader::restore_config             ["CF2 cycle row 6"] "a cluster that forgets its configuration, and that it must not write";
         follower::follow_leader            ["W5 Z2 Z3"]  "a leader that streams from a former remote";
@@ -199,11 +202,14 @@ pub const FOLLOWER: Table = Table {
         repair::rewind_diverged             ["X1 X3 X4 X5 X6 C3"] "a member that stays out although pg_rewind could bring it back; or a rewind that believes a stale control file";
         repair::give_up_diverged_data       ["X8 X9"]   "a member that stays out although its operator wants it cloned";
         follower::report_unusable_data      ["B8 C11 X8"] "an unknown data directory overwritten, a half-rewound one started";
+        standby_cluster::rewind_to_remote   ["Z4 X2 X3 X6"] "a member of a standby cluster that stays out although pg_rewind could bring it back";
+        standby_cluster::stay_down_beyond_remote ["Z4 X8"] "a server started on a log that the remote does not have";
         repair::stay_down_diverged          ["X3 X8"]   "a server started on a log that the cluster does not have";
         follower::wait_after_failed_start   ["C5"]      "a start tried a hundred times a second";
         follower::start_as_standby          ["C5 B14"]  "a member that stays down";
         follower::wait_while_starting       ["W6"]      "a verdict on a server that does not know its own position yet";
         repair::stop_diverged               ["X3 W6"]   "a standby that silently stopped to follow";
+        standby_cluster::stop_beyond_remote ["Z4"]      "a standby that silently stopped to follow";
         follower::follow_leader             ["W5 B15"]  "a standby that streams from a former leader";
         follower::resume_replay             ["W4"]      "a standby that falls behind for ever, without a word";
         follower::prepare_slots             ["P1 P2 P3 P4 P5 P6"] "a standby that cannot go on after a failover, as its log is gone; seconds without replication";

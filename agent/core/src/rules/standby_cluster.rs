@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::follower::just_failed;
 use super::guard::stopping;
-use super::switchover;
+use super::{repair, switchover};
 use crate::cluster::Status;
 use crate::plan::{KeyWrite, Lease, Move, Plan, Verdict};
 use crate::postgres::{DataDir, Job, StopMode, Upstream};
@@ -15,6 +15,10 @@ use crate::units::MemberName;
 
 /// How soon to look again at something that changes without an event.
 const SOON: Duration = Duration::from_millis(500);
+
+/// How often pg_rewind is tried against the remote, with a pause after each: it may be about to make its checkpoint (X4), and
+/// nobody here can tell.
+const TRIES: u32 = 24;
 
 /// The remote, as an upstream. It has no member key; its name is its address.
 pub(super) fn remote(s: &Snapshot) -> Option<Upstream> {
@@ -73,6 +77,52 @@ pub(super) fn lead_standbys(s: &Snapshot) -> Verdict {
     }
 }
 
+// --- the remote went on where our log does not ---
+
+/// The remote was promoted from less than we have, so that it sends us nothing (Z4). The history file of its timeline, which the
+/// WAL receiver fetched, says where it branched off.
+fn divergence(s: &Snapshot) -> Option<String> {
+    s.config.standby_cluster.as_ref().filter(|_| s.standby().is_none_or(|sql| !sql.streaming))?;
+    let (own, lsn, at_fork_is_too_far) = repair::local_end(s)?;
+    let line = s.postgres.newer_history.iter().find(|line| line.parent == own)?;
+    let diverged = lsn > line.switched_at || at_fork_is_too_far && lsn == line.switched_at;
+    diverged.then(|| {
+        let fork = line.switched_at;
+        format!("the local log ends at {lsn} on timeline {own}, and the remote went on to another one from {fork}")
+    })
+}
+
+/// It runs, and will never stream: down, to be rewound.
+pub(super) fn stop_beyond_remote(s: &Snapshot) -> Option<Verdict> {
+    let why = divergence(s).filter(|_| s.standby().is_some() && s.job.is_none())?;
+    Some(Verdict::new(Plan::of(Lease::Keep, Move::Stop(StopMode::Fast)), why))
+}
+
+/// Down, with what the remote does not have: rewound to the remote, whoever leads here. What is beyond the fork was lost there.
+pub(super) fn rewind_to_remote(s: &Snapshot) -> Option<Verdict> {
+    let why = divergence(s).filter(|_| !s.postgres.is_up())?;
+    let Some(Upstream::Member { name: from, conn_url }) = remote(s) else { return None };
+    if repair::rewind_impossible(s).is_some() || repair::tries(s, &from) >= TRIES {
+        return None;
+    }
+    if let Some((wait, cause)) = just_failed(s, |job| matches!(job, Job::Rewind { .. })) {
+        return Some(Verdict::new(Plan::stay(), format!("pg_rewind failed: {cause}; trying again")).again_in(wait));
+    }
+    let why = format!("{why}: rewinding to {from}");
+    Some(Verdict::new(Plan::of(Lease::Keep, Move::Rewind { from, conn_url }), why))
+}
+
+/// No rung is left: down, with a reason, and without the key.
+pub(super) fn stay_down_beyond_remote(s: &Snapshot) -> Option<Verdict> {
+    let why = divergence(s).filter(|_| !s.postgres.is_up())?;
+    let lease = if s.seat() == Seat::Mine { Lease::Release } else { Lease::Keep };
+    let rewind = repair::rewind_impossible(s).unwrap_or("pg_rewind was tried in vain; the log says why");
+    Some(Verdict::new(
+        Plan::of(lease, Move::Stay),
+        format!("{why}; {rewind}. Nothing was removed. {}", repair::BY_HAND),
+    ))
+}
+
 // --- while the cluster is made ---
 
 /// The race is won: the first member is a copy of the remote.
@@ -107,13 +157,13 @@ pub(super) fn start_first_copy(s: &Snapshot) -> Option<Verdict> {
 
 #[cfg(test)]
 mod tests {
-    use crate::cluster::{ConfigKey, Failover, Initialize, SyncState};
+    use crate::cluster::{ConfigKey, Failover, HistoryLine, Initialize, SyncState};
     use crate::fence::Fence;
     use crate::fixture::{Builder, primary, secs, standby};
     use crate::plan::{KeyWrite, Lease, Move};
-    use crate::postgres::{FinishedJob, Job, StopMode, Upstream};
+    use crate::postgres::{ClusterState, FinishedJob, Job, StopMode, Upstream};
     use crate::rules::decide;
-    use crate::units::{Lsn, Revision};
+    use crate::units::{Lsn, Revision, Timeline};
 
     /// It leads, and streams from the remote.
     fn leading() -> Builder {
@@ -223,6 +273,65 @@ mod tests {
         assert_eq!(from(&decide(&s).plan.postgres), Some("r:5432"));
         let lost = standby().standby_cluster().vacant().paused().build();
         assert_eq!(decide(&lost).plan.postgres, Move::Stay, "Z5");
+    }
+
+    /// The remote branched off timeline 1 at 1000, and sends nothing.
+    fn beyond(builder: Builder) -> Builder {
+        let line = HistoryLine {
+            parent: Timeline(1),
+            switched_at: Lsn(1_000),
+            reason: String::new(),
+            at: None,
+            promoted: None,
+        };
+        builder.on_timeline(1).but_config(|config| config.use_pg_rewind = true).but(|s| {
+            s.postgres.newer_history = vec![line];
+            s.postgres.sql.iter_mut().for_each(|sql| sql.streaming = false);
+        })
+    }
+
+    #[test]
+    fn stop_beyond_remote() {
+        for led in [leading(), standby().standby_cluster()] {
+            for (lsn, stops) in [(999, false), (1_000, false), (1_001, true)] {
+                let d = decide(&beyond(led.clone()).at(Lsn(lsn)).build());
+                assert_eq!(d.rule == "stop_beyond_remote", stops, "at {lsn}: {}", d.rule);
+            }
+        }
+        let streams =
+            beyond(leading()).at(Lsn(2_000)).with(|s| s.postgres.sql.as_mut().expect("answers").streaming = true);
+        assert_eq!(decide(&streams).rule, "lead_standbys");
+        let ordinary = beyond(standby()).at(Lsn(2_000)).with(|s| s.config.standby_cluster = None);
+        assert_eq!(decide(&ordinary).rule, "stay_standby");
+    }
+
+    #[test]
+    fn rewind_to_remote() {
+        let down = |led: Builder| beyond(led.down()).control(ClusterState::ShutDown, 1_500);
+        for led in [leading(), standby().standby_cluster()] {
+            let d = decide(&down(led.clone()).build());
+            assert_eq!((d.rule, d.plan.lease), ("rewind_to_remote", Lease::Keep));
+            assert!(matches!(d.plan.postgres, Move::Rewind { from, .. } if from.as_str() == "r:5432"));
+            let under_way = down(led).job(Job::Rewind { from: "r:5432".into() }).build();
+            assert_eq!(decide(&under_way).rule, "wait_for_job", "the remote has no member key, and is not gone");
+        }
+        let behind = beyond(leading().down()).control(ClusterState::ShutDown, 900).build();
+        assert_eq!(decide(&behind).rule, "start_under_remote");
+    }
+
+    #[test]
+    fn stay_down_beyond_remote() {
+        let off = |led: Builder| {
+            beyond(led.down()).control(ClusterState::ShutDown, 1_500).but_config(|c| c.use_pg_rewind = false)
+        };
+        let d = decide(&off(leading()).build());
+        assert_eq!((d.rule, d.plan.lease, d.plan.postgres), ("stay_down_beyond_remote", Lease::Release, Move::Stay));
+        let d = decide(&off(standby().standby_cluster()).build());
+        assert_eq!((d.rule, d.plan.postgres), ("stay_down_beyond_remote", Move::Stay));
+        let tried = off(leading()).but_config(|config| config.use_pg_rewind = true).with(|s| {
+            s.memory.rewinds = Some(crate::memory::Rewinds { from: "r:5432".into(), tries: 24 });
+        });
+        assert_eq!(decide(&tried).rule, "stay_down_beyond_remote");
     }
 
     fn making() -> Builder {
