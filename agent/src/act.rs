@@ -108,7 +108,11 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
             let Some(lease) = seen.lease.id else { return };
             let write = match key.clone() {
                 KeyWrite::Identify { id, seen } => Write::Identify { id, seen },
-                KeyWrite::Config { seen } => Write::PutConfig { config: self.layers.restorable(), seen },
+                KeyWrite::Config { seen: key } => {
+                    let made = seen.memory.bootstrapping;
+                    let config = if made { self.layers.first() } else { self.layers.restorable() };
+                    Write::PutConfig { config, seen: key }
+                }
                 KeyWrite::ClearFailover { seen } => Write::ClearFailover { seen },
                 KeyWrite::Sync { sync, seen } => Write::PutSync { sync, seen, lease },
                 KeyWrite::Status(status) => Write::PutStatus { status, lease },

@@ -45,6 +45,9 @@ pub trait Layers {
     /// What the holder writes when the `config` key is missing: the cached copy, else `bootstrap.dcs`.
     fn restorable(&self) -> Value;
 
+    /// What whoever makes the cluster writes: `bootstrap.dcs`. A copy beside the data may be another cluster's, whose data that is.
+    fn first(&self) -> Value;
+
     /// Keeps a copy of the `config` key beside the data (`patroni.dynamic.json`, config.md 1.3).
     fn remember(&self, dynamic: &Value);
 
@@ -113,11 +116,6 @@ impl Layers for Files {
     fn effective(&self, dynamic: Option<&Value>) -> Result<Effective, String> {
         let fallback = if dynamic.is_none() { Some(self.restorable()) } else { None };
         let found = config::effective(&self.local, dynamic.or(fallback.as_ref())).map_err(|error| error.to_string())?;
-        if found.standby_cluster {
-            return Err("standby_cluster is in force, and Regent does not support standby clusters yet: \
-                        a node of one must not become a primary by mistake. Remove it, or run the peer here"
-                .to_owned());
-        }
         self.tell(&found.warnings);
         Ok(Effective {
             core: found.core,
@@ -133,11 +131,13 @@ impl Layers for Files {
     }
 
     fn restorable(&self) -> Value {
-        self.copy().unwrap_or_else(|| {
-            self.local.bootstrap_dynamic().unwrap_or_else(|error| {
-                tracing::error!("bootstrap.dcs: {error}");
-                Value::Object(Map::new())
-            })
+        self.copy().unwrap_or_else(|| self.first())
+    }
+
+    fn first(&self) -> Value {
+        self.local.bootstrap_dynamic().unwrap_or_else(|error| {
+            tracing::error!("bootstrap.dcs: {error}");
+            Value::Object(Map::new())
         })
     }
 

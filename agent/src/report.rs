@@ -71,7 +71,7 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         scope: effective.scope.clone(),
         name: effective.core.name.to_string(),
         state: state(seen, &decision.plan.postgres, memory),
-        role: role(memory),
+        role: role(memory, effective.core.standby_cluster.is_some() && lock_until.is_some()),
         sql: seen.sql().cloned(),
         lock_until: *lock_until,
         failsafe_mode: effective.core.failsafe_mode,
@@ -89,6 +89,7 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         failover_priority: if effective.core.tags.nofailover { 0 } else { effective.core.tags.failover_priority },
         system_id: seen.local_system_id().or_else(|| seen.view().and_then(|view| view.initialize.system_id())),
         maximum_lag_on_failover: effective.core.maximum_lag_on_failover,
+        standby_cluster: effective.core.standby_cluster.is_some(),
         synchronous_mode: effective.core.synchronous_mode,
         contract: contract(&effective.core, view),
         loop_wait: effective.core.loop_wait,
@@ -183,6 +184,7 @@ pub fn first_status(effective: &Effective, now: Instant) -> Status {
         failover_priority: if effective.core.tags.nofailover { 0 } else { effective.core.tags.failover_priority },
         system_id: None,
         maximum_lag_on_failover: effective.core.maximum_lag_on_failover,
+        standby_cluster: effective.core.standby_cluster.is_some(),
         synchronous_mode: effective.core.synchronous_mode,
         contract: contract(&effective.core, None),
         loop_wait: effective.core.loop_wait,
@@ -287,8 +289,9 @@ pub fn progress(bytes: u64, total: Option<u64>) -> String {
     }
 }
 
-fn role(memory: &Memory) -> status::Role {
+fn role(memory: &Memory, leads_standbys: bool) -> status::Role {
     match memory.role {
+        Role::Replica if leads_standbys => status::Role::StandbyLeader,
         Role::Uninitialized => status::Role::Uninitialized,
         Role::Primary => status::Role::Primary,
         Role::Promoted => status::Role::Promoted,

@@ -63,6 +63,8 @@ pub struct Status {
     pub system_id: Option<SystemId>,
     /// Dynamic setting `maximum_lag_on_failover`, bytes.
     pub maximum_lag_on_failover: u64,
+    /// This is a standby cluster.
+    pub standby_cluster: bool,
     /// `synchronous_mode` in force.
     pub synchronous_mode: SyncMode,
     /// What is lost if the primary dies now.
@@ -114,6 +116,7 @@ pub enum State {
 pub enum Role {
     Primary,
     Replica,
+    StandbyLeader,
     Promoted,
     Demoted,
     Uninitialized,
@@ -146,6 +149,7 @@ impl Role {
         match self {
             Role::Primary => "primary",
             Role::Replica => "replica",
+            Role::StandbyLeader => "standby_leader",
             Role::Promoted => "promoted",
             Role::Demoted => "demoted",
             Role::Uninitialized => "uninitialized",

@@ -200,10 +200,23 @@ fn a_standby_cluster_is_told_apart() {
         (json!({"standby_cluster": {"host": "10.0.0.1"}}), true),
         (json!({"standby_cluster": {"create_replica_methods": ["basebackup"]}}), false),
     ] {
-        assert_eq!(effective(&local, Some(&dynamic)).unwrap().standby_cluster, want, "{dynamic}");
+        assert_eq!(effective(&local, Some(&dynamic)).unwrap().core.standby_cluster.is_some(), want, "{dynamic}");
     }
     let local = load_text(&format!("{MINIMAL}bootstrap: {{dcs: {{standby_cluster: {{host: a}}}}}}")).unwrap();
-    assert!(!local.may_bootstrap, "rather no cluster than a wrong one");
+    assert!(local.may_bootstrap);
+    let all = json!({"synchronous_mode": true, "check_timeline": true, "standby_cluster": {
+        "host": "10.0.0.1, 10.0.0.2", "port": "5433", "primary_slot_name": "dr", "recovery_min_apply_delay": "1h",
+        "restore_command": "cp /a/%f %p"}});
+    let all = effective(&local, Some(&all)).unwrap();
+    let remote = all.core.standby_cluster.unwrap();
+    assert_eq!(remote.address().as_deref(), Some("10.0.0.1,10.0.0.2:5433"));
+    assert_eq!((remote.slot.as_deref(), remote.min_apply_delay.as_deref()), (Some("dr"), Some("1h")));
+    assert_eq!((all.core.synchronous_mode, all.core.check_timeline), (regent_core::config::SyncMode::Off, false), "Z1");
+    assert_eq!(all.postgres.recovery_conf["restore_command"], "cp /a/%f %p");
+    let only = |dynamic| effective(&local, Some(&dynamic)).unwrap().core.standby_cluster.unwrap().address();
+    assert_eq!(only(json!({"standby_cluster": {"port": 5433}})).as_deref(), Some("localhost:5433"), "as libpq has it");
+    assert_eq!(only(json!({"standby_cluster": {"restore_command": "cp"}})), None);
+    assert_eq!(only(json!({"standby_cluster": {"host": "fd00::1"}})).as_deref(), Some("[fd00::1]:5432"));
 }
 
 #[test]

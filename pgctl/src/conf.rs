@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use regent_core::units::MemberName;
 
 use crate::PgError;
-use crate::conninfo::{Address, passfile};
+use crate::conninfo::{self, Address, passfile};
 use crate::disk::{file_error, file_mode, remove, replace};
 use crate::guc;
 use crate::settings::Settings;
@@ -189,8 +189,19 @@ fn recovery(settings: &Settings, conninfo: Option<&str>) -> BTreeMap<String, Str
     }
     all.insert("recovery_target_timeline".to_owned(), "latest".to_owned());
     all.insert("primary_conninfo".to_owned(), conninfo.unwrap_or_default().to_owned());
-    if settings.use_slots && conninfo.is_some() {
-        all.insert("primary_slot_name".to_owned(), MemberName(settings.name.clone()).slot_name());
+    let source = conninfo.and_then(Address::of_conninfo);
+    let remote = source.and_then(|source| conninfo::remote(settings, &source));
+    let slot = match remote {
+        Some(remote) => remote.slot.clone(), // Nobody there knows this member.
+        None => conninfo.map(|_| MemberName(settings.name.clone()).slot_name()),
+    };
+    if let Some(slot) = slot.filter(|_| settings.use_slots) {
+        all.insert("primary_slot_name".to_owned(), slot);
+    }
+    // Without a host all log comes from the archive.
+    let archive_only = settings.standby_cluster.as_ref().filter(|remote| remote.host.is_none() && conninfo.is_none());
+    if let Some(delay) = remote.or(archive_only).and_then(|remote| remote.min_apply_delay.clone()) {
+        all.insert("recovery_min_apply_delay".to_owned(), delay);
     }
     all
 }
@@ -358,6 +369,8 @@ pub(crate) fn arguments(settings: &Settings, floors: &BTreeMap<&'static str, u64
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use regent_core::config::Remote;
+
     use super::*;
     use crate::settings::Credentials;
     use std::os::unix::fs::MetadataExt;
@@ -399,6 +412,7 @@ pub(crate) mod tests {
             synchronous: false,
             sync_names: None,
             custom_conf: None,
+            standby_cluster: None,
             pg_ctl_timeout: 60,
             scripts: crate::settings::Scripts::default(),
         }
@@ -446,6 +460,33 @@ restore_command = 'false'
             )
         );
         assert!(!main(&settings, &Role::Primary).contains("recovery"));
+    }
+
+    #[test]
+    fn the_leader_of_a_standby_cluster_uses_the_slot_that_was_configured_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = settings(dir.path());
+        let of = |settings: &Settings, host: &str| {
+            let source = Address { host: host.to_owned(), port: 5433 };
+            let conninfo = crate::conninfo::replication(settings, &source);
+            recovery(settings, Some(&conninfo))
+        };
+        let host = "10.0.0.1,10.0.0.2";
+        let remote = Remote { host: Some(host.into()), port: 5433, min_apply_delay: Some("1h".into()), slot: None };
+        settings.standby_cluster = Some(remote.clone());
+        let found = of(&settings, host);
+        assert_eq!((found.get("primary_slot_name"), found["recovery_min_apply_delay"].as_str()), (None, "1h"));
+        assert!(!found["primary_conninfo"].contains("target_session_attrs"));
+        settings.standby_cluster = Some(Remote { slot: Some("dr".into()), ..remote });
+        let found = of(&settings, host);
+        assert_eq!(found["primary_slot_name"], "dr");
+        assert!(found["primary_conninfo"].contains("target_session_attrs=read-write"), "Z3");
+        let member = of(&settings, "10.0.0.7");
+        assert_eq!(member["primary_slot_name"], "pg_1");
+        assert_eq!(member.get("recovery_min_apply_delay"), settings.recovery_conf.get("recovery_min_apply_delay"));
+        write_passfile(&settings, &Address { host: host.to_owned(), port: 5433 }).unwrap();
+        let passfile = fs::read_to_string(&settings.pgpass).unwrap();
+        assert_eq!(passfile.lines().count(), 2, "a line for each host (G11): {passfile}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! libpq's connection strings: written for PostgreSQL's programs, read back from `primary_conninfo`.
 //! (PostgreSQL documentation, "Connection Strings".)
 
+use regent_core::config::Remote;
+
 use crate::PgError;
 use crate::settings::{Credentials, Settings};
 
@@ -49,9 +51,19 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// The connection string of this member to `source`, for replication.
+/// The remote of a standby cluster, if `source` is that.
+pub(crate) fn remote<'a>(settings: &'a Settings, source: &Address) -> Option<&'a Remote> {
+    let remote = settings.standby_cluster.as_ref()?;
+    let address = Address::of_url(&remote.conn_url()?).ok()?;
+    (address == *source).then_some(remote)
+}
+
+/// The connection string of this member to `source`, for replication. A slot of a standby cluster is on one server: of several
+/// hosts the primary is meant (Z3).
 pub(crate) fn replication(settings: &Settings, source: &Address) -> String {
-    to(settings, source, &settings.replication, &[])
+    let on_one = remote(settings, source).is_some_and(|remote| remote.slot.is_some()) && source.host.contains(',');
+    let primary: &[_] = if on_one { &[("target_session_attrs", "read-write")] } else { &[] };
+    to(settings, source, &settings.replication, primary)
 }
 
 /// The same for pg_rewind (X6, X10): to a primary only, and not waiting for ever on one that is gone.
@@ -143,13 +155,13 @@ fn take_value(text: &str) -> Option<(String, &str)> {
     quoted.is_none().then_some((value, ""))
 }
 
-/// One line of a passfile per host (config.md 7.5): `host:port:*:user:password`, `:` and `\` escaped; an empty user is `*`;
+/// One line of a passfile per host (config.md 7.5, G11): `host:port:*:user:password`, `:` and `\` escaped; an empty user is `*`;
 /// a socket directory gets a `localhost` line too.
 pub(crate) fn passfile(address: &Address, credentials: &Credentials) -> Option<String> {
     let password = escape(credentials.password.as_ref()?);
     let user = credentials.username.as_deref().map_or_else(|| "*".to_owned(), escape);
     let line = |host: &str| format!("{}:{}:*:{user}:{password}\n", escape(host), address.port);
-    let mut text = line(&address.host);
+    let mut text: String = address.host.split(',').map(line).collect();
     if address.host.starts_with('/') {
         text.push_str(&line("localhost"));
     }

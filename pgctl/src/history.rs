@@ -101,6 +101,16 @@ fn number_of(path: &Path) -> Option<u32> {
     (name.len() == 8).then(|| u32::from_str_radix(name, 16).ok()).flatten()
 }
 
+/// The history file of the newest timeline above `timeline`, as [`read`] reads it; empty when there is none but reserved ones.
+pub(crate) fn newer_than(data_dir: &Path, timeline: Timeline) -> Vec<HistoryLine> {
+    let mut numbers: Vec<u32> =
+        entries(&data_dir.join("pg_wal")).unwrap_or_default().iter().filter_map(|path| number_of(path)).collect();
+    numbers.retain(|number| *number > timeline.0);
+    numbers.sort_unstable();
+    let real = numbers.into_iter().rev().map(|number| read(data_dir, Timeline(number)));
+    real.into_iter().find(|lines| !lines.is_empty()).unwrap_or_default()
+}
+
 /// The newest timeline with a segment file that holds the byte before `end`.
 ///
 /// File names are timeline, log and segment in eight hexadecimal digits each (PostgreSQL: `XLogFileName`).
@@ -157,6 +167,13 @@ mod tests {
         assert_eq!(fs::read_to_string(path(dir.path(), Timeline(3))).unwrap(), "1\t0/1\tx\n");
         assert_eq!(read(dir.path(), Timeline(4)), []);
         assert!(matches!(reserve(dir.path(), Timeline(1), Timeline(3)), Err(PgError::Refused(_))));
+    }
+
+    #[test]
+    fn the_newest_history_above_a_timeline_is_found_past_reserved_ones() {
+        let dir = data_dir(&[(2, "1\t0/10\tx\n"), (3, RESERVED), (4, "1\t0/20\tx\n"), (5, RESERVED)]);
+        let switched = |timeline| newer_than(dir.path(), Timeline(timeline)).first().map(|line| line.switched_at);
+        assert_eq!((switched(1), switched(3), switched(4)), (Some(Lsn(0x20)), Some(Lsn(0x20)), None));
     }
 
     #[test]

@@ -84,9 +84,20 @@ impl Server {
                 DataDir::Present(Present { control: control.map(|control| control.data), ..present })
             }
         };
-        let mut state = PgState { data_dir, process, probe, sql, local_history: Vec::new(), old_copy };
+        let (local_history, newer_history) = (Vec::new(), Vec::new());
+        let mut state = PgState { data_dir, process, probe, sql, local_history, newer_history, old_copy };
         if let Some(timeline) = own_timeline(&state).filter(|timeline| *timeline > Timeline(1)) {
             state.local_history = self.local_history(&settings, timeline, deadline).await;
+        }
+        let receives_nothing = match &state.sql {
+            Some(sql) => sql.in_recovery && !sql.streaming,
+            None => !state.is_up(),
+        };
+        if let Some(timeline) = own_timeline(&state).filter(|_| receives_nothing) {
+            let data_dir = settings.data_dir.clone();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let newer = self.shared.disk.ask(left, move || history::newer_than(&data_dir, timeline)).await;
+            state.newer_history = newer.unwrap_or_default();
         }
         state
     }

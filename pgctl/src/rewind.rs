@@ -82,6 +82,11 @@ impl Server {
             nothing_to_do |= line.contains("no rewind required");
         })
         .await?;
+        if nothing_to_do && conninfo::remote(&settings, &address).is_some() {
+            // Who leads in a cluster says when that is done; a remote says nothing.
+            let why = "pg_rewind sees nothing to do: its source has not made a checkpoint on its new timeline yet";
+            return Err(PgError::Refused(why.to_owned()));
+        }
         if nothing_to_do {
             return Ok(());
         }

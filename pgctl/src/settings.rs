@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use regent_core::callbacks::Event;
 
+use regent_core::config::Remote;
+
 /// Effective settings of one node's PostgreSQL, merged and checked by the agent (contract config.md, sections 3.7, 5, 7).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -65,6 +67,8 @@ pub struct Settings {
     pub synchronous: bool,
     /// What the agent said: `synchronous_standby_names`.
     pub sync_names: Option<String>,
+    /// The server that a standby cluster follows.
+    pub standby_cluster: Option<Remote>,
     /// `postgresql.custom_conf`.
     pub custom_conf: Option<PathBuf>,
     /// `postgresql.pg_ctl_timeout`, seconds.

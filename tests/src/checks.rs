@@ -367,6 +367,13 @@ fn leadership(world: &World, watch: &Watch) {
 pub fn not_converged(world: &World) -> Option<String> {
     let writers = world.network.writable_now();
     let leader = world.leader();
+    if world.shape.standby {
+        let streams =
+            |name: &String| world.status(name).is_some_and(|s| s.sql.as_ref().is_some_and(|sql| sql.streaming));
+        let missing = world.nodes.keys().find(|name| !streams(name));
+        let missing = missing.map(|name| format!("L2: {name} does not stream"));
+        return missing.or_else(|| leader.is_none().then(|| "L1: nobody leads".to_owned()));
+    }
     let [writer] = writers.as_slice() else { return Some(format!("L1: writable: {writers:?}, leader: {leader:?}")) };
     if leader.as_ref() != Some(writer) {
         return Some(format!("L1: {writer} is writable, the leader key says {leader:?}"));

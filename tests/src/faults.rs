@@ -77,6 +77,8 @@ pub enum Kind {
     KillNextPromoted(Duration),
     /// An operator asks for another leader: away from this one if it leads then, to that one if one is named.
     Switchover(String, Option<String>),
+    /// An operator pauses the cluster, and resumes it at the end.
+    Pause,
     /// An operator has a member's server restarted.
     Restart(String),
     /// An operator has a member copied anew, whatever is under way there if that is said.
@@ -115,9 +117,11 @@ impl Kind {
             | Kind::Reinitialize(a, _)
             | Kind::Switchover(a, None) => vec![a],
             Kind::CutReplication(a, b) | Kind::Switchover(a, Some(b)) => vec![a, b],
-            Kind::EtcdOutage | Kind::EtcdElection | Kind::FreezeNextPromoted(_) | Kind::KillNextPromoted(_) => {
-                Vec::new()
-            }
+            Kind::EtcdOutage
+            | Kind::EtcdElection
+            | Kind::FreezeNextPromoted(_)
+            | Kind::KillNextPromoted(_)
+            | Kind::Pause => Vec::new(),
         }
     }
 
@@ -152,6 +156,7 @@ impl Kind {
             Kind::FreezeNextPromoted(after) => Kind::FreezeNextPromoted(*after),
             Kind::KillNextPromoted(after) => Kind::KillNextPromoted(*after),
             Kind::Switchover(a, to) => Kind::Switchover(aim(a), to.clone()),
+            Kind::Pause => Kind::Pause,
             Kind::Restart(a) => Kind::Restart(aim(a)),
             Kind::Reinitialize(a, force) => Kind::Reinitialize(aim(a), *force),
         }
@@ -185,6 +190,7 @@ pub fn harmless(fault: &Fault, shape: &Shape, leader: &str) -> bool {
         Kind::FreezeNextPromoted(_)
         | Kind::KillNextPromoted(_)
         | Kind::Switchover(..)
+        | Kind::Pause
         | Kind::Restart(_)
         | Kind::Reinitialize(..) => false,
     }
@@ -218,6 +224,7 @@ fn spare_guardians(faults: &mut Vec<Fault>, shape: &Shape) {
         | Kind::FailStart(_)
         | Kind::StepWall(..)
         | Kind::Switchover(..)
+        | Kind::Pause
         | Kind::Restart(_)
         | Kind::Reinitialize(..) => false,
     };
@@ -278,6 +285,7 @@ pub fn draw(rng: &mut Rng, shape: &Shape, names: &[String], from: Duration, span
         faults.push(Fault { at, lasts: Duration::ZERO, kind: Kind::Switchover(from_whom, to) });
     }
     faults.extend(requests(&faults, names, from, span));
+    maintain(&mut faults, names, from, span);
     faults.sort_by_key(|fault| fault.at);
     faults
 }
@@ -297,6 +305,26 @@ fn requests(faults: &[Fault], names: &[String], from: Duration, span: Duration) 
             Fault { at: rng.between(from, from + span), lasts: Duration::ZERO, kind }
         })
         .collect()
+}
+
+/// In one world of eight the cluster is paused, and operators choose who leads. Drawn from chance of its own. Nothing fences a primary
+/// in pause, on purpose (docs/safety.md, case 9): what would need a fence does not happen meanwhile.
+fn maintain(faults: &mut Vec<Fault>, names: &[String], from: Duration, span: Duration) {
+    let seed = faults.iter().map(|fault| fault.at.as_nanos().rotate_left(7) ^ fault.lasts.as_micros());
+    let seed = seed.fold(0x9A05E, u128::wrapping_add);
+    let mut rng = Rng::new(u64::try_from(seed & u128::from(u64::MAX)).unwrap_or_default());
+    if from.is_zero() || !rng.one_in(8) {
+        return;
+    }
+    faults.retain(|fault| {
+        matches!(fault.kind, Kind::KillServer(_) | Kind::StepWall(..) | Kind::SlowWatch(..) | Kind::SlowReplication(..))
+            || matches!(fault.kind, Kind::Restart(_) | Kind::Reinitialize(..) | Kind::Switchover(..))
+    });
+    for _ in 0..=rng.below(3) {
+        let kind = Kind::Switchover(LEADER.to_owned(), Some(rng.pick(names).clone()));
+        faults.push(Fault { at: rng.between(from, from + span), lasts: Duration::ZERO, kind });
+    }
+    faults.push(Fault { at: from, lasts: rng.between(span / 4, span * 5 / 4), kind: Kind::Pause });
 }
 
 /// Two of the leader: etcd is away from it, and then nobody is left who would stop its server in time.
@@ -397,6 +425,7 @@ impl World {
             Kind::SlowStart(name, by) => self.nodes[name].postgres.tune(|t| (t.start, t.recovery) = (*by, *by)),
             Kind::FailStart(name) => self.nodes[name].postgres.fail_starts(1),
             Kind::KillNextPromoted(after) => self.kill_next_promoted(*after),
+            Kind::Pause => self.patch("pause", true.into()),
             Kind::Restart(name) => self.ask(name, Request::Restart(Restart::default())),
             Kind::Reinitialize(name, force) => {
                 self.ask(name, Request::Reinitialize { from_leader: false, force: *force });
@@ -443,6 +472,7 @@ impl World {
                 self.spare_the_promoted();
                 self.start_all();
             }
+            Kind::Pause => self.patch("pause", false.into()),
             Kind::KillServer(_)
             | Kind::KillGuardian(_)
             | Kind::StepWall(..)

@@ -266,6 +266,7 @@ async fn play(
                         | Kind::KillNextPromoted(_)
                         | Kind::FreezeNextPromoted(_)
                         | Kind::Switchover(..)
+                        | Kind::Pause
                 );
                 if everyone {
                     for name in world.names() {

@@ -23,6 +23,7 @@ use regent_core::snapshot::LeaseView;
 use regent_core::units::MemberName;
 use regent_dcs::memory::{MemoryDcs, MemoryStore};
 use regent_pgctl::fake::{FakeNetwork, FakePostgres, Timings, Transition};
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
@@ -36,7 +37,7 @@ pub use clock::{Gait, RATE_ERROR_PPM, SimClock};
 use flaw::Renewer;
 pub use flaw::{Make, Renewals, Time};
 use life::{Life, Mortal, Process};
-use machine::{Constant, Machine, conn_url, draw_timings, effective};
+use machine::{Constant, Machine, conn_url, draw_timings, effective, remote};
 pub use network::SimNetwork;
 use network::{Agreed, Directory, Door};
 
@@ -62,7 +63,12 @@ pub struct Shape {
     pub strict: bool,
     /// `failsafe_mode`
     pub failsafe: bool,
+    /// It is a standby cluster, and follows the server [`REMOTE`].
+    pub standby: bool,
 }
+
+/// Servers that no agent looks after. A standby cluster follows the first one.
+pub const REMOTES: [&str; 2] = ["r", "q"];
 
 impl Default for Shape {
     fn default() -> Self {
@@ -76,6 +82,7 @@ impl Default for Shape {
             synchronous: SyncMode::Off,
             strict: false,
             failsafe: false,
+            standby: false,
         }
     }
 }
@@ -167,6 +174,7 @@ impl World {
                 synchronous_mode_strict: shape.strict,
                 failsafe_mode: shape.failsafe,
                 primary_start_timeout: Duration::from_secs(30),
+                standby_cluster: shape.standby.then(|| remote(REMOTES[0])),
                 ..Config::of(MemberName::from(name.as_str()))
             };
             let postgres = network.add(&name, &conn_url(&name));
@@ -187,6 +195,9 @@ impl World {
                 watchdog: watch::Sender::new(None),
             };
             nodes.insert(name, node);
+        }
+        for name in REMOTES {
+            let _unmanaged = network.add(name, &remote(name).conn_url().unwrap_or_default());
         }
         World {
             shape,
@@ -374,6 +385,14 @@ impl World {
             // A full queue answers 503.
             let _ = process.commands.try_send(Command::Request { request, reply });
         }
+    }
+
+    /// Changes the cluster's configuration, as `PATCH /config` does.
+    pub fn patch(&self, key: &str, value: Value) {
+        let stored = self.store.raw("config").and_then(|raw| serde_json::from_slice(&raw).ok());
+        let mut config: Value = stored.unwrap_or_else(|| json!({}));
+        config[key] = value;
+        self.store.put_raw("config", config.to_string());
     }
 
     /// What a member publishes, if its agent runs.

@@ -52,6 +52,23 @@ impl ClusterView {
         self.members.get_key_value(&self.leader.as_ref()?.name)
     }
 
+    /// Whom a member with this tag `replicatefrom` streams from; `None`: from the leader. The name of an absent member counts for
+    /// nothing, nor does a chain that comes back to a name: those in it would stream from each other (Z7).
+    #[must_use]
+    pub fn cascades_from<'a>(&'a self, name: &'a MemberName, tag: Option<&'a MemberName>) -> Option<&'a MemberName> {
+        let there = |name: &&MemberName| self.members.contains_key(*name);
+        let leader = self.leader.as_ref().map(|key| &key.name);
+        let first = tag.filter(there)?;
+        let (mut seen, mut next) = (BTreeSet::from([name]), Some(first));
+        while let Some(at) = next.filter(|at| Some(*at) != leader) {
+            if !seen.insert(at) {
+                return None;
+            }
+            next = self.members.get(at).and_then(|member| member.tags.replicatefrom.as_ref()).filter(there);
+        }
+        Some(first)
+    }
+
     /// What the cluster's members take a configured `ttl` for: a Patroni member raises a lower one to its floor, for itself, and
     /// counts on as much from the others (dcs.md section 2).
     #[must_use]
@@ -142,6 +159,14 @@ pub struct Member {
     pub checkpoint_pending: bool,
     /// Tags that decisions read.
     pub tags: MemberTags,
+}
+
+impl Member {
+    /// It says that it is the primary, or what leads a standby cluster; not that it is about to become one.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        matches!(self.role.as_str(), "primary" | "master" | "standby_leader")
+    }
 }
 
 /// Tags of another member, as it published them.

@@ -67,8 +67,42 @@ pub struct Config {
     /// One of `postgresql.create_replica_methods` needs no other member (`no_leader`).
     #[serde(default)]
     pub restores_without_leader: bool,
+    /// The cluster is a standby cluster: its leader follows this server, and nobody is promoted (section 19).
+    #[serde(default)]
+    pub standby_cluster: Option<Remote>,
+    /// So long standbys wait for a primary whose lock is gone and that still streams (`primary_race_backoff`, section 23).
+    #[serde(default)]
+    pub primary_race_backoff: Duration,
     /// Tags of this member.
     pub tags: Tags,
+}
+
+/// The server that a standby cluster follows (`standby_cluster`, config.md 4).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remote {
+    /// `host`, or several with commas between; `None`: all log comes by `restore_command`.
+    pub host: Option<String>,
+    /// `port`, for all of them.
+    pub port: u16,
+    /// `primary_slot_name`: its slot there.
+    pub slot: Option<String>,
+    /// `recovery_min_apply_delay` of the leader, as it is written.
+    pub min_apply_delay: Option<String>,
+}
+
+impl Remote {
+    /// `host:port`, as a standby of it shows its upstream; an IPv6 address in brackets.
+    #[must_use]
+    pub fn address(&self) -> Option<String> {
+        let (host, port) = (self.host.as_ref()?, self.port);
+        Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
+    }
+
+    /// The same in the form of a member's `conn_url`.
+    #[must_use]
+    pub fn conn_url(&self) -> Option<String> {
+        self.address().map(|address| format!("postgres://{address}/"))
+    }
 }
 
 /// `synchronous_mode`
@@ -157,6 +191,8 @@ impl Config {
             remove_on_divergence: false,
             pre_promote: false,
             restores_without_leader: false,
+            standby_cluster: None,
+            primary_race_backoff: Duration::ZERO,
             tags: Tags::default(),
         }
     }

@@ -66,12 +66,12 @@ impl Snapshot {
             }
             Process::Up { pid } => {
                 let writes = self.may_write() || self.memory.role == Role::Promoted;
-                if writes || seat == Seat::Mine && self.standby().is_some() {
+                if writes || seat == Seat::Mine && self.standby().is_some() && !self.leads_standbys() {
                     return self.armed(Some(pid), lease, self.promised_until());
                 }
                 let signal = matches!(&self.postgres.data_dir, DataDir::Present(present) if present.standby_signal);
                 let starting_standby = signal && self.memory.role == Role::Replica;
-                let elsewhere = matches!(seat, Seat::Theirs | Seat::Vacant);
+                let elsewhere = matches!(seat, Seat::Theirs | Seat::Vacant) || self.leads_standbys();
                 if elsewhere && (self.standby().is_some() || starting_standby) { Fence::Off } else { Fence::Keep }
             }
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::cluster::{
     ClusterView, ConfigKey, FailsafeKey, HistoryLine, Initialize, LeaderKey, Member, Promise, PromiseKey, Status,
 };
-use crate::config::Config;
+use crate::config::{Config, Remote};
 use crate::failsafe::{Agreement, Notice, Topology};
 use crate::memory::{LastLed, Memory, Role};
 use crate::peers::{PeerAnswer, PeerReply};
@@ -151,6 +151,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
             probe: Probe::Accepting,
             sql: Some(sql(in_recovery)),
             local_history: Vec::new(),
+            newer_history: Vec::new(),
             old_copy: false,
         },
         job: None,
@@ -543,6 +544,13 @@ impl Builder {
     #[must_use]
     pub fn check_timeline(self) -> Builder {
         self.but(|s| s.config.check_timeline = true)
+    }
+
+    /// The cluster follows the server r.
+    #[must_use]
+    pub fn standby_cluster(self) -> Builder {
+        let remote = Remote { host: Some("r".into()), port: 5432, ..Remote::default() };
+        self.but_config(|config| config.standby_cluster = Some(remote))
     }
 
     /// `pause: true`

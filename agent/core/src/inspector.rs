@@ -4,7 +4,7 @@
 //! purpose: a short list of sentences about what is never right.
 
 use crate::plan::{KeyWrite, Lease, Move, Plan};
-use crate::postgres::{ClusterState, DataDir, Job};
+use crate::postgres::{ClusterState, DataDir, Job, StopMode};
 use crate::request::Request;
 use crate::snapshot::{Guardian, Order, Seat, Snapshot, Watchdog};
 
@@ -125,14 +125,16 @@ const SENTENCES: &[Sentence] = &[
     }),
     (
         "pg_rewind runs only where it is allowed, on data with no server on it, against another member that leads as a \
-         primary and has made its checkpoint",
+         primary and has made its checkpoint, or against the remote of a standby cluster",
         |s, p| {
             let Move::Rewind { from, .. } = &p.postgres else { return true };
             let leader = s.view().and_then(|view| view.leader_member());
             let source = leader.is_some_and(|(name, leader)| {
                 name == from && matches!(leader.role.as_str(), "primary" | "master") && !leader.checkpoint_pending
             });
-            s.config.use_pg_rewind && !s.postgres.is_up() && s.seat() == Seat::Theirs && source
+            let remote = s.config.standby_cluster.as_ref().and_then(crate::config::Remote::address);
+            let source = s.seat() == Seat::Theirs && source || remote.is_some_and(|remote| remote == from.0);
+            s.config.use_pg_rewind && !s.postgres.is_up() && source
         },
     ),
     (
@@ -142,9 +144,7 @@ const SENTENCES: &[Sentence] = &[
             let asked = matches!(s.request, Some(Request::Reinitialize { .. }));
             let allowed = s.config.remove_on_divergence || s.config.remove_on_rewind_failure || asked;
             let leader = s.view().and_then(|view| view.leader_member());
-            let verified = leader.is_some_and(|(name, m)| {
-                name == from && m.state == "running" && matches!(m.role.as_str(), "primary" | "master")
-            });
+            let verified = leader.is_some_and(|(name, m)| name == from && m.state == "running" && m.leads());
             allowed && !s.postgres.is_up() && s.seat() == Seat::Theirs && verified
         },
     ),
@@ -158,10 +158,43 @@ const SENTENCES: &[Sentence] = &[
         let Move::Restart { standby_of, .. } = &p.postgres else { return true };
         s.restart_due().is_some() && s.job.is_none() && standby_of.is_none() == s.is_primary()
     }),
-    ("nothing moves in pause, unless it is under way or was asked for", |s, p| {
-        let asked = s.request.is_some() || s.memory.copying && matches!(p.postgres, Move::StartStandby(_));
-        let still = matches!(p.postgres, Move::Stay | Move::SetSyncNames(_)) || asked;
-        implies(s.config.pause && s.job.is_none() && !s.memory.bootstrapping, still)
+    (
+        "nothing moves in pause, unless it is under way or was asked for; but standbys follow, and no slot is removed",
+        |s, p| {
+            let named = s.view().and_then(|view| view.failover.as_ref()).filter(|asked| asked.schedule.is_none());
+            let to = named.and_then(|asked| asked.candidate.as_ref());
+            let moves = match &p.postgres {
+                Move::Stay | Move::SetSyncNames(_) | Move::Checkpoint => true,
+                Move::Follow(_) => s.seat() == Seat::Theirs,
+                Move::ChangeSlots(changes) => changes.drop.is_empty(),
+                Move::PrePromote | Move::Promote(_) => to == Some(&s.config.name),
+                Move::Stop(mode) => {
+                    *mode == StopMode::Fast && holds_the_key(s) && to.is_some_and(|to| *to != s.config.name)
+                }
+                Move::StartStandby(_) => s.memory.copying || s.memory.comes_back,
+                Move::Rewind { .. } => s.memory.comes_back,
+                Move::Bootstrap
+                | Move::Cancel
+                | Move::Restore
+                | Move::Clone { .. }
+                | Move::GiveUpData { .. }
+                | Move::DiscardOldCopy
+                | Move::StartPrimary
+                | Move::Restart { .. }
+                | Move::ResumeReplay
+                | Move::RemoveUnfinished
+                | Move::SetAside => false,
+            };
+            let asked = s.request.is_some() || s.memory.bootstrapping || s.job.is_some();
+            let runs = matches!(p.lease, Lease::Take { .. }) && !s.is_primary();
+            implies(s.config.pause && !s.memory.bootstrapping && runs, to == Some(&s.config.name))
+                && implies(s.config.pause, moves || asked)
+        },
+    ),
+    ("nobody becomes a primary in a standby cluster", |s, p| {
+        let writes = matches!(p.postgres, Move::Promote(_) | Move::StartPrimary | Move::Bootstrap)
+            || matches!(p.postgres, Move::Restart { standby_of: None, .. });
+        implies(s.config.standby_cluster.is_some(), !writes)
     }),
     ("who agreed that another primary goes on does not take the key as a standby, and is not promoted", |s, p| {
         let leads = matches!(p.lease, Lease::Take { .. }) && !s.is_primary() || matches!(p.postgres, Move::Promote(_));
@@ -241,7 +274,6 @@ const SENTENCES: &[Sentence] = &[
 mod tests {
     use super::*;
     use crate::fixture::{primary, secs, standby};
-    use crate::postgres::StopMode;
     use crate::units::Timeline;
 
     fn objects(s: &Snapshot, plan: Plan) -> bool {

@@ -32,6 +32,13 @@ pub struct Memory {
     /// A new copy that an operator asked for is being made, and was not started yet.
     #[serde(default)]
     pub copying: bool,
+    /// A primary that this agent stopped in good order to hand over, and that has not been started since: in pause it comes
+    /// back all the same (M7).
+    #[serde(default)]
+    pub comes_back: bool,
+    /// The cluster was paused when last seen.
+    #[serde(default)]
+    pub paused: bool,
     /// Since when the server has been starting.
     pub starting_since: Option<Instant>,
     /// Since when the server has run and not even hung up on a fresh connection. It stays when a server that hung for
@@ -62,6 +69,9 @@ pub struct Memory {
     pub ordered_since: Option<Instant>,
     /// Own position when the server last answered.
     pub last_position: Option<Lsn>,
+    /// Since when it has been that.
+    #[serde(default)]
+    pub position_since: Option<Instant>,
     /// As the leader: when a member last wanted its slot, by slot name (P13).
     pub slots_wanted: BTreeMap<String, Instant>,
     /// pg_rewind was tried, and this member has not streamed since.
@@ -173,6 +183,12 @@ impl Memory {
             }
         }
         self.pre_promoted &= matches!(seen.seat(), Seat::Mine | Seat::Unknown);
+        if self.paused && !seen.config.pause {
+            self.rewinds = None; // Whatever failed, an operator may have mended it (M13).
+        }
+        self.paused = seen.config.pause;
+        // It was not stopped after all.
+        self.comes_back &= !(seen.job.is_none() && seen.is_primary());
         self.slots_wanted = crate::slots::wanted_since(&self.slots_wanted, seen);
         self.ordered_since = seen.is_to_go_down().then_some(self.ordered_since.unwrap_or(seen.now));
         if let Some(sql) = seen.sql() {
@@ -183,6 +199,9 @@ impl Memory {
             self.start_timeout = self.start_timeout.filter(|_| self.recovering);
             self.starting_since = None;
             self.met = true;
+            if self.last_position != Some(sql.position()) {
+                self.position_since = Some(seen.now);
+            }
             self.last_position = Some(sql.position());
             if sql.streaming {
                 self.rewinds = None;
@@ -270,7 +289,7 @@ impl Memory {
             }
             Move::StartStandby(_) => {
                 self.recovering = true;
-                self.copying = false;
+                (self.copying, self.comes_back) = (false, false);
                 self.role = Role::Replica;
             }
             Move::Restart { standby_of, timeout } => {
@@ -287,6 +306,7 @@ impl Memory {
                 // An ordered stop of a primary keeps its role until it is down; every other one is a demotion.
                 let ordered = seen.order == Order::Stop && *mode == StopMode::Fast;
                 self.role = if ordered { self.role } else { Role::Demoted };
+                self.comes_back = !ordered && *mode == StopMode::Fast;
                 if !ordered {
                     self.promises = Promises::default();
                 }
@@ -329,6 +349,9 @@ impl Memory {
         if ended.job == Job::PrePromote {
             self.pre_promoted = ended.error.is_none();
             self.promotion_refused = ended.error.as_ref().map(|_| ended.at);
+        }
+        if matches!(ended.job, Job::Rewind { .. }) && ended.error.is_some() {
+            self.comes_back = false;
         }
         self.last_job = Some(ended);
     }

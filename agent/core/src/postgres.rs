@@ -19,6 +19,10 @@ pub struct PgState {
     /// Lines of the newest timeline history file in `pg_wal`, oldest first: how this node's own log came to be.
     /// Only the last line has a time (that of the file). Empty on timeline 1, or when it could not be read.
     pub local_history: Vec<HistoryLine>,
+    /// The same of the newest timeline above its own: where its upstream has gone on to, as the WAL receiver found. Of a standby
+    /// that receives nothing, or that is down; empty when there is none.
+    #[serde(default)]
+    pub newer_history: Vec<HistoryLine>,
     /// An earlier data directory of this node lies beside the present one, moved aside for a clone.
     pub old_copy: bool,
 }

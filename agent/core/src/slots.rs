@@ -52,6 +52,11 @@ pub fn changes(s: &Snapshot, sql: &SqlFacts) -> SlotChanges {
         let removed = sql.slots.iter().filter(|slot| !wanted.contains_key(&slot.name) && may_go(s, slot));
         changes.drop.extend(removed.map(|slot| slot.name.clone()));
     }
+    // In pause none is removed, not even to be made anew (M11).
+    if s.config.pause {
+        changes.drop.clear();
+        changes.create.retain(|name| !there.contains_key(name.as_str()));
+    }
     changes
 }
 
@@ -83,7 +88,7 @@ fn others(s: &Snapshot) -> impl Iterator<Item = (&MemberName, &Member)> {
 /// "Wanted member slots on node X", and permanent ones.
 fn wanted(s: &Snapshot, sql: &SqlFacts) -> BTreeMap<String, Wanted> {
     let (Some(view), true) = (s.view(), s.config.use_slots) else { return BTreeMap::new() };
-    let (me, leads) = (&s.config.name, !sql.in_recovery);
+    let (me, leads) = (&s.config.name, !sql.in_recovery || s.leads_standbys());
     let never_leads = s.config.tags.nofailover;
     let leader = view.leader.as_ref().map(|key| &key.name);
     let mut all = BTreeMap::new();
@@ -96,14 +101,15 @@ fn wanted(s: &Snapshot, sql: &SqlFacts) -> BTreeMap<String, Wanted> {
         all.extend(permanent.map(|(name, _)| known(name.clone())).map(|(at, name)| (name, Wanted { at, used: leads })));
     }
     for (name, member) in others(s) {
-        let from = member.tags.replicatefrom.as_ref();
+        let tag = member.tags.replicatefrom.as_ref();
+        let from = view.cascades_from(name, tag);
         let here = from == Some(me) && Some(name) != leader;
-        let used = if leads { here || from.is_none_or(|from| !view.members.contains_key(from)) } else { here };
+        let used = here || leads && from.is_none();
         let kept = !s.config.member_slots_ttl.is_zero() && !never_leads;
         if kept || used {
             let slot = name.slot_name();
             let status = view.status.slots.get(&slot).copied();
-            let at = if from.is_some() { status.max(member.xlog_location) } else { status };
+            let at = if tag.is_some() { status.max(member.xlog_location) } else { status };
             all.insert(slot, Wanted { at, used });
         }
     }
@@ -143,7 +149,7 @@ pub fn published(s: &Snapshot, sql: &SqlFacts) -> (BTreeMap<String, Lsn>, Vec<St
     let known = |slot: &&Slot| wanted.contains_key(&slot.name) || s.config.permanent_slots.contains_key(&slot.name);
     let positions = sql.slots.iter().filter(known).filter_map(|slot| Some((slot.name.clone(), slot.position?)));
     let mut slots: BTreeMap<String, Lsn> = positions.collect();
-    slots.insert(s.config.name.slot_name(), sql.flush_lsn);
+    slots.insert(s.config.name.slot_name(), sql.position());
     (slots, retained(s).into_iter().collect())
 }
 

@@ -144,6 +144,12 @@ impl Snapshot {
         }
     }
 
+    /// I hold the leader key of a standby cluster: the others stream from me, and I from the remote.
+    #[must_use]
+    pub fn leads_standbys(&self) -> bool {
+        self.seat() == Seat::Mine && self.config.standby_cluster.is_some()
+    }
+
     /// The view, if etcd answered.
     #[must_use]
     pub fn view(&self) -> Option<&ClusterView> {

@@ -196,6 +196,7 @@ fn postgres() -> impl Strategy<Value = PgState> {
         probe,
         sql,
         local_history: Vec::new(),
+        newer_history: Vec::new(),
         old_copy,
     })
 }
@@ -242,12 +243,12 @@ fn memory() -> impl Strategy<Value = Memory> {
     let since = (option::of(moment()), option::of(moment()));
     let (bootstrapping, promise) = (prop::bool::weighted(0.1), option::weighted(0.2, moment()));
     let us = (bootstrapping, promise);
-    (role, option::of(lease()), led, any::<(bool, bool)>(), since, last_job, us).prop_map(
+    (role, option::of(lease()), led, any::<(bool, bool, bool)>(), since, last_job, us).prop_map(
         |(
             role,
             holds,
             last_led,
-            (recovering, met),
+            (recovering, met, comes_back),
             (starting_since, silent_since),
             last_job,
             (bootstrapping, promise),
@@ -265,6 +266,7 @@ fn memory() -> impl Strategy<Value = Memory> {
                 checkpointed: None,
                 named: false,
                 last_position: None,
+                position_since: None,
                 checkpoint_at: None,
                 primary_since: None,
                 sync_names: None,
@@ -276,6 +278,8 @@ fn memory() -> impl Strategy<Value = Memory> {
                 pre_promoted: met,
                 promotion_refused: promise,
                 told: Told::default(),
+                comes_back,
+                paused: false,
                 vacant_since: None,
                 rewinds: None,
                 slots_wanted: std::collections::BTreeMap::new(),

@@ -11,8 +11,7 @@ use crate::status::Status;
 
 /// The document, from the last view that could be read.
 pub(super) fn cluster(status: &Status, view: &ClusterView) -> Value {
-    let members: Vec<Value> =
-        status.members.iter().map(|(name, stored)| member(name, stored, view, status.synchronous_mode)).collect();
+    let members: Vec<Value> = status.members.iter().map(|(name, stored)| member(name, stored, view, status)).collect();
     let mut keys = Map::new();
     keys.insert("members".to_owned(), members.into());
     if status.pause {
@@ -29,21 +28,22 @@ pub(super) fn cluster(status: &Status, view: &ClusterView) -> Value {
 }
 
 /// One member, from its key as stored.
-fn member(name: &str, stored: &Value, view: &ClusterView, mode: SyncMode) -> Value {
+fn member(name: &str, stored: &Value, view: &ClusterView, status: &Status) -> Value {
     let leads = view.leader.as_ref().is_some_and(|leader| leader.name.as_str() == name);
     let mut keys = Map::new();
     let mut put = |key: &str, value: Value| keys.insert(key.to_owned(), value);
 
     put("name", name.into());
     let listed = view.sync.as_ref().is_some_and(|sync| lists(&sync.standbys, &MemberName::from(name)));
-    let role = match mode {
+    let role = match status.synchronous_mode {
+        _ if leads && status.standby_cluster => "standby_leader",
         _ if leads => "leader",
         SyncMode::On if listed => "sync_standby",
         SyncMode::Quorum if listed => "quorum_standby",
         SyncMode::Off | SyncMode::On | SyncMode::Quorum => "replica",
     };
     put("role", role.into());
-    let flow = stored.get("replication_state").filter(|_| !leads);
+    let flow = stored.get("replication_state").filter(|_| role != "leader");
     put("state", flow.or_else(|| stored.get("state")).cloned().unwrap_or_default());
     put("api_url", stored.get("api_url").cloned().unwrap_or_default());
     let (host, port) = address(stored);

@@ -34,8 +34,8 @@ use Match::{Contains, ContainsWithout, Is};
 ///
 /// The leader's side of the `read-only-*` family follows `/primary` (W9).
 const CHECKS: [Check; 11] = [
-    Check { path: Contains(&["standby_leader", "standby-leader"]), holds: never, tags: false },
-    Check { path: Contains(&["leader"]), holds: primary, tags: false },
+    Check { path: Contains(&["standby_leader", "standby-leader"]), holds: standby_leader, tags: false },
+    Check { path: Contains(&["leader"]), holds: leader, tags: false },
     Check { path: Contains(&["master", "primary", "read-write"]), holds: primary, tags: false },
     Check { path: Contains(&["replica"]), holds: replica, tags: true },
     Check { path: ContainsWithout("read-only", &["sync", "quorum"]), holds: readable, tags: true },
@@ -43,10 +43,10 @@ const CHECKS: [Check; 11] = [
     Check { path: Is(&["/sync", "/synchronous"]), holds: sync, tags: true },
     Check { path: Is(&["/quorum"]), holds: quorum, tags: true },
     Check { path: Is(&["/async", "/asynchronous"]), holds: asynchronous, tags: true },
-    Check { path: Is(&["/read-only-quorum"]), holds: |ask| primary(ask) || quorum(ask), tags: true },
+    Check { path: Is(&["/read-only-quorum"]), holds: |ask| leader(ask) || quorum(ask), tags: true },
     Check {
         path: Is(&["/read-only-sync", "/read-only-synchronous"]),
-        holds: |ask| primary(ask) || sync(ask),
+        holds: |ask| leader(ask) || sync(ask),
         tags: true,
     },
 ];
@@ -101,8 +101,12 @@ fn code(holds: bool) -> StatusCode {
     if holds { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-fn never(_: &Ask<'_>) -> bool {
-    false
+fn standby_leader(ask: &Ask<'_>) -> bool {
+    ask.moment.is_standby_leader()
+}
+
+fn leader(ask: &Ask<'_>) -> bool {
+    primary(ask) || standby_leader(ask)
 }
 
 fn primary(ask: &Ask<'_>) -> bool {
@@ -126,12 +130,13 @@ fn asynchronous(ask: &Ask<'_>) -> bool {
 }
 
 fn readable(ask: &Ask<'_>) -> bool {
-    primary(ask) || replica(ask)
+    leader(ask) || replica(ask)
 }
 
 fn replica(ask: &Ask<'_>) -> bool {
     let moment = &ask.moment;
-    let Some((_, replayed)) = moment.standby_positions().filter(|_| moment.is_running()) else { return false };
+    let follows = moment.is_running() && moment.role() != "standby_leader";
+    let Some((_, replayed)) = moment.standby_positions().filter(|_| follows) else { return false };
     let leader = i128::from(moment.leader_position().0);
     let lags = lag_limit(ask).is_some_and(|limit| leader > 0 && leader > limit.saturating_add(i128::from(replayed.0)));
     let as_asked = ask.params.get("replication_state").is_none_or(|asked| moment.replication_state() == Some(asked));

@@ -58,7 +58,9 @@ impl<'a> Moment<'a> {
 
     /// The role's word: by the server's answer, else by what the agent has in mind (rest-api.md 4.2).
     pub(super) fn role(&self) -> &'static str {
-        let by_sql = self.sql().map(|sql| if sql.in_recovery { Role::Replica } else { Role::Primary });
+        let standby =
+            if self.status.standby_cluster && self.holds_lock() { Role::StandbyLeader } else { Role::Replica };
+        let by_sql = self.sql().map(|sql| if sql.in_recovery { standby } else { Role::Primary });
         by_sql.unwrap_or(self.status.role).word()
     }
 
@@ -105,7 +107,14 @@ impl<'a> Moment<'a> {
     pub(super) fn is_primary(&self) -> bool {
         let may_lead = self.holds_lock() || (self.view().is_none() && self.status.pause);
         let takes_writes = self.is_running() && self.sql().is_some_and(|sql| !sql.in_recovery);
-        may_lead && takes_writes && !self.status.demoting
+        may_lead && takes_writes && !self.status.demoting && !self.status.standby_cluster
+    }
+
+    /// This member leads a standby cluster: the answer of `/standby-leader`. As with a primary the server must run (W2).
+    pub(super) fn is_standby_leader(&self) -> bool {
+        let may_lead = self.holds_lock() || (self.view().is_none() && self.status.pause);
+        let leads = self.role() == "standby_leader" || self.status.role == Role::StandbyLeader;
+        may_lead && leads && self.is_running() && self.sql().is_some_and(|sql| sql.in_recovery) && !self.status.demoting
     }
 
     /// This standby has every acknowledged commit (`On`), or is one of those of whom any so many have (`Quorum`).

@@ -110,10 +110,6 @@ fn read(action: Action, body: &Map<String, Value>, paused: bool) -> Result<Asked
     if paused && candidate.is_none() {
         return bad("Switchover is possible only to a specific candidate in a paused state");
     }
-    if paused {
-        let text = "a switchover in a paused cluster is not supported by this version of Regent; nothing was done";
-        return Err((StatusCode::NOT_IMPLEMENTED, text.to_owned()));
-    }
     if leader.is_some() && leader == candidate {
         return bad("Switchover target and source are the same");
     }

@@ -35,8 +35,6 @@ pub struct Effective {
     pub api_url: String,
     /// `proxy_url` of the member key.
     pub proxy_url: Option<String>,
-    /// `standby_cluster` is in force. Not supported yet: a primary made by mistake would be a second one.
-    pub standby_cluster: bool,
     /// To be logged when they change.
     pub warnings: Vec<Problem>,
     /// Those of them that are about a value which is not taken as it was written.
@@ -84,6 +82,8 @@ pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut
     };
     let word = |key: &str| get(key).and_then(values::word).unwrap_or(false);
     let ttl = seconds(timings.ttl);
+    // Where nobody commits there is nothing to wait for (Z1).
+    let follows = found.settings.standby_cluster.is_some();
     let core = Config {
         name: MemberName(local.name.clone()),
         ttl,
@@ -91,7 +91,7 @@ pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut
         retry_timeout: seconds(timings.retry_timeout),
         stop_budget: Duration::from_secs(3).min(ttl / 5),
         maximum_lag_on_failover: number(&["maximum_lag_on_failover"], 1_048_576),
-        check_timeline: word("check_timeline"),
+        check_timeline: word("check_timeline") && !follows,
         primary_start_timeout: Duration::from_secs(number(&["primary_start_timeout", "master_start_timeout"], 300)),
         primary_stop_timeout: Duration::from_secs(number(&["primary_stop_timeout", "master_stop_timeout"], 0)),
         max_timelines_history: usize::try_from(number(&["max_timelines_history"], 0)).unwrap_or(usize::MAX),
@@ -102,7 +102,7 @@ pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut
         member_slots_ttl: slots.member_ttl,
         permanent_slots: slots.permanent,
         ignore_slots: slots.ignored,
-        synchronous_mode: sync_mode(dynamic),
+        synchronous_mode: if follows { SyncMode::Off } else { sync_mode(dynamic) },
         synchronous_mode_strict: word("synchronous_mode_strict"),
         synchronous_node_count: usize::try_from(number(&["synchronous_node_count"], 1)).unwrap_or(1),
         maximum_lag_on_syncnode: get("maximum_lag_on_syncnode")
@@ -114,12 +114,10 @@ pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut
         remove_on_divergence: found.repair.remove_on_divergence,
         pre_promote: found.settings.scripts.pre_promote.is_some(),
         restores_without_leader: found.settings.scripts.replica.iter().any(ReplicaMethod::needs_nobody),
+        standby_cluster: found.settings.standby_cluster.clone(),
+        primary_race_backoff: Duration::from_secs(number(&["primary_race_backoff"], 0)),
         tags: core_tags,
     };
-    let standby = get("standby_cluster");
-    let standby_cluster = ["host", "port", "restore_command"]
-        .into_iter()
-        .any(|key| standby.and_then(|standby| standby.get(key)).is_some_and(Node::is_truthy));
     Some(Effective {
         core,
         postgres: found.settings,
@@ -135,7 +133,6 @@ pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut
         conn_url: found.conn_url,
         api_url: local.restapi.api_url(),
         proxy_url: found.proxy_url,
-        standby_cluster,
         warnings: Vec::new(),
         invalid: Vec::new(),
     })

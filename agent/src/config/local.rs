@@ -302,12 +302,7 @@ fn may_bootstrap(bootstrap: &Section<'_>, report: &mut Report) -> bool {
                     to create users.";
         report.warn(&users.at, "bootstrap.users", what);
     }
-    let standby = bootstrap.get("dcs").and_then(|dcs| dcs.get("standby_cluster")).filter(|node| node.is_truthy());
-    if let Some(node) = standby {
-        let what = "not supported yet; this node does not create a cluster, rather than a wrong one";
-        report.warn(&node.at, "bootstrap.dcs.standby_cluster", what);
-    }
-    standby.is_none() && bootstrap.is_present()
+    bootstrap.is_present()
 }
 
 fn watchdog(root: &Section<'_>, report: &mut Report) -> WatchdogConfig {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use regent_core::config::SyncMode;
+use regent_core::config::{Remote, SyncMode};
 use regent_pgctl::Settings;
 use regent_pgctl::settings::Credentials;
 
@@ -103,6 +103,8 @@ pub(super) fn read(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Rep
         local.catalog.as_deref(),
         report,
     );
+    let standby = Section::of(dynamic.and_then(|dynamic| dynamic.get("standby_cluster")), "standby_cluster");
+    let remote = remote(&standby, report);
     let bootstrap = Section::of(local.tree.get("bootstrap"), "bootstrap");
     let settings = Settings {
         scope: local.scope.clone(),
@@ -130,9 +132,10 @@ pub(super) fn read(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Rep
         krbsrvname: pg.text("krbsrvname", report),
         scripts: scripts::read(&pg, &bootstrap, report),
         post_bootstrap: bootstrap.text("post_bootstrap", report).or_else(|| bootstrap.text("post_init", report)),
-        recovery_conf: recovery_conf(&pg, parameters.recovery, report),
+        recovery_conf: recovery_conf(&pg, parameters.recovery, &standby, report),
         use_slots: use_slots(dynamic),
-        synchronous: super::effective::sync_mode(dynamic) != SyncMode::Off,
+        synchronous: super::effective::sync_mode(dynamic) != SyncMode::Off && remote.is_none(),
+        standby_cluster: remote,
         sync_names: None,
         custom_conf: pg.text("custom_conf", report).map(|path| absolute(&path)),
         pg_ctl_timeout: pg.number("pg_ctl_timeout", 0, report).unwrap_or(60),
@@ -333,6 +336,7 @@ fn basebackup_options(pg: &Section<'_>, report: &mut Report) -> Vec<String> {
 fn recovery_conf(
     pg: &Section<'_>,
     from_parameters: BTreeMap<String, String>,
+    standby: &Section<'_>,
     report: &mut Report,
 ) -> BTreeMap<String, String> {
     let section = pg.child("recovery_conf", report);
@@ -345,7 +349,28 @@ fn recovery_conf(
                 "primary_conninfo" | "primary_slot_name" | "standby_mode" | "trigger_file" | "promote_trigger_file"
             )
     };
-    written.chain(from_parameters).filter(|(name, _)| !ours(name)).collect()
+    let of_cluster = ["restore_command", "archive_cleanup_command"];
+    let of_cluster = of_cluster.iter().filter_map(|key| Some(((*key).to_owned(), said(standby, key, report)?)));
+    let of_cluster: Vec<_> = of_cluster.collect();
+    written.chain(from_parameters).filter(|(name, _)| !ours(name)).chain(of_cluster).collect()
+}
+
+/// A text that is not empty.
+fn said(section: &Section<'_>, key: &str, report: &mut Report) -> Option<String> {
+    section.text(key, report).filter(|text| !text.is_empty())
+}
+
+/// `standby_cluster`, if it is in force: one of `host`, `port` and `restore_command` is set (config.md 4).
+fn remote(standby: &Section<'_>, report: &mut Report) -> Option<Remote> {
+    let in_force = ["host", "port", "restore_command"].iter().any(|key| standby.truthy(key));
+    let host = said(standby, "host", report).map(|host| host.replace(' ', ""));
+    let (slot, min_apply_delay) =
+        (said(standby, "primary_slot_name", report), said(standby, "recovery_min_apply_delay", report));
+    let port = standby.number("port", 0, report).and_then(|port| u16::try_from(port).ok());
+    // A port alone is a server on this machine, as libpq has it.
+    let host = host.or_else(|| port.filter(|port| *port > 0).map(|_| "localhost".to_owned()));
+    let port = port.filter(|port| *port > 0).unwrap_or(DEFAULT_PORT);
+    in_force.then_some(Remote { host, port, slot, min_apply_delay })
 }
 
 /// Counts in the dynamic configuration only.

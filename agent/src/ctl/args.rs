@@ -36,6 +36,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Demote cluster to a standby cluster
+    DemoteCluster(DemoteClusterArgs),
     /// Generate a dsn for the provided member, defaults to a dsn of the leader
     Dsn(DsnArgs),
     /// Say what is wrong with a configuration and its cluster, worst first, each with its cure
@@ -52,6 +54,8 @@ pub enum Command {
     List(ListArgs),
     /// Disable auto failover
     Pause(PauseArgs),
+    /// Promote cluster, make it run standalone
+    PromoteCluster(PromoteClusterArgs),
     /// Query a PostgreSQL member
     Query(QueryArgs),
     /// Reinitialize cluster member
@@ -177,6 +181,38 @@ pub struct PauseArgs {
     /// Wait until pause is applied on all nodes
     #[arg(long)]
     pub wait: bool,
+}
+
+/// Arguments of `demote-cluster`.
+#[derive(Debug, Default, Args)]
+pub struct DemoteClusterArgs {
+    /// Cluster; the scope of the configuration unless given
+    pub cluster_name: Option<String>,
+    /// Do not ask for confirmation at any point
+    #[arg(long)]
+    pub force: bool,
+    /// Address of the remote server to follow, or several with commas between
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Port of the remote server
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Command to restore log from the archive of the remote
+    #[arg(long, value_name = "COMMAND")]
+    pub restore_command: Option<String>,
+    /// Slot on the remote server
+    #[arg(long, value_name = "NAME")]
+    pub primary_slot_name: Option<String>,
+}
+
+/// Arguments of `promote-cluster`.
+#[derive(Debug, Default, Args)]
+pub struct PromoteClusterArgs {
+    /// Cluster; the scope of the configuration unless given
+    pub cluster_name: Option<String>,
+    /// Do not ask for confirmation at any point
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Arguments of `query`.

@@ -14,6 +14,7 @@ mod moment;
 mod output;
 mod query;
 mod rest;
+mod standby;
 mod store;
 mod switchover;
 mod table;
@@ -125,6 +126,8 @@ pub async fn run<D: Dcs>(
     let of = async |cluster: &ClusterArgs| way(cluster.cluster_name.as_ref(), cluster.group).await;
     let of_members = async |members: &MembersArgs| way(Some(&members.cluster_name), members.group).await;
     match &cli.command {
+        Command::DemoteCluster(asked) => way(asked.cluster_name.as_ref(), None).await?.demote_cluster(asked).await,
+        Command::PromoteCluster(asked) => way(asked.cluster_name.as_ref(), None).await?.promote_cluster(asked).await,
         Command::Dsn(asked) => of(&asked.cluster).await?.dsn(asked).await,
         Command::EditConfig(asked) => of(&asked.cluster).await?.edit_config(asked).await,
         Command::Failover(asked) => of(&asked.cluster).await?.failover(asked).await,

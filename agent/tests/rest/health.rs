@@ -7,36 +7,39 @@ use serde_json::json;
 
 use super::support::*;
 
-/// rest-api.md 5.5, the columns that exist without synchronous modes and standby clusters: L R NL St LSt U.
+/// rest-api.md 5.5, the columns that exist without synchronous modes: L R NL St LSt U SL SR.
 const TABLE: &[(&str, &str)] = &[
-    ("/ /primary /master /read-write", "200 503 503 503 503 503"),
-    ("/leader", "200 503 503 503 503 503"),
-    ("/standby-leader /standby_leader", "503 503 503 503 503 503"),
-    ("/replica", "503 200 503 503 503 503"),
-    ("/read-only", "200 200 503 503 503 503"),
-    ("/sync /synchronous", "503 503 503 503 503 503"),
-    ("/quorum", "503 503 503 503 503 503"),
-    ("/async /asynchronous", "503 200 503 503 503 503"),
-    ("/read-only-sync /read-only-synchronous", "200 503 503 503 503 503"),
-    ("/read-only-quorum", "200 503 503 503 503 503"),
-    ("/health", "200 200 200 503 503 503"),
-    ("/liveness", "200 200 200 200 200 200"),
-    ("/readiness", "200 200 200 503 503 503"),
-    ("/patroni /metrics /cluster /history", "200 200 200 200 200 200"),
+    ("/ /primary /master /read-write", "200 503 503 503 503 503 503 503"),
+    ("/leader", "200 503 503 503 503 503 200 503"),
+    ("/standby-leader /standby_leader", "503 503 503 503 503 503 200 503"),
+    ("/replica", "503 200 503 503 503 503 503 200"),
+    ("/read-only", "200 200 503 503 503 503 200 200"),
+    ("/sync /synchronous", "503 503 503 503 503 503 503 503"),
+    ("/quorum", "503 503 503 503 503 503 503 503"),
+    ("/async /asynchronous", "503 200 503 503 503 503 503 200"),
+    ("/read-only-sync /read-only-synchronous", "200 503 503 503 503 503 200 503"),
+    ("/read-only-quorum", "200 503 503 503 503 503 200 503"),
+    ("/health", "200 200 200 503 503 503 200 200"),
+    ("/liveness", "200 200 200 200 200 200 200 200"),
+    ("/readiness", "200 200 200 503 503 503 200 200"),
+    ("/patroni /metrics /cluster /history", "200 200 200 200 200 200 200 200"),
     // Rules 1 to 6 look for a part of the path, the others for all of it; no path is unknown.
-    ("/primary/ /my-primary-check //primary /master-x /read-write/x", "200 503 503 503 503 503"),
-    ("/leader/x //leader", "200 503 503 503 503 503"),
-    ("/replica/foo", "503 200 503 503 503 503"),
-    ("/haproxy/health", "200 200 200 503 503 503"),
-    ("/sync/ /async/ /read-only-sync/ /nosuch /Primary /PRIMARY /switchover", "503 503 503 503 503 503"),
-    ("/patroni/x //metrics /metrics/", "200 200 200 200 200 200"),
+    ("/primary/ /my-primary-check //primary /master-x /read-write/x", "200 503 503 503 503 503 503 503"),
+    ("/leader/x //leader", "200 503 503 503 503 503 200 503"),
+    ("/replica/foo", "503 200 503 503 503 503 503 200"),
+    ("/haproxy/health", "200 200 200 503 503 503 200 200"),
+    ("/sync/ /async/ /read-only-sync/ /nosuch /Primary /PRIMARY /switchover", "503 503 503 503 503 503 503 503"),
+    ("/patroni/x //metrics /metrics/", "200 200 200 200 200 200 200 200"),
 ];
 
 #[test]
 fn codes_are_those_of_the_captured_table() {
     let former_leader = Status { role: Role::Primary, view: Some(view(None)), ..stopped() };
     let no_load = Status { noloadbalance: true, ..replica() };
-    let nodes = [leader(), replica(), no_load, stopped(), former_leader, uninitialized()].map(Node::with);
+    let standby = Status { standby_cluster: true, ..replica() };
+    let standby_leader = Status { role: Role::StandbyLeader, lock_until: leader().lock_until, ..standby.clone() };
+    let nodes = [leader(), replica(), no_load, stopped(), former_leader, uninitialized(), standby_leader, standby];
+    let nodes = nodes.map(Node::with);
     for (paths, codes) in TABLE {
         for path in paths.split(' ') {
             for method in ["GET", "HEAD", "OPTIONS"] {

@@ -203,6 +203,7 @@ pub(crate) fn replica() -> Status {
         failover_priority: 1,
         system_id: Some(SystemId(7_710_412_321_611_215_563)),
         maximum_lag_on_failover: 1_048_576,
+        standby_cluster: false,
         synchronous_mode: SyncMode::Off,
         contract: Contract { rpo_zero: false, sentence: "commits are lost".to_owned() },
         loop_wait: secs(10),

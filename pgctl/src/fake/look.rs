@@ -33,6 +33,15 @@ pub(super) fn look(world: &mut World, index: usize, within: Duration, patient: b
         }),
     };
     let local_history = cluster.filter(|_| !node.disk_hung).map(|cluster| cluster.log.history()).unwrap_or_default();
+    // What the WAL receiver fetched, and what stays on disk.
+    let receives = node.server.as_ref().is_none_or(|server| server.in_recovery && server.link.is_none());
+    let newer = cluster.filter(|_| receives && !node.disk_hung).and_then(|cluster| {
+        let Upstream::Member { conn_url, .. } = &cluster.upstream else { return None };
+        let upstream = world.find(conn_url).filter(|upstream| !world.is_cut(index, *upstream))?;
+        let Data::Present(theirs) = &world.nodes.get(upstream)?.data else { return None };
+        (theirs.log.timeline() > cluster.log.timeline()).then(|| theirs.log.history())
+    });
+    let newer_history = newer.unwrap_or_default();
     let probe = match &node.server {
         None => Probe::NotAsked,
         Some(_) if node.stalled() || !patient => Probe::Silent,
@@ -44,12 +53,13 @@ pub(super) fn look(world: &mut World, index: usize, within: Duration, patient: b
         _ => None,
     };
     let process = node.server.as_ref().map_or(Process::Down, |server| Process::Up { pid: server.pid });
-    PgState { data_dir, process, probe, sql, local_history, old_copy: node.old_copy }
+    PgState { data_dir, process, probe, sql, local_history, newer_history, old_copy: node.old_copy }
 }
 
 fn nothing() -> PgState {
     let (data_dir, process, probe) = (DataDir::Empty, Process::Down, Probe::NotAsked);
-    PgState { data_dir, process, probe, sql: None, local_history: Vec::new(), old_copy: false }
+    let (local_history, newer_history) = (Vec::new(), Vec::new());
+    PgState { data_dir, process, probe, sql: None, local_history, newer_history, old_copy: false }
 }
 
 fn facts(world: &World, index: usize, server: &Server, cluster: &Cluster) -> SqlFacts {

@@ -163,6 +163,7 @@ impl Real {
             synchronous: false,
             sync_names: None,
             custom_conf: None,
+            standby_cluster: None,
             pg_ctl_timeout: 60,
             scripts: Scripts::default(),
         }

@@ -100,6 +100,7 @@ impl<'a> Script<'a> {
                 "synchronous_mode_strict" => self.shape.strict = on(value)?,
                 "stop_budget" => self.shape.stop_budget = time(value)?,
                 "failsafe_mode" => self.shape.failsafe = value == "on",
+                "standby_cluster" => self.shape.standby = on(value)?,
                 _ => {
                     for name in names {
                         self.configured.push((name, setting(word)?));
@@ -170,6 +171,10 @@ pub(super) fn setting(word: &str) -> Result<Setting, String> {
         "primary_stop_timeout" => {
             let value = time(value)?;
             Box::new(move |config| config.primary_stop_timeout = value)
+        }
+        "primary_race_backoff" => {
+            let value = time(value)?;
+            Box::new(move |config| config.primary_race_backoff = value)
         }
         "member_slots_ttl" => {
             let value = time(value)?;

@@ -20,7 +20,7 @@ use super::{ScriptError, Story};
 use crate::checks::{Watch, look_back, not_converged};
 use crate::simulation::honest;
 use crate::trace;
-use crate::world::World;
+use crate::world::{REMOTES, World};
 
 /// The longest that `until` and the making of a cluster wait.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -36,6 +36,11 @@ pub(super) async fn play(script: &Script<'_>) -> Result<Story, ScriptError> {
     }
     let watch = Watch::over(&world);
     let events = listen(&world);
+    if script.shape.standby
+        && let Some(remote) = world.network.node(REMOTES[0])
+    {
+        done(remote.bootstrap().await).map_err(|what| ScriptError { file: String::new(), line: 1, what })?;
+    }
     if script.formed {
         form(&mut world).await;
     }
@@ -159,7 +164,9 @@ impl Stage {
             }
             ["delete", key] => self.world.store.delete_raw(key),
             ["revoke", name] => self.revoke(self.named(name)?)?,
-            ["pause", word] => self.pause(on(word)?),
+            ["pause", word] => self.world.patch("pause", json!(on(word)?)),
+            ["standby_cluster", "off"] => self.world.patch("standby_cluster", Value::Null),
+            ["standby_cluster", host] => self.world.patch("standby_cluster", json!({"host": host})),
 
             // Replication, clients, servers, disks.
             ["cut", one, other] => self.world.network.cut(self.named(one)?, self.named(other)?),
@@ -230,6 +237,7 @@ impl Stage {
                 let Upstream::Member { name: source, conn_url } = self.upstream(other)? else { return Ok(()) };
                 done(self.server(name)?.clone_from(&source, &conn_url).await)?;
             }
+            ["operator", "checkpoint", name] => done(self.server(name)?.checkpoint().await)?,
             ["operator", "promote", name, timeline] => {
                 let timeline = Timeline(u32::try_from(number(timeline)?).map_err(|error| error.to_string())?);
                 done(self.server(name)?.promote(timeline, None).await)?;
@@ -240,12 +248,12 @@ impl Stage {
     }
 
     fn named<'n>(&self, name: &'n str) -> Result<&'n str, String> {
-        self.world.nodes.contains_key(name).then_some(name).ok_or_else(|| format!("no member called {name}"))
+        let known = self.world.nodes.contains_key(name) || REMOTES.contains(&name);
+        known.then_some(name).ok_or_else(|| format!("no member called {name}"))
     }
 
     fn server(&self, name: &str) -> Result<FakePostgres, String> {
-        let node = self.world.nodes.get(name).ok_or_else(|| format!("no member called {name}"))?;
-        Ok(node.postgres.clone())
+        self.world.network.node(name).ok_or_else(|| format!("no server called {name}"))
     }
 
     fn guardian(&self, name: &str) -> Result<&crate::guardian::SimGuardian, String> {
@@ -260,7 +268,8 @@ impl Stage {
 
     fn upstream(&self, name: &str) -> Result<Upstream, String> {
         let name = self.named(name)?;
-        Ok(Upstream::Member { name: name.into(), conn_url: format!("postgres://{name}:5432/postgres") })
+        let database = if REMOTES.contains(&name) { "" } else { "postgres" };
+        Ok(Upstream::Member { name: name.into(), conn_url: format!("postgres://{name}:5432/{database}") })
     }
 
     async fn until(&self, name: &str, rule: &str) -> Result<(), String> {
@@ -281,13 +290,6 @@ impl Stage {
         let (_, lease) = holder.ok_or_else(|| format!("{name} does not hold the leader key"))?;
         self.world.store.revoke(lease);
         Ok(())
-    }
-
-    fn pause(&self, paused: bool) {
-        let stored = self.world.store.raw("config").and_then(|raw| serde_json::from_slice(&raw).ok());
-        let mut config: Value = stored.unwrap_or_else(|| json!({}));
-        config["pause"] = json!(paused);
-        self.world.store.put_raw("config", config.to_string());
     }
 
     fn slow(&self, name: &str, what: &str, by: Duration) -> Result<(), String> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use regent::layers::{Effective, Layers};
 use regent::watchdog;
-use regent_core::config::{Config, Tags};
+use regent_core::config::{Config, Remote, SyncMode, Tags};
 use regent_pgctl::fake::Timings;
 use regent_pgctl::settings::{Credentials, Programs, Scripts, Settings};
 use serde_json::{Map, Value, json};
@@ -23,7 +23,7 @@ pub(super) struct Machine {
     pub(super) timings: Timings,
 }
 
-/// A configuration that is what it is, but for what the `config` key says of pause.
+/// A configuration that is what it is, but for what the `config` key says of pause and of a remote to follow.
 pub(super) struct Constant {
     effective: Effective,
     remembered: RefCell<Option<Value>>,
@@ -38,14 +38,27 @@ impl Constant {
 impl Layers for Constant {
     fn effective(&self, dynamic: Option<&Value>) -> Result<Effective, String> {
         let mut effective = self.effective.clone();
-        effective.core.pause = dynamic.is_some_and(|dynamic| dynamic["pause"] == json!(true));
+        let Some(dynamic) = dynamic else { return Ok(effective) };
+        effective.core.pause = dynamic["pause"] == json!(true);
+        let host = dynamic["standby_cluster"]["host"].as_str().map(str::to_owned);
+        effective.core.standby_cluster = host.map(|host| remote(&host));
+        if effective.core.standby_cluster.is_some() {
+            effective.core.synchronous_mode = SyncMode::Off;
+        }
         Ok(effective)
     }
 
     fn restorable(&self) -> Value {
+        self.remembered.borrow().clone().unwrap_or_else(|| self.first())
+    }
+
+    fn first(&self) -> Value {
         let core = &self.effective.core;
-        let first = || json!({"ttl": core.ttl.as_secs(), "loop_wait": core.loop_wait.as_secs()});
-        self.remembered.borrow().clone().unwrap_or_else(first)
+        let mut first = json!({"ttl": core.ttl.as_secs(), "loop_wait": core.loop_wait.as_secs()});
+        if let Some(host) = core.standby_cluster.as_ref().and_then(|remote| remote.host.as_ref()) {
+            first["standby_cluster"] = json!({"host": host});
+        }
+        first
     }
 
     fn remember(&self, dynamic: &Value) {
@@ -130,6 +143,11 @@ fn published_tags(tags: &Tags) -> Map<String, Value> {
     published
 }
 
+/// A server that can be followed.
+pub(super) fn remote(host: &str) -> Remote {
+    Remote { host: Some(host.to_owned()), port: 5432, ..Remote::default() }
+}
+
 pub(super) fn conn_url(name: &str) -> String {
     format!("postgres://{name}:5432/postgres")
 }
@@ -165,6 +183,7 @@ fn settings(name: &str) -> Settings {
         synchronous: false,
         sync_names: None,
         custom_conf: None,
+        standby_cluster: None,
         pg_ctl_timeout: 60,
         scripts: Scripts::default(),
     }

@@ -20,6 +20,7 @@ mod peer_tool;
 mod restore;
 mod rewind;
 mod seeds;
+mod standby_cluster;
 mod support;
 mod switchover;
 mod synchronous;

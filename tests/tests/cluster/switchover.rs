@@ -104,3 +104,54 @@ fn a_failover_on_request_and_the_peers_tool() -> Result<(), Trouble> {
     assert_eq!(rig.wait_whole(PATIENCE)?.name(), old.name());
     Ok(())
 }
+
+/// M10, M11, M7, M12: in maintenance the operator chooses who leads, and everybody follows.
+#[test]
+fn a_switchover_in_pause() -> Result<(), Trouble> {
+    let _turn = turn();
+    let rig = Rig::whole(Settings { haproxy: false, ..Settings::default() })?;
+    rig.regentctl(&["pause", "--wait"])?;
+    let old = rig.leader()?;
+    let writer = Writer::start(old.server())?;
+    writer.wait_for(50, PATIENCE)?;
+    let mut others = rig.others(old);
+    let (Some(second), Some(third)) = (others.next(), others.next()) else { return Err(Trouble::new("three nodes")) };
+    let refused = post(old, "/switchover", &format!(r#"{{"leader":"{}"}}"#, old.name()))?;
+    assert_eq!((refused.status, refused.body.contains("specific candidate in a paused state")), (400, true));
+    let answer =
+        post(third, "/switchover", &format!(r#"{{"leader":"{}","candidate":"{}"}}"#, old.name(), second.name()))?;
+    assert_eq!((answer.status, answer.body), (200, format!("Successfully switched over to \"{}\"", second.name())));
+    let journal = writer.finish();
+    // The third member follows, and the old primary comes back as a standby.
+    assert_eq!(rig.wait_whole(PATIENCE)?.name(), second.name());
+    nothing_lost(&rig, &[journal])?;
+    // An agent that is restarted leaves its server alone, and knows that the cluster is paused.
+    let before = second.postmaster();
+    second.signal_agent(nix::sys::signal::Signal::SIGTERM);
+    second.agent_ended(PATIENCE)?;
+    second.start()?;
+    rig.wait_whole(PATIENCE)?;
+    assert_eq!(second.postmaster(), before);
+    assert!(rig.regentctl(&["list"])?.contains("Maintenance mode: on"));
+    // A setting takes effect, and what the operator stops stays down.
+    rig.regentctl(&["edit-config", "-p", "work_mem=7MB", "--force"])?;
+    for node in rig.nodes() {
+        rig.wait(PATIENCE, &format!("{} has the new setting", node.name()), |_| {
+            let shown = node.server().value("show work_mem", PATIENCE).map_err(|e| e.to_string())?;
+            if shown == "7MB" { Ok(()) } else { Err(shown) }
+        })?;
+    }
+    let text = rig.regentctl(&["switchover", "--leader", second.name(), "--candidate", third.name(), "--force"])?;
+    assert!(text.contains(&format!("Successfully switched over to \"{}\"", third.name())), "{text}");
+    rig.wait_whole(PATIENCE)?;
+    old.signal_server(nix::sys::signal::Signal::SIGINT);
+    rig.wait(PATIENCE, "the stopped server is down", |_| {
+        if old.postmaster().is_none() { Ok(()) } else { Err("it runs".into()) }
+    })?;
+    std::thread::sleep(Duration::from_secs(8));
+    assert_eq!(old.postmaster(), None, "two cycles later");
+    assert_eq!(rig.leader()?.name(), third.name());
+    rig.regentctl(&["resume", "--wait"])?;
+    rig.wait_whole(PATIENCE)?;
+    Ok(())
+}

@@ -22,9 +22,10 @@ pub(super) fn stop_writer_beside_leader(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
-/// Promotion goes on only under the lock. Without an answer from etcd the lease decides, in the guards.
+/// Promotion goes on only under the lock. Without an answer from etcd the lease decides, in the guards. In pause nothing is
+/// stopped, as no primary is that loses its lock then (M8): it takes the key back.
 pub(super) fn cancel_promotion_without_lock(s: &Snapshot) -> Option<Verdict> {
-    (job(s) == Some(&Job::Promote) && s.seat() == Seat::Vacant).then(|| {
+    (job(s) == Some(&Job::Promote) && s.seat() == Seat::Vacant && !s.config.pause).then(|| {
         Verdict::new(
             Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
             "the leader key was lost during the promotion",
@@ -44,11 +45,11 @@ pub(super) fn cancel_pre_promote_without_lock(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
-/// A primary that starts without the lock must not come up.
+/// A primary that starts without the lock must not come up, unless the cluster is paused.
 pub(super) fn cancel_start_without_lock(s: &Snapshot) -> Option<Verdict> {
     let starting = matches!(job(s), Some(Job::Start { as_primary: true } | Job::Restart { as_primary: true }));
     let lost = s.seat() == Seat::Vacant || s.seat() == Seat::Unknown && s.lock_ends().is_none();
-    (starting && lost).then(|| {
+    (starting && lost && !s.config.pause).then(|| {
         Verdict::new(
             Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)),
             "the leader key was lost while PostgreSQL was starting as a primary",
@@ -100,6 +101,10 @@ pub(super) fn cancel_for_reinitialize(s: &Snapshot) -> Option<Verdict> {
 pub(super) fn cancel_rewind_without_source(s: &Snapshot) -> Option<Verdict> {
     let Some(Job::Rewind { from }) = job(s) else { return None };
     let view = s.view()?;
+    // The remote of a standby cluster has no key here.
+    if s.config.standby_cluster.is_some() {
+        return None;
+    }
     let elsewhere = view.leader.as_ref().is_some_and(|leader| leader.name != *from);
     (elsewhere && !view.members.contains_key(from)).then(|| {
         let why = format!("{from}, the source of the rewind, is gone, and another member leads");

@@ -47,7 +47,8 @@ pub(super) fn make_the_cluster(s: &Snapshot) -> Option<Verdict> {
 
 /// It runs: now, and not before, the cluster gets its identity and its configuration.
 pub(super) fn identify_new_cluster(s: &Snapshot) -> Option<Verdict> {
-    let view = s.view().filter(|_| s.memory.bootstrapping && s.is_primary())?;
+    let runs = s.is_primary() || s.config.standby_cluster.is_some() && s.standby().is_some();
+    let view = s.view().filter(|_| s.memory.bootstrapping && runs)?;
     let Initialize::InProgress { modified, .. } = view.initialize else { return None };
     let id = s.local_system_id()?;
     let seen = Some(modified);
@@ -113,9 +114,10 @@ pub(super) fn wait_empty(s: &Snapshot) -> Option<Verdict> {
 
 /// Down, and nobody leads: come up read-only, so that our position is known.
 pub(super) fn start_without_upstream(s: &Snapshot) -> Option<Verdict> {
+    let upstream = super::standby_cluster::remote(s).unwrap_or(Upstream::Nobody);
     (!s.postgres.is_up()).then(|| {
         Verdict::new(
-            Plan::of(Lease::Keep, Move::StartStandby(Upstream::Nobody)),
+            Plan::of(Lease::Keep, Move::StartStandby(upstream)),
             "nobody leads and PostgreSQL is down: starting as a standby",
         )
     })
@@ -284,6 +286,21 @@ pub(super) fn wait_for_lease(s: &Snapshot) -> Option<Verdict> {
     s.lease.id.is_none().then(|| Verdict::new(Plan::stay(), "no lease yet").again_in(Duration::from_millis(100)))
 }
 
+/// The lock is gone, but its last holder may be well: while the log still comes, there is no need for another primary. One that
+/// lost nothing but etcd takes the lock back when etcd does.
+pub(super) fn wait_for_streaming_primary(s: &Snapshot) -> Option<Verdict> {
+    let limit = s.config.primary_race_backoff;
+    let gone = s.memory.vacant_since.map_or(Duration::ZERO, |since| s.now.since(since));
+    let left = limit.checked_sub(gone).filter(|left| !left.is_zero())?;
+    let standby = s.standby().filter(|_| s.config.standby_cluster.is_none() && !super::switchover::is_asked_for(s))?;
+    let moves = s.memory.position_since.is_some_and(|since| s.now.since(since) < s.config.loop_wait);
+    (gone < s.config.loop_wait || standby.streaming && moves).then(|| {
+        let why =
+            format!("nobody holds the leader key, but the last primary may be well: waiting {left:?} more at the most");
+        Verdict::new(Plan::stay(), why).again_in(PATIENCE.min(left))
+    })
+}
+
 /// Too far behind what is known to have been written, or on a branch that the cluster left.
 pub(super) fn wait_behind(s: &Snapshot) -> Option<Verdict> {
     let mine = s.standby()?.position();
@@ -295,7 +312,8 @@ pub(super) fn wait_behind(s: &Snapshot) -> Option<Verdict> {
         let why = format!("lag is {lag} bytes ({mine}, known {known}), maximum_lag_on_failover is {limit}");
         return Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE));
     }
-    let cluster = s.view()?.timeline()?;
+    // The history of a standby cluster ends where it began to follow the remote (Z1).
+    let cluster = s.view()?.timeline().filter(|_| s.config.standby_cluster.is_none())?;
     let own = s.standby()?.timeline?;
     // "Ahead" of the recorded timeline is only a history that was not written yet.
     let why = (own < cluster).then(|| super::repair::divergence(s, cluster)).flatten()?;

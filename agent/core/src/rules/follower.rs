@@ -14,11 +14,11 @@ const SOON: Duration = Duration::from_millis(500);
 /// The pause between two attempts at the same thing.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Another member leads and we write: stop at once. The key is not ours to release.
+/// Another member leads and we write: stop at once. The key is not ours to release. In a standby cluster that one does not
+/// write, and a clean stop lets others have the last record.
 pub(super) fn demote_when_another_leads(s: &Snapshot) -> Option<Verdict> {
-    s.may_write().then(|| {
-        Verdict::new(Plan::of(Lease::Keep, Move::Stop(StopMode::Immediate)), "another member holds the leader key")
-    })
+    let mode = if s.config.standby_cluster.is_some() { StopMode::Fast } else { StopMode::Immediate };
+    s.may_write().then(|| Verdict::new(Plan::of(Lease::Keep, Move::Stop(mode)), "another member holds the leader key"))
 }
 
 /// A server runs whose data directory is gone: it serves what nobody can restart. Stopped, then copied anew.
@@ -109,14 +109,19 @@ pub(super) fn wait_after_failed_start(s: &Snapshot) -> Option<Verdict> {
     Some(Verdict::new(Plan::stay(), format!("PostgreSQL did not start: {cause}; trying again")).again_in(wait))
 }
 
-/// Whom to stream from: nobody (`nostream`), the member named by `replicatefrom` while it is there, else the leader.
+/// Whom to stream from: nobody (`nostream`), the member named by `replicatefrom` while it is there, else the leader. The leader
+/// of a standby cluster streams from the remote, and so does everybody when there is none and nobody is to be disturbed by that.
 pub(super) fn upstream(s: &Snapshot) -> Upstream {
     let Some(view) = s.view().filter(|_| !s.config.tags.nostream) else { return Upstream::Nobody };
+    let headless = view.leader.is_none() && !s.config.pause;
+    if let Some(remote) = super::standby_cluster::remote(s).filter(|_| headless || s.leads_standbys()) {
+        return remote;
+    }
     let of = |name: &MemberName| {
         let conn_url = view.members.get(name).filter(|_| *name != s.config.name)?.conn_url.clone()?;
         Some(Upstream::Member { name: name.clone(), conn_url })
     };
-    let wished = s.config.tags.replicatefrom.as_ref().and_then(of);
+    let wished = view.cascades_from(&s.config.name, s.config.tags.replicatefrom.as_ref()).and_then(of);
     let without_key = || {
         let to = &s.agreement.as_ref().filter(|_| view.leader.is_none())?.to;
         Some(Upstream::Member { name: to.name.clone(), conn_url: to.conn_url.clone() })
@@ -264,6 +269,16 @@ mod tests {
         assert!(matches!(decide(&cascade).plan.postgres, Move::Follow(Upstream::Member { name, .. }) if name.0 == "c"));
         let myself = standby().with(|s| s.config.tags.replicatefrom = Some("a".into()));
         assert_eq!(decide(&myself).rule, "stay_standby", "never myself");
+        let chain = |b: &'static str, c: &'static str| {
+            let on =
+                |from: &'static str| move |m: &mut crate::cluster::Member| m.tags.replicatefrom = Some(from.into());
+            let chained = standby().led_by("b").member("b", on(b)).member("c", on(c));
+            decide(&chained.with(|s| s.config.tags.replicatefrom = Some("c".into()))).plan.postgres
+        };
+        assert!(matches!(chain("gone", "b"), Move::Follow(Upstream::Member { name, .. }) if name.0 == "c"), "a chain");
+        assert!(matches!(chain("c", "b"), Move::Follow(_)), "who leads streams from none of them");
+        assert_eq!(chain("gone", "a"), Move::Stay, "we and c would stream from each other (Z7)");
+        assert_eq!(chain("gone", "c"), Move::Stay, "c names itself");
         let archive_only = standby().with(|s| s.config.tags.nostream = true);
         assert_eq!(decide(&archive_only).plan.postgres, Move::Follow(Upstream::Nobody));
     }

@@ -10,7 +10,7 @@ use crate::snapshot::{Order, Seat, Snapshot};
 use crate::units::Lsn;
 
 /// The stop job in flight, if one is.
-fn stopping(s: &Snapshot) -> Option<StopMode> {
+pub(super) fn stopping(s: &Snapshot) -> Option<StopMode> {
     match s.job.as_ref()?.job {
         Job::Stop(mode) => Some(mode),
         Job::Bootstrap
@@ -146,7 +146,8 @@ pub(super) fn end_slow_stop(s: &Snapshot) -> Option<Verdict> {
 /// The server has shut down but for its archiver: as soon as a standby has the shutdown checkpoint, it may lead.
 pub(super) fn hand_over_early(s: &Snapshot) -> Option<Verdict> {
     let shut_down_at = shutdown_position(s).filter(|_| s.postgres.is_up() && stopping(s) == Some(StopMode::Fast))?;
-    if s.seat() != Seat::Mine || s.key_to_adopt().is_some() {
+    // Whoever leaves for another cluster's primary to take over keeps the key (Z6).
+    if s.seat() != Seat::Mine || s.key_to_adopt().is_some() || s.leads_standbys() {
         return None;
     }
     let Some(peers) = s.fresh_peers() else {

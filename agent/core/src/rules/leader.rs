@@ -305,7 +305,7 @@ pub(super) fn repair_identity(s: &Snapshot) -> Option<Verdict> {
         Initialize::Absent => None,
         Initialize::InProgress { modified, .. } | Initialize::Garbage { modified, .. } => Some(*modified),
     };
-    let id = s.local_system_id().filter(|_| s.is_primary())?;
+    let id = s.local_system_id().filter(|_| s.is_primary() || s.leads_standbys())?;
     let plan = Plan::stay().and_write(vec![KeyWrite::Identify { id, seen }]);
     Some(Verdict::new(plan, format!("writing the cluster's identity {id}")).again_in(Duration::ZERO))
 }

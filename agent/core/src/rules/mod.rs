@@ -12,6 +12,7 @@ mod leader;
 mod pause;
 mod repair;
 mod request;
+mod standby_cluster;
 mod switchover;
 mod synchronous;
 
@@ -113,9 +114,13 @@ pub const PAUSED: Table = Table {
     title: "The cluster is paused (ha-rules section 13)",
     rows: rules! {
         pause::adopt_leader_key_in_pause   ["M2 4.3"] "a leader key that runs out although its holder is back";
-        pause::release_key_without_primary ["M3 L1"]  "a key that points to a server which the operator stopped";
+        pause::promote_candidate_in_pause  ["M10 L1 L13 S10"] "a member that was asked to lead, and does not";
+        pause::release_key_without_primary ["M3 L1 D3 D4"]  "a key that points to a server which the operator stopped";
         pause::take_key_as_primary         ["M4 R4"]  "clients without a primary although one runs";
-        pause::keep_records_in_pause       ["M2 L2"]  "a failover key, status or identity that nobody keeps";
+        pause::run_as_candidate_in_pause   ["R2 R6 R16 M5 M10 S10 S11 S15"] "a switchover that was asked for and ends without a primary";
+        pause::come_back_after_hand_over   ["M7 D5 D7 X1"] "a member that stays out because its operator made another one the primary";
+        pause::follow_in_pause             ["M11 W5 P4"] "standbys that stand still during maintenance, and log that they cannot get any more";
+        pause::keep_records_in_pause       ["M2 M10 L2 L7 L11 S2 S3 S4 S5 S6 S7"]  "a failover key, status or identity that nobody keeps; a switchover that was asked for and does not come";
     },
     otherwise: otherwise!(pause::hands_off ["M1 M5 M6 M7 M8 M9"] "an agent that works against its operator"),
 };
@@ -161,22 +166,54 @@ pub const LEADER: Table = Table {
     otherwise: otherwise!(leader::lead ["L2 L11"] "a lease that ends while its holder is well"),
 };
 
+/// Read when I hold the leader key of a standby cluster.
+pub const STANDBY_LEADER: Table = Table {
+    title: "I hold the leader key of a standby cluster (ha-rules section 19)",
+    rows: rules! {
+        leader::wait_for_own_lease         ["DL7"]       "acting on a key that hangs on a lease which nobody renews";
+        leader::adopt_leader_key           ["4.3 DL5"]   "a change of the leader because the agent was restarted";
+        leader::give_up_lost_data          ["C10"]       "a lock held by a member without data";
+        standby_cluster::rewind_to_remote  ["Z4 X2 X3 X6"] "a standby cluster that stands still for ever, although pg_rewind could help";
+        standby_cluster::stay_down_beyond_remote ["Z4 X8"] "a lock held by a server that can follow nobody";
+        leader::give_up_after_failed_start ["C9 T3"]     "a leader that cannot start and keeps the lock";
+        leader::let_lease_of_hung_server_run ["22.3 I1"] "standbys that wait for a server which will never answer, while its agent keeps the lock";
+        leader::give_up_hung_server        ["22.3 I1"]   "a restart on the disk that has just hung";
+        standby_cluster::demote_cluster    ["Z2 Z6 D4 D6"] "two primaries, in two clusters; a former primary that cannot follow without a rewind";
+        standby_cluster::start_under_remote ["C5 Z1"]    "a standby cluster that stands still";
+        leader::wait_for_start             ["C7 C8"]     "a second start while the first one runs";
+        switchover::drop_request           ["S2 S3 S4 S5 R22"] "a request of yesterday that is carried out tomorrow";
+        switchover::ask_candidates         ["S6 FP"]     "a leader that goes before anybody could take over";
+        switchover::refuse_request         ["S6 FP"]     "a switchover that ends without a leader";
+        standby_cluster::hand_over_standbys ["S7"]       "a switchover that was asked for and does not come";
+        standby_cluster::stop_beyond_remote ["Z4"]       "a standby cluster that silently stopped to follow";
+        leader::repair_identity            ["cycle row 5"] "a cluster that forgets who it is";
+        leader::restore_config             ["CF2 cycle row 6"] "a cluster that forgets its configuration, and that it must not write";
+        follower::follow_leader            ["W5 Z2 Z3"]  "a leader that streams from a former remote";
+        follower::resume_replay            ["W4"]        "a standby that falls behind for ever, without a word";
+        follower::prepare_slots            ["P1 P2 P3 P4 P5 P6 P13"] "a member that cannot stream, or whose log is removed before it comes back";
+    },
+    otherwise: otherwise!(standby_cluster::lead_standbys ["L2 L8 P12"] "a lease that ends while its holder is well"),
+};
+
 /// Read when another member holds the leader key.
 pub const FOLLOWER: Table = Table {
     title: "Another member holds the leader key (ha-rules section 7)",
     rows: rules! {
-        follower::demote_when_another_leads ["W1 L3"]   "split brain";
+        follower::demote_when_another_leads ["W1 L3 Z2"]   "split brain";
         follower::stop_server_without_data  ["C10"]     "a server that serves what nobody can restart";
         follower::clear_unfinished_copy     ["B13"]     "a member that stays out because its clone was interrupted";
         follower::clone                     ["B2 B13"]  "an empty member that never joins";
         repair::rewind_diverged             ["X1 X3 X4 X5 X6 C3"] "a member that stays out although pg_rewind could bring it back; or a rewind that believes a stale control file";
         repair::give_up_diverged_data       ["X8 X9"]   "a member that stays out although its operator wants it cloned";
         follower::report_unusable_data      ["B8 C11 X8"] "an unknown data directory overwritten, a half-rewound one started";
+        standby_cluster::rewind_to_remote   ["Z4 X2 X3 X6"] "a member of a standby cluster that stays out although pg_rewind could bring it back";
+        standby_cluster::stay_down_beyond_remote ["Z4 X8"] "a server started on a log that the remote does not have";
         repair::stay_down_diverged          ["X3 X8"]   "a server started on a log that the cluster does not have";
         follower::wait_after_failed_start   ["C5"]      "a start tried a hundred times a second";
         follower::start_as_standby          ["C5 B14"]  "a member that stays down";
         follower::wait_while_starting       ["W6"]      "a verdict on a server that does not know its own position yet";
         repair::stop_diverged               ["X3 W6"]   "a standby that silently stopped to follow";
+        standby_cluster::stop_beyond_remote ["Z4"]      "a standby that silently stopped to follow";
         follower::follow_leader             ["W5 B15"]  "a standby that streams from a former leader";
         follower::resume_replay             ["W4"]      "a standby that falls behind for ever, without a word";
         follower::prepare_slots             ["P1 P2 P3 P4 P5 P6"] "a standby that cannot go on after a failover, as its log is gone; seconds without replication";
@@ -190,7 +227,9 @@ pub const ELECTION: Table = Table {
     title: "Nobody holds the leader key (ha-rules section 5)",
     rows: rules! {
         election::stop_server_without_data  ["C10"]      "a server that serves what nobody can restart";
+        standby_cluster::start_first_copy   ["Z1 B14"]   "a standby cluster whose first member never starts";
         election::abandon_failed_bootstrap  ["B5"]       "a node that keeps the others from making the cluster";
+        standby_cluster::copy_remote        ["Z1 B13"]   "an empty cluster in the place of a copy of the remote";
         election::make_the_cluster          ["B1 B4"]    "a won race without a cluster";
         election::identify_new_cluster      ["B7"]       "a cluster visible before it is usable";
         election::wait_to_promote_bootstrap ["B6"]       "a lost recovery target";
@@ -214,6 +253,7 @@ pub const ELECTION: Table = Table {
         election::wait_for_lease            ["DL8"]      "a key without a lease";
         synchronous::wait_unlisted          ["R8 R12 S12"] "a leader without acknowledged commits";
         switchover::run_as_candidate        ["R9 S10"]   "a candidate that was asked for and does not come";
+        election::wait_for_streaming_primary ["23"]      "a failover although the primary lost nothing but etcd, where the operator would rather wait";
         election::wait_behind               ["R13 S8"]   "more loss than the configured bound";
         election::wait_on_old_timeline      ["R14"]      "a forked standby as primary";
         election::ask_the_others            ["R15"]      "a race on one's own word";
@@ -241,7 +281,7 @@ pub const ISOLATED: Table = Table {
 };
 
 /// Every table with the guards first, for documents and tests.
-pub const TABLES: &[&Table] = &[&BUSY, &PAUSED, &LEADER, &FOLLOWER, &ELECTION, &ISOLATED];
+pub const TABLES: &[&Table] = &[&BUSY, &PAUSED, &LEADER, &STANDBY_LEADER, &FOLLOWER, &ELECTION, &ISOLATED];
 
 /// The judgement: what to do, by which rule, why, and when to look again at the latest.
 #[must_use]
@@ -269,6 +309,7 @@ pub fn table(s: &Snapshot) -> &'static Table {
         return &PAUSED;
     }
     match s.seat() {
+        Seat::Mine if s.leads_standbys() => &STANDBY_LEADER,
         Seat::Mine => &LEADER,
         Seat::Theirs => &FOLLOWER,
         Seat::Vacant => &ELECTION,

@@ -67,7 +67,7 @@ fn tells_all(view: &ClusterView, cluster: Timeline) -> bool {
 /// A former primary that shut down ended its log with its checkpoint; where that record ends is read from the log itself.
 /// While that cannot be read, only that it lies *behind* `checkpoint` is known. What a crashed one wrote after its last
 /// checkpoint is known only once it has been recovered.
-fn local_end(s: &Snapshot) -> Option<(Timeline, Lsn, bool)> {
+pub(super) fn local_end(s: &Snapshot) -> Option<(Timeline, Lsn, bool)> {
     if let Some(sql) = s.standby() {
         return Some((sql.timeline?, sql.position(), false));
     }
@@ -120,6 +120,11 @@ fn source(s: &Snapshot) -> Option<Source<'_>> {
     Some(Source { name, timeline, conn_url: serves(leader), checkpoint_pending: leader.checkpoint_pending })
 }
 
+/// Another member leads, and says that it is a primary (X1).
+pub(super) fn leads_as_primary(s: &Snapshot) -> bool {
+    source(s).is_some()
+}
+
 /// Down, and a start is no way back. For a crashed primary on an older timeline than the cluster's that is so before it is
 /// recovered: a start would replay what the cluster may not have, and with a `restore_command` even turn to the new timeline
 /// on top of pages that were written beyond the fork (C3).
@@ -135,7 +140,7 @@ fn needs_repair(s: &Snapshot, cluster: Timeline) -> Option<String> {
 }
 
 /// Why pg_rewind is out of the question.
-fn rewind_impossible(s: &Snapshot) -> Option<&'static str> {
+pub(super) fn rewind_impossible(s: &Snapshot) -> Option<&'static str> {
     let DataDir::Present(present) = &s.postgres.data_dir else { return Some("there is nothing to rewind") };
     match &present.control {
         _ if !s.config.use_pg_rewind => Some("postgresql.use_pg_rewind is off"),
@@ -147,7 +152,7 @@ fn rewind_impossible(s: &Snapshot) -> Option<&'static str> {
 }
 
 /// How often pg_rewind was tried against this leader.
-fn tries(s: &Snapshot, leader: &MemberName) -> u32 {
+pub(super) fn tries(s: &Snapshot, leader: &MemberName) -> u32 {
     s.memory.rewinds.as_ref().filter(|rewinds| rewinds.from == *leader).map_or(0, |rewinds| rewinds.tries)
 }
 

@@ -33,7 +33,11 @@ fn has_data(s: &Snapshot) -> bool {
 }
 
 fn holds(s: &Snapshot, restart: &Restart) -> bool {
-    let role = if s.is_primary() { "primary" } else { "replica" };
+    let role = match s.leads_standbys() {
+        _ if s.is_primary() => "primary",
+        true => "standby_leader",
+        false => "replica",
+    };
     let version = s.sql().map(|sql| sql.server_version);
     let pending = s.sql().is_some_and(|sql| !sql.pending_restart.is_empty());
     restart.role.as_ref().is_none_or(|wanted| wanted == role)
@@ -79,7 +83,7 @@ pub(super) fn restart(s: &Snapshot) -> Option<Verdict> {
     let asked = s.restart_due().filter(|_| s.job.is_none() && has_data(s))?;
     let timeout = asked.timeout;
     if s.is_primary() {
-        let held = s.seat() == Seat::Mine && s.key_to_adopt().is_none();
+        let held = s.seat() == Seat::Mine && s.key_to_adopt().is_none() && !s.leads_standbys();
         let in_time = s.must_stop_at().is_some_and(|at| s.now < at);
         let guarded = s.guardian == Guardian::Ready && s.watchdog == Watchdog::Ready;
         return (held && in_time && guarded).then(|| {
@@ -90,7 +94,7 @@ pub(super) fn restart(s: &Snapshot) -> Option<Verdict> {
     // One that is down is an operator's in pause, and comes up by itself otherwise.
     let ready = s.standby().is_some() || !s.postgres.is_up() && s.config.pause;
     // In an election everybody is needed.
-    let calm = s.seat() == Seat::Theirs || s.seat() == Seat::Vacant && s.config.pause;
+    let calm = s.seat() == Seat::Theirs || s.seat() == Seat::Vacant && s.config.pause || s.leads_standbys();
     (ready && calm).then(|| {
         let plan = Plan::of(Lease::Keep, Move::Restart { standby_of: Some(upstream(s)), timeout });
         Verdict::new(plan, "asked to restart PostgreSQL, as a standby")
@@ -119,8 +123,8 @@ pub(super) fn reinitialize(s: &Snapshot) -> Option<Verdict> {
         return None;
     }
     let (from, leader) = s.view()?.leader_member()?;
-    let Some(conn_url) = serves(leader).filter(|_| matches!(leader.role.as_str(), "primary" | "master")) else {
-        let why = format!("asked for a new copy: waiting for {from} to run as a primary");
+    let Some(conn_url) = serves(leader).filter(|_| leader.leads()) else {
+        let why = format!("asked for a new copy: waiting for {from} to run as the leader");
         return Some(Verdict::new(Plan::stay(), why).again_in(SOON));
     };
     if s.postgres.is_up() {

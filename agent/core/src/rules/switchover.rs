@@ -24,27 +24,38 @@ fn request(s: &Snapshot) -> Option<&Failover> {
     s.view()?.failover.as_ref()
 }
 
-/// The request, once its time has come.
+/// The request, once its time has come. Nothing scheduled is done in pause (S2).
 fn due(s: &Snapshot) -> Option<&Failover> {
     request(s).filter(|asked| match &asked.schedule {
         None => true,
-        Some(schedule) => schedule.at.is_some_and(|at| at <= s.wall),
+        Some(schedule) => !s.config.pause && schedule.at.is_some_and(|at| at <= s.wall),
     })
 }
 
-/// ... and this is a primary that answers: a server that is silent can tell nobody how far it is.
+/// Somebody asks for another leader, now.
+pub(super) fn is_asked_for(s: &Snapshot) -> bool {
+    due(s).is_some()
+}
+
+/// ... and this is a leader that answers: a server that is silent can tell nobody how far it is.
 fn due_here(s: &Snapshot) -> Option<&Failover> {
-    due(s).filter(|_| s.sql().is_some_and(|sql| !sql.in_recovery))
+    due(s).filter(|_| s.sql().is_some_and(|sql| !sql.in_recovery || s.leads_standbys()))
 }
 
 /// Time until a request is due that was asked for later.
 pub(super) fn due_in(s: &Snapshot) -> Option<Duration> {
-    request(s)?.schedule.as_ref()?.at?.checked_sub(s.wall).filter(|left| !left.is_zero())
+    let at = request(s)?.schedule.as_ref().filter(|_| !s.config.pause)?.at?;
+    at.checked_sub(s.wall).filter(|left| !left.is_zero())
 }
 
 /// Who was named in a request that is due.
 pub(super) fn candidate(s: &Snapshot) -> Option<&MemberName> {
     due(s)?.candidate.as_ref()
+}
+
+/// This member was named, to take over from whoever leads or led.
+pub(super) fn names_me(s: &Snapshot) -> bool {
+    candidate(s) == Some(&s.config.name)
 }
 
 /// A failover to this very member was asked for, whatever it lacks.
@@ -57,9 +68,14 @@ pub(super) fn is_switchover(s: &Snapshot) -> bool {
     due(s).is_some_and(|asked| asked.leader.is_some())
 }
 
-/// The winner takes the request off the table (R22).
+/// The winner takes the request off the table (R22). In pause it is what the key is held for: it goes when the server is a
+/// primary, as one that has nothing more to say (S4).
 pub(super) fn fulfilled(s: &Snapshot) -> Vec<KeyWrite> {
-    due(s).map(|asked| KeyWrite::ClearFailover { seen: asked.modified }).into_iter().collect()
+    due(s)
+        .filter(|_| !s.config.pause)
+        .map(|asked| KeyWrite::ClearFailover { seen: asked.modified })
+        .into_iter()
+        .collect()
 }
 
 // --- the leader's side ---
@@ -72,8 +88,9 @@ fn drop_because(s: &Snapshot, why: String) -> Option<Verdict> {
 
 /// A request that cannot be meant any more, or never could.
 pub(super) fn drop_request(s: &Snapshot) -> Option<Verdict> {
-    let asked = request(s).filter(|_| s.is_primary())?;
+    let asked = request(s).filter(|_| s.is_primary() || s.leads_standbys())?;
     let why = match &asked.schedule {
+        Some(_) if s.config.pause => return None,
         Some(schedule) => match schedule.at {
             None => Some(format!("its time {:?} cannot be read", schedule.text)),
             Some(at) => {
@@ -84,10 +101,11 @@ pub(super) fn drop_request(s: &Snapshot) -> Option<Verdict> {
         None => None,
     };
     let not_me = asked.leader.as_ref().filter(|leader| **leader != s.config.name);
+    let why = why.or_else(|| (asked.candidate.as_ref() == Some(&s.config.name)).then(|| "we lead".to_owned()));
     let why = why.or_else(|| not_me.map(|leader| format!("it is to relieve {leader}, and we lead")));
-    let why =
-        why.or_else(|| (asked.candidate.as_ref() == Some(&s.config.name)).then(|| "we lead already".to_owned()))?;
-    drop_because(s, format!("the request for a switchover or failover is dropped: {why}"))
+    let nobody = s.config.pause && asked.candidate.is_none();
+    let why = why.or_else(|| nobody.then(|| "the cluster is paused, and it names no candidate".to_owned()))?;
+    drop_because(s, format!("the request for a switchover or failover is off the table: {why}"))
 }
 
 /// A checkpoint before anybody waits for one: what the shutdown has to write is little then.
@@ -176,10 +194,14 @@ pub(super) fn refuse_request(s: &Snapshot) -> Option<Verdict> {
     drop_because(s, format!("the request to hand over is refused: {why}"))
 }
 
+/// To whom this leader was asked to hand over, and could.
+pub(super) fn heir(s: &Snapshot) -> Option<MemberName> {
+    fit(s, due_here(s)?).ok()
+}
+
 /// Stop as primary while the key is ours. It goes back when the server is down, or when the candidate has its last word.
 pub(super) fn hand_over(s: &Snapshot) -> Option<Verdict> {
-    let asked = due_here(s)?;
-    let heir = fit(s, asked).ok()?;
+    let heir = heir(s)?;
     Some(Verdict::new(
         Plan::of(Lease::Keep, Move::Stop(StopMode::Fast)),
         format!("asked to hand over, and {heir} is fit: stopping PostgreSQL"),
@@ -201,7 +223,7 @@ pub(super) fn release_to_successor(s: &Snapshot) -> Option<Verdict> {
 // --- nobody leads ---
 
 /// How long nobody has led.
-fn vacant_for(s: &Snapshot) -> Duration {
+pub(super) fn vacant_for(s: &Snapshot) -> Duration {
     s.memory.vacant_since.map_or(Duration::ZERO, |since| s.now.since(since))
 }
 
