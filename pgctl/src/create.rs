@@ -147,7 +147,8 @@ impl Server {
         let settings = self.settings();
         self.write_passfile_for(&address).await?;
         let basebackup = [ReplicaMethod::Basebackup];
-        let configured = settings.scripts.replica.as_slice();
+        let of_remote = conninfo::remote(&settings, &address).is_some();
+        let configured = if of_remote { &settings.scripts.of_remote } else { &settings.scripts.replica }.as_slice();
         let methods = if configured.is_empty() { &basebackup } else { configured };
         self.copy(&format!("clone from {source}"), methods, Some(&address)).await
     }

@@ -88,6 +88,8 @@ pub struct Scripts {
     pub before_stop: Option<String>,
     /// `postgresql.create_replica_methods`; pg_basebackup where there are none.
     pub replica: Vec<ReplicaMethod>,
+    /// `standby_cluster.create_replica_methods`, for the copy of the remote; likewise.
+    pub of_remote: Vec<ReplicaMethod>,
     /// `bootstrap.method`, where that is a command.
     pub bootstrap: Option<BootstrapMethod>,
 }

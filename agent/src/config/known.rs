@@ -1,21 +1,14 @@
-//! Which keys have a meaning: now, later, or none. Nothing that a user set stays silently without effect.
+//! Which keys have a meaning, and which have none. Nothing that a user set stays silently without effect.
 //!
-//! When something becomes supported, its row in `table.rs` becomes `InForce`, and `agent/tests/keys/effects.rs` shows its effect.
 
 use super::Problem;
 use super::node::{Entry, Node, Value};
 use super::section::Report;
 use super::table::{self, KEYS, Key, Kind, State};
-use super::values;
 
 /// Dynamic keys that have no effect in the local file outside `bootstrap.dcs`.
 const DYNAMIC_ONLY: &str =
     "it counts only in bootstrap.dcs before the first start, and in the dynamic configuration after";
-
-/// Whether a key is in force.
-pub(super) fn is_supported(path: &str) -> bool {
-    table::find(path).is_some_and(|key| key.state == State::InForce)
-}
 
 /// Looks through both sides, one finding for each key that has no effect or a value of another kind. `bootstrap.dcs` is left
 /// to the time when it has become the dynamic side. Of dynamic keys those that resemble nothing stay unmentioned: the field
@@ -50,12 +43,6 @@ fn walk(node: &Node, path: &str, shown: &str, found: &mut Report) {
         let stem = name.strip_suffix("_file").map(|_| inner.trim_end_matches("_file"));
         let secret = stem.and_then(table::find).filter(|key| key.kind == Kind::Secret);
         match table::find(&inner).or(secret) {
-            Some(key) if key.state == State::Later => {
-                if asks_for_something(name, &entry.value) {
-                    let what = "not supported yet, and without effect; remove it if nothing depends on it";
-                    found.warn(&entry.at, &shown, what);
-                }
-            }
             Some(key) => {
                 if let Some(wrong) = key.wrong(&entry.value).filter(|_| key.state == State::InForce) {
                     found.invalid(&entry.value.at, &shown, wrong);
@@ -108,14 +95,6 @@ pub(super) fn texts(node: &Node) -> Vec<String> {
     }
 }
 
-/// Whether a value differs from what the agent does without the key.
-fn asks_for_something(key: &str, node: &Node) -> bool {
-    match key {
-        "format" => node.written().is_none_or(|format| format != "%(asctime)s %(levelname)s: %(message)s"),
-        _ => node.is_truthy() && values::word(node) != Some(false),
-    }
-}
-
 /// Edit distance of two keys (Levenshtein), for the nearest match.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
@@ -145,22 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_effect_yet_is_named_and_defaults_are_not() {
-        let loud = found(
-            "{watchdog: {mode: required, driver: x}, restapi: {ciphers: x}, bootstrap: {method: pgbackrest, pgbackrest: {command: x}, dcs: {slots: {a: b}}},
-             postgresql: {use_pg_rewind: true, create_replica_methods: [wal_g, basebackup], wal_g: {command: y}}}",
-            "{synchronous_mode: on, slots: {a: {type: physical}}, failsafe_mode: 'off',
-             pg_version: 15, postgresql: {use_pg_rewind: true, callbacks: {}}}",
-        );
-        let want = ["restapi.ciphers"];
-        assert_eq!(loud.len(), want.len(), "{loud:?}");
-        for (line, key) in loud.iter().zip(want) {
-            assert!(line.contains(&format!(" {key}: not supported yet")), "{line} has no {key}");
-        }
+    fn what_is_known_needs_no_word() {
         let quiet = found(
-            "{watchdog: {mode: off}, bootstrap: {method: initdb}, restapi: {verify_client: none, authentication: {password_file: a}},
-             postgresql: {create_replica_methods: [basebackup], use_pg_rewind: true, authentication: {rewind: {username: a}}}}",
-            "{synchronous_node_count: 1, member_slots_ttl: 1800}",
+            "{watchdog: {mode: required}, restapi: {ciphers: x, authentication: {password_file: a}},
+             bootstrap: {method: pgbackrest, pgbackrest: {command: x}},
+             postgresql: {create_replica_methods: [wal_g, basebackup], wal_g: {command: y}, authentication: {rewind: {username: a}}}}",
+            "{synchronous_mode: on, slots: {a: {type: physical}}, failsafe_mode: 'off', pg_version: 15,
+             standby_cluster: {host: a, create_replica_methods: [wal_g]}, postgresql: {use_pg_rewind: true, callbacks: {}}}",
         );
         assert_eq!(quiet, Vec::<String>::new());
     }

@@ -103,7 +103,7 @@ impl RestConfig {
     /// `https` when the API is served over TLS, else `http`.
     #[must_use]
     pub fn scheme(&self) -> &'static str {
-        let tls = self.certfile.is_some() && known::is_supported("restapi.certfile");
+        let tls = self.certfile.is_some();
         if tls { "https" } else { "http" }
     }
 

@@ -130,7 +130,7 @@ pub(super) fn read(local: &LocalConfig, dynamic: Option<&Node>, report: &mut Rep
         basebackup_options: basebackup_options(&pg, report),
         rewind_options: options(&pg, "rewind", &REWIND_REFUSES, report),
         krbsrvname: pg.text("krbsrvname", report),
-        scripts: scripts::read(&pg, &bootstrap, report),
+        scripts: scripts::read(&pg, &standby, &bootstrap, report),
         post_bootstrap: bootstrap.text("post_bootstrap", report).or_else(|| bootstrap.text("post_init", report)),
         recovery_conf: recovery_conf(&pg, parameters.recovery, &standby, report),
         use_slots: use_slots(dynamic),

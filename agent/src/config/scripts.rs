@@ -7,29 +7,31 @@ use super::known::texts;
 use super::node::{Node, Value};
 use super::section::{Report, Section};
 
-/// Reads them from the merged `postgresql` section and from `bootstrap`.
-pub(super) fn read(pg: &Section<'_>, bootstrap: &Section<'_>, report: &mut Report) -> Scripts {
+/// Reads them from the merged `postgresql` section, from `standby_cluster` and from `bootstrap`.
+pub(super) fn read(pg: &Section<'_>, standby: &Section<'_>, bootstrap: &Section<'_>, report: &mut Report) -> Scripts {
     let callbacks = pg.child("callbacks", report);
     let mut called = Vec::new();
     for event in Event::ALL {
         called.extend(callbacks.text(event.word(), report).map(|line| (event, line)));
     }
     let listed = pg.get("create_replica_methods").or_else(|| pg.get("create_replica_method"));
-    let mut replica = Vec::new();
-    for name in listed.map(texts).unwrap_or_default() {
-        replica.push(match name.as_str() {
-            "basebackup" => ReplicaMethod::Basebackup,
-            _ => ReplicaMethod::Command(replica_method(pg, &name, report)),
-        });
-    }
-    if replica.is_empty() {
-        replica.push(ReplicaMethod::Basebackup);
-    }
+    let mut methods = |listed: Option<&Node>| {
+        let mut methods = Vec::new();
+        for name in listed.map(texts).unwrap_or_default() {
+            methods.push(match name.as_str() {
+                "basebackup" => ReplicaMethod::Basebackup,
+                _ => ReplicaMethod::Command(replica_method(pg, &name, report)),
+            });
+        }
+        if methods.is_empty() { vec![ReplicaMethod::Basebackup] } else { methods }
+    };
+    let (replica, of_remote) = (methods(listed), methods(standby.get("create_replica_methods")));
     Scripts {
         callbacks: called.into_iter().collect(),
         pre_promote: pg.text("pre_promote", report),
         before_stop: pg.text("before_stop", report),
         replica,
+        of_remote,
         bootstrap: bootstrap_method(bootstrap, report),
     }
 }
@@ -104,7 +106,7 @@ mod tests {
         let tree = parse("f.yml", text.as_bytes()).unwrap();
         let mut report = Report::default();
         let section = |key| Section::of(tree.get(key), key);
-        (read(&section("postgresql"), &section("bootstrap"), &mut report), report)
+        (read(&section("postgresql"), &section("standby_cluster"), &section("bootstrap"), &mut report), report)
     }
 
     #[test]
@@ -139,10 +141,25 @@ mod tests {
     }
 
     #[test]
+    fn the_remote_of_a_standby_cluster_is_copied_by_methods_of_its_own() {
+        let (scripts, _) = read_from(
+            "{postgresql: {create_replica_methods: [basebackup], wal_g: {command: x}}, standby_cluster: {create_replica_methods: [wal_g]}}",
+        );
+        assert_eq!(scripts.replica, [ReplicaMethod::Basebackup]);
+        assert!(
+            matches!(&scripts.of_remote[..], [ReplicaMethod::Command(method)] if method.line == "x"),
+            "{scripts:?}"
+        );
+    }
+
+    #[test]
     fn without_a_command_a_new_cluster_is_made_by_initdb_and_copies_by_pg_basebackup() {
         for method in ["initdb", "missing"] {
             let (scripts, report) = read_from(&format!("{{bootstrap: {{method: {method}}}}}"));
-            assert_eq!((scripts.bootstrap, scripts.replica), (None, vec![ReplicaMethod::Basebackup]));
+            assert_eq!(
+                (scripts.bootstrap, scripts.replica, scripts.of_remote),
+                (None, vec![ReplicaMethod::Basebackup], vec![ReplicaMethod::Basebackup])
+            );
             assert_eq!(report.warnings.len(), usize::from(method == "missing"));
         }
     }

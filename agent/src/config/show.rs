@@ -101,7 +101,7 @@ impl Shown<'_> {
         let in_map = table::find(key.section()).is_some_and(|section| section.kind == Kind::Map);
         match node {
             Some(node) => self.value(name, path, &self.adjusted(path, node), depth, out),
-            None if key.default.is_empty() || key.state == State::Later || in_map => {}
+            None if key.default.is_empty() || in_map => {}
             None => match yaml::parse("default", key.default.as_bytes()) {
                 Ok(node) => self.value(name, path, &self.adjusted(path, &at_default(node)), depth, out),
                 Err(error) => tracing::error!("the default of {path}: {error}"),
@@ -155,10 +155,8 @@ impl Shown<'_> {
 
     fn value(&self, name: &str, path: &str, node: &Node, depth: usize, out: &mut String) {
         let secret = table::find(path).is_some_and(|key| key.kind == Kind::Secret) || sounds_secret(name);
-        let later = table::find(path).is_some_and(|key| key.state == State::Later);
-        let source = if later { format!("{}; not supported yet", node.at) } else { node.at.to_string() };
         let text = if secret && self.secrets == Secrets::Masked { "'***'".to_owned() } else { self.flow(node) };
-        leaf(&scalar(name), &text, &source, depth, out);
+        leaf(&scalar(name), &text, &node.at.to_string(), depth, out);
     }
 
     /// A value on one line.

@@ -70,8 +70,6 @@ pub enum Change {
 pub enum State {
     /// It has.
     InForce,
-    /// Not yet; a warning says so.
-    Later,
     /// It is known, and means nothing here.
     Meaningless,
     /// It is refused.
@@ -80,7 +78,7 @@ pub enum State {
 
 use Change::{Agent, Bootstrap, Postgres, Reload};
 use Kind::{Choice, Command, Integer, List, Listed, Map, Options, Secret, Section, Text, Truth, Word};
-use State::{InForce, Later, Meaningless, Refused};
+use State::{InForce, Meaningless, Refused};
 
 const fn key(
     path: &'static str,
@@ -217,7 +215,7 @@ pub const KEYS: &[Key] = &[
     key("bootstrap.dcs.standby_cluster.restore_command", Command, "", "", Reload, InForce, "in place of `postgresql.recovery_conf.restore_command`"),
     key("bootstrap.dcs.standby_cluster.archive_cleanup_command", Command, "", "", Reload, InForce, "in place of the one in `postgresql.recovery_conf`"),
     key("bootstrap.dcs.standby_cluster.recovery_min_apply_delay", Text, "", "", Reload, InForce, "of the leader"),
-    key("bootstrap.dcs.standby_cluster.create_replica_methods", Listed, "", "basebackup", Reload, Later, "other ways to make the first copy"),
+    key("bootstrap.dcs.standby_cluster.create_replica_methods", Listed, "", "basebackup", Reload, InForce, "ways to make the first copy, of the remote"),
     key("bootstrap.dcs.postgresql", Section, "", "", Reload, InForce, "keys of `postgresql` for all members; a local one wins, addresses and credentials do not count here"),
     key("bootstrap.method", Text, "", "initdb", Bootstrap, InForce, "name of a section with another way to make the cluster: `command`, `no_params`, `keep_existing_recovery_conf`, `recovery_conf`; its other keys become `--key=value`"),
     key("bootstrap.initdb", Options, "", "", Bootstrap, InForce, "options of initdb"),

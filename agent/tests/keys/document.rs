@@ -84,7 +84,6 @@ fn row(key: &Key) -> String {
     };
     let state = match key.state {
         State::InForce => "",
-        State::Later => "**No effect yet.** ",
         State::Meaningless => "Ignored: ",
         State::Refused => "**Refused**: ",
     };
