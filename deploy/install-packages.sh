@@ -41,6 +41,7 @@ look() {
     has etcdctl || MISSING+=(etcd-client)
     has haproxy || MISSING+=(haproxy)
     has pgbackrest || MISSING+=(pgbackrest)
+    has openssl || MISSING+=(openssl)
     has setpriv || MISSING+=(util-linux)
     postgres || MISSING+=(postgresql)
     python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || MISSING+=(python3-venv)

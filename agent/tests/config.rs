@@ -52,7 +52,9 @@ fn the_compose_seed_means_what_its_author_meant() {
     assert_eq!(local.name, "pg-node-2");
     assert_eq!(local.store_path, "/service/bike-fleet-cluster");
     assert_eq!(local.etcd.endpoints, ["http://10.0.0.21:2379", "http://10.0.0.22:2379", "http://10.0.0.23:2379"]);
-    assert_eq!(local.used_environment, ["PATRONI_NAME", "PATRONI_RESTAPI_PASSWORD"]);
+    let used =
+        ["PATRONI_NAME", "PATRONI_RESTAPI_PASSWORD", "POSTGRES_SUPERUSER_PASSWORD", "POSTGRES_REPLICATION_PASSWORD"];
+    assert_eq!(local.used_environment, used);
     assert!(local.may_bootstrap);
     assert!(
         local.warnings.iter().any(|line| line.to_string().contains("User creation is not be supported")),

@@ -329,8 +329,8 @@ impl World {
 
     /// Nobody is killed for being promoted any more.
     pub fn spare_the_promoted(&mut self) {
-        for armed in self.assassins.drain(..) {
-            armed.set(false);
+        for spared in self.assassins.drain(..) {
+            spared.set(true);
         }
     }
 
@@ -352,17 +352,19 @@ impl World {
 
     fn strike_next_promoted(&mut self, after: Duration, strike: impl Fn(&str, &Life) + 'static) {
         let (directory, strike) = (self.directory.clone(), Rc::new(strike));
-        let armed = Rc::new(Cell::new(true));
-        self.assassins.push(armed.clone());
+        let (armed, spared) = (Rc::new(Cell::new(true)), Rc::new(Cell::new(false)));
+        self.assassins.push(spared.clone());
         self.network.on_transition(Box::new(move |node, transition| {
-            if transition != Transition::Promoted || !armed.replace(false) {
+            if transition != Transition::Promoted || spared.get() || !armed.replace(false) {
                 return;
             }
             let (directory, strike, node) = (directory.clone(), strike.clone(), node.to_owned());
+            let spared = spared.clone();
             tokio::task::spawn_local(async move {
                 tokio::time::sleep(after).await;
                 let life = directory.borrow().get(&node).map(|door| door.life.clone());
-                if let Some(life) = life {
+                // The fault may have ended meanwhile.
+                if let Some(life) = life.filter(|_| !spared.get()) {
                     strike(&node, &life);
                     life.wake();
                 }

@@ -18,7 +18,9 @@ const LONGEST: u64 = 64 * 1024;
 pub(super) fn fill(tree: &mut Node, variables: &BTreeMap<String, String>, used: &mut Vec<String>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut value_of = |name: &str, default: Option<&str>| {
-        used.push(name.to_owned());
+        if !used.iter().any(|known| known == name) {
+            used.push(name.to_owned());
+        }
         value_of(name, default, variables)
     };
     node(tree, "", &mut value_of, &mut problems);

@@ -17,7 +17,7 @@ use super::node::Node;
 use super::secret::Secret;
 use super::section::{Report, Section};
 use super::sources::Sources;
-use super::{ConfigErrors, Problem, known, timing, values};
+use super::{ConfigErrors, Problem, timing, values};
 use crate::watchdog::{self, Mode};
 
 /// The local configuration, read and checked. One that exists can be started with.

@@ -13,6 +13,7 @@ fn printed(local: &LocalConfig, all: &Effective, secrets: Secrets) -> String {
 fn meaning(all: &Effective, local: &LocalConfig) -> String {
     let mut all = all.clone();
     all.warnings.clear();
+    all.invalid.clear();
     format!("{all:?} {:?} {:?} {:?} {:?}", local.log, local.ctl, local.etcd, local.may_bootstrap)
 }
 

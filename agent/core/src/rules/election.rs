@@ -112,6 +112,16 @@ pub(super) fn wait_empty(s: &Snapshot) -> Option<Verdict> {
     Some(Verdict::new(Plan::stay(), why).again_in(PATIENCE))
 }
 
+/// Another member makes a cluster of this name, as long as its lease lasts: two clusters would write if data from before came up
+/// beside it. Whoever is first with an identity is the cluster.
+pub(super) fn wait_for_bootstrap(s: &Snapshot) -> Option<Verdict> {
+    let Initialize::InProgress { lease: Some(lease), .. } = s.view()?.initialize else { return None };
+    (!s.memory.bootstrapping && !s.is_primary()).then(|| {
+        let why = format!("a new cluster of this name is being made, under lease {lease}: staying out of its way");
+        Verdict::new(Plan::stay(), why).again_in(PATIENCE)
+    })
+}
+
 /// Down, and nobody leads: come up read-only, so that our position is known.
 pub(super) fn start_without_upstream(s: &Snapshot) -> Option<Verdict> {
     let upstream = super::standby_cluster::remote(s).unwrap_or(Upstream::Nobody);
@@ -404,12 +414,13 @@ pub(super) fn run_for_leader(s: &Snapshot) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use crate::cluster::Initialize;
     use crate::fixture::{primary, secs, standby};
     use crate::plan::{Lease, Move};
     use crate::postgres::{FinishedJob, Job, StopMode, Upstream};
     use crate::rules::decide;
     use crate::snapshot::Watchdog;
-    use crate::units::{Lsn, Timeline};
+    use crate::units::{Lsn, Revision, Timeline};
 
     #[test]
     fn only_an_empty_member_with_a_bootstrap_section_races_to_make_a_cluster() {
@@ -450,6 +461,19 @@ mod tests {
         };
         assert_eq!(decide(&failed(4)).plan.postgres, Move::Stay);
         assert_eq!(decide(&failed(5)).plan.postgres, Move::Restore);
+    }
+
+    #[test]
+    fn wait_for_bootstrap() {
+        for old in [standby().vacant(), standby().vacant().down()] {
+            let making = old.being_made_by_another().build();
+            assert_eq!((decide(&making).rule, decide(&making).plan.postgres), ("wait_for_bootstrap", Move::Stay));
+            // Nobody is left who could take an entry without a lease away: it keeps nobody.
+            let mut orphan = making;
+            let view = orphan.dcs.as_mut().expect("reachable");
+            view.initialize = Initialize::InProgress { modified: Revision(5), lease: None };
+            assert_ne!(decide(&orphan).rule, "wait_for_bootstrap");
+        }
     }
 
     #[test]

@@ -92,11 +92,12 @@ pub(super) fn stop_bootstrap_without_key(s: &Snapshot) -> Option<Verdict> {
     Some(Verdict::new(plan, format!("the bootstrap is given up: {why}; the data directory is set aside")))
 }
 
-/// Ordered to stop in the middle of making the cluster: somebody else shall make it.
+/// Ordered to stop in the middle of making the cluster: somebody else shall make it. Not once the cluster was to be named after
+/// this data: what came of that write may not be known yet, and this is the only copy then.
 pub(super) fn abandon_bootstrap_when_ordered(s: &Snapshot) -> Option<Verdict> {
     let making = s.memory.bootstrapping && s.view().is_none_or(|view| view.initialize.system_id().is_none());
     let under_way = matches!(s.job.as_ref().map(|j| &j.job), Some(Job::SetAside));
-    (s.order == Order::Stop && making && !under_way).then(|| {
+    (s.order == Order::Stop && making && !s.memory.named && !under_way).then(|| {
         let plan = Plan::of(Lease::AbandonBootstrap, Move::SetAside).and_exit(Exit::Done);
         Verdict::new(plan, "ordered to stop while making the cluster: leaving that to another member")
     })
@@ -316,6 +317,10 @@ mod tests {
         let making = primary().vacant().bootstrapping().ordered_to_stop().build();
         let d = decide(&making);
         assert_eq!((d.rule, d.plan.postgres), ("abandon_bootstrap_when_ordered", Move::SetAside));
+        let mut named = making;
+        named.memory.named = true;
+        let d = decide(&named);
+        assert_eq!((d.rule, d.plan.postgres), ("stop_postgres_when_ordered", Move::Stop(StopMode::Fast)));
     }
 
     #[test]

@@ -240,6 +240,7 @@ pub const ELECTION: Table = Table {
         election::report_unusable_data      ["B8 C11 X8"]   "an unknown data directory overwritten";
         election::wait_after_failed_start   ["C5"]       "a start tried a hundred times a second";
         switchover::stay_down_for_successor ["D5"]       "a former primary that starts just when somebody else takes over";
+        election::wait_for_bootstrap        ["B1 B11"]   "data from before that comes up beside a new cluster of the same name";
         election::start_without_upstream    ["C5 R3"]    "a member that cannot stand because it is down";
         election::wait_while_starting       ["R3"]       "a leader whose position is unknown";
         election::wait_for_failsafe_leader  ["F5"]       "a race against a primary that lost nothing but etcd";
