@@ -53,6 +53,8 @@ pub enum Being {
     Primary,
     /// A standby.
     Replica,
+    /// The standby that leads a standby cluster.
+    StandbyLeader,
     /// A former primary that handed over, or cannot start.
     Demoted,
 }
@@ -64,6 +66,7 @@ impl Being {
         match self {
             Being::Primary => "primary",
             Being::Replica => "replica",
+            Being::StandbyLeader => "standby_leader",
             Being::Demoted => "demoted",
         }
     }
@@ -182,7 +185,12 @@ fn came_up(seen: &Snapshot, job: Option<&Job>, calls: &mut Calls) {
     let moving =
         matches!(job, Some(Job::Start { .. } | Job::Restart { .. } | Job::Stop(_) | Job::Promote | Job::SetAside));
     let Some(sql) = seen.sql().filter(|_| seen.postgres.is_up() && !moving) else { return };
-    let is = if sql.in_recovery { Being::Replica } else { Being::Primary };
+    let leads_standbys = seen.config.standby_cluster.is_some() && seen.seat() == Seat::Mine;
+    let is = match (sql.in_recovery, leads_standbys) {
+        (true, true) => Being::StandbyLeader,
+        (true, false) => Being::Replica,
+        (false, _) => Being::Primary,
+    };
     // Nobody is told of a primary before the leader key says that it is the one: a script may move an address there.
     if is == Being::Primary && seen.lock_ends().is_none() {
         return;
@@ -200,6 +208,7 @@ fn came_up(seen: &Snapshot, job: Option<&Job>, calls: &mut Calls) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Remote;
     use crate::fixture::{Builder, primary, secs, standby};
     use crate::memory::LeaseOutcome;
     use crate::postgres::{FinishedJob, RunningJob};
@@ -260,6 +269,20 @@ mod tests {
             assert_eq!(turn(&mut seen, false), calls, "{role:?} {up} {:?}", seen.seat());
             assert_eq!(turn(&mut seen, false), "", "once");
         }
+    }
+
+    #[test]
+    fn a_standby_that_comes_to_lead_a_standby_cluster_changes_its_role() {
+        let remote = Remote { host: Some("10.0.0.9".into()), port: 5432, slot: None, min_apply_delay: None };
+        let follows = |s: Builder| s.with(|s| s.config.standby_cluster = Some(remote.clone()));
+        let mut seen = follows(standby());
+        seen.memory.told = Told { up: true, role: REPLICA, ..Told::default() };
+        assert_eq!(turn(&mut seen, false), "");
+        let told = seen.memory.told.clone();
+        let mut leads = follows(standby().holding_the_key());
+        leads.memory.told = told;
+        assert_eq!(turn(&mut leads, false), "on_role_change standby_leader");
+        assert_eq!(turn(&mut leads, false), "");
     }
 
     #[test]
