@@ -63,7 +63,7 @@ pub struct Shape {
     pub strict: bool,
     /// `failsafe_mode`
     pub failsafe: bool,
-    /// It is a standby cluster, and follows the server [`REMOTE`].
+    /// It is a standby cluster, and follows the server of another site.
     pub standby: bool,
 }
 
