@@ -224,8 +224,18 @@ fn leaf(name: &str, value: &str, source: &str, depth: usize, out: &mut String) {
     out.push_str(&format!("{text:<48}  # {source}\n"));
 }
 
+/// On one line, whatever is in it.
 fn scalar(text: &str) -> String {
-    to_flow(&Json::String(text.to_owned()))
+    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
+    if !text.contains(breaks) {
+        return to_flow(&Json::String(text.to_owned()));
+    }
+    let escaped = text.chars().map(|c| match c {
+        '"' | '\\' => format!("\\{c}"),
+        c if breaks(c) => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    });
+    format!("\"{}\"", escaped.collect::<String>())
 }
 
 /// What the sample sets; everything else in it is a comment.

@@ -145,7 +145,9 @@ fn no_input_panics() {
     let seconds = std::env::var("REGENT_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/seeds");
     let mut files = vec![MINIMAL.as_bytes().to_vec(), sample(&Sources::new(None, [])).into_bytes()];
-    files.extend(std::fs::read_dir(fixtures).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap()));
+    let mut paths: Vec<_> = std::fs::read_dir(fixtures).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    files.extend(paths.iter().map(|path| std::fs::read(path).unwrap()));
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut dice = Dice(0x9E37_79B9_7F4A_7C15);
     let (mut tried, mut far) = (0_u64, [0_u64; 3]);

@@ -187,3 +187,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_text_of_many_lines_is_printed_on_one() {
+    for text in ["false\n\n\n  - b", "a\tb", "\u{85}x", "say \"it\"\n\\n", "\u{2028}", "\u{1b}[0m"] {
+        let mut tree = crate::json(crate::MINIMAL);
+        crate::put(&mut tree, "tags.x", text.into());
+        let (local, all) = crate::load(&tree.to_string()).unwrap();
+        let printed = regent::config::print_config(&local, &all, None, regent::config::Secrets::Shown);
+        assert_eq!(crate::json(&printed)["tags"]["x"], text, "{printed}");
+    }
+}

@@ -107,7 +107,8 @@ fn what_the_server_would_not_take_is_found_in_the_file() {
 /// The REST API refuses what this list has (`PATCH /config`).
 #[tokio::test]
 async fn what_the_server_would_not_take_is_invalid_in_the_dynamic_configuration() {
-    let mut local = crate::load(crate::MINIMAL).unwrap().0;
+    let text = crate::with("postgresql.bin_dir", &format!("'{}'", bin_dir().display()));
+    let mut local = crate::load(&text).unwrap().0;
     local.ask_server().await.unwrap();
     let invalid = |name: &str, value: &str| {
         let dynamic = serde_json::json!({"postgresql": {"parameters": {name: value}}});
