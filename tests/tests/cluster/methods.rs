@@ -1,6 +1,7 @@
 //! Other ways to fill a data directory: methods for copies, a method for the first cluster (ha-rules B3, B4, B13).
 
 use regent_tests::rig::programs::peer;
+use regent_tests::rig::settings::REPLICATION_PASSWORD;
 use regent_tests::rig::{Node, Rig, Settings, Trouble};
 
 use crate::callbacks::{configured, script};
@@ -55,7 +56,7 @@ fn copies(rig: &Rig) -> Result<(), Trouble> {
     let wanted = format!("fails|word|--extra=1\nrubbish{common}\nworks{own}{common}\n");
     assert_eq!(noted, wanted, "{environment}");
     assert!(!n2.data().join("rubbish").exists());
-    assert!(environment.contains(&format!("127.0.0.1:{port}:*:replicator:rig-replication")), "{environment}");
+    assert!(environment.contains(&format!("127.0.0.1:{port}:*:replicator:{REPLICATION_PASSWORD}")), "{environment}");
     assert!(variables.lines().all(|count| count == "0"), "{variables}");
     Ok(())
 }
