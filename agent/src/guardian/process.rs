@@ -174,9 +174,9 @@ impl Guardian {
                 None => linger,
             };
             self.wait(timeout);
-            // One step each: whoever talks without end does not hold up the time.
-            self.hear();
-            self.welcome();
+            // One step at a time: whoever talks without end does not hold up the time. The next one comes in when the present
+            // one has said all: it may have hung up, and its successor would be turned away together with what it has to say.
+            let _ = self.hear() || self.welcome();
         }
     }
 
