@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use regent_core::callbacks;
 use regent_core::config::SyncMode;
@@ -29,6 +29,7 @@ use crate::clock::Clock;
 use crate::failsafe::Door;
 use crate::guardian;
 use crate::job::Jobs;
+use crate::journal::Journal;
 use crate::layers::{Effective, Layers};
 use crate::lease::Claim;
 use crate::report;
@@ -124,11 +125,20 @@ pub struct Channels {
     pub failsafe: Door,
     /// What the loop publishes.
     pub status: watch::Sender<Arc<Status>>,
+    /// Where it notes what happens.
+    pub journal: Journal,
 }
 
 impl Channels {
     fn guardian(&self) -> Option<guardian::View> {
         self.guardian.as_ref().map(|channels| channels.view.borrow().clone())
+    }
+
+    /// For all who read it; what changed is noted.
+    fn publish(&self, status: Status, wall: SystemTime) {
+        let after = Arc::new(status);
+        let before = self.status.send_replace(Arc::clone(&after));
+        self.journal.published(&before, &after, wall);
     }
 }
 
@@ -438,6 +448,9 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             *rule == decision.rule && plan.lease == decision.plan.lease && plan.postgres == decision.plan.postgres
         });
         report::decision(seen, &decision, repeats);
+        if !repeats {
+            self.channels.journal.decided(&decision, seen, self.seams.clock.wall());
+        }
         self.last = Some((decision.rule, decision.plan.clone()));
         decision
     }
@@ -508,7 +521,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             );
         }
         // Published before the server is touched: `/primary` turns 503 before it stops taking writes, not after.
-        self.channels.status.send_replace(Arc::new(status.clone()));
+        self.channels.publish(status.clone(), self.seams.clock.wall());
         if !stops {
             hands.postgres(seen, &plan.postgres, calls.at_promotion, seen.now).await;
         }
@@ -610,7 +623,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             };
             hands.member(seen.config.name.clone(), json, lease, &mut done).await;
         }
-        self.channels.status.send_replace(Arc::new(status));
+        self.channels.publish(status, self.seams.clock.wall());
         // Ours no more when this process is gone: they get a moment, which holds up nobody, as the key is given back.
         if tokio::time::timeout(CALLBACK_PATIENCE, self.seams.postgres.called()).await.is_err() {
             tracing::warn!("a callback still runs after {CALLBACK_PATIENCE:?}: it ends with this process");
@@ -688,13 +701,14 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         now.postgres = postgres;
         now.lease = lock;
         let last = self.channels.status.borrow().clone();
-        self.channels.status.send_replace(Arc::new(Status {
+        let status = Status {
             at: self.seams.clock.now(),
             sql: now.sql().cloned(),
             lock_until: last.lock_until.and(now.lock_ends()),
             guardian: self.channels.guardian(),
             ..(*last).clone()
-        }));
+        };
+        self.channels.publish(status, self.seams.clock.wall());
         news
     }
 

@@ -14,6 +14,7 @@ pub mod generate;
 pub mod guardian;
 pub mod init;
 pub mod job;
+pub mod journal;
 pub mod layers;
 pub mod lease;
 pub mod logging;

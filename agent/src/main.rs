@@ -17,6 +17,7 @@ use regent::cli::{self, Cli};
 use regent::clock::{BootClock, Clock, boot_time};
 use regent::config::{self, LocalConfig, Sources};
 use regent::ctl::ask_secretly;
+use regent::journal::Journal;
 use regent::layers::{Effective, Files, Layers};
 use regent::logging::Log;
 use regent::{generate, guardian, init, lease, peers, report, watchdog};
@@ -177,7 +178,9 @@ fn serve(sources: Sources, mut local: LocalConfig, log: Log) -> Result<ExitCode,
     let (commands, inbox) = mpsc::channel(16);
     let (api_commands, mut asked) = mpsc::channel(16);
     let failsafe = regent::failsafe::Door::default();
-    let server = api::spawn(settings, published, failsafe.clone(), Arc::new(boot_time), api_commands)
+    let journal = Journal::begun_at(clock.wall());
+    let memory = api::Sources { status: published, failsafe: failsafe.clone(), journal: journal.clone() };
+    let server = api::spawn(settings, memory, Arc::new(boot_time), api_commands)
         .map_err(|error| error.to_string())?;
     let network = Http { authorization: Rc::new(RefCell::new(authorization(&rest))) };
     let credentials = Rc::clone(&network.authorization);
@@ -209,7 +212,8 @@ fn serve(sources: Sources, mut local: LocalConfig, log: Log) -> Result<ExitCode,
         let dcs = EtcdDcs::connect(etcd).await.map_err(|error| error.to_string())?;
         let writer = dcs.clone();
         let seams = Seams { dcs, postgres: Server::new(effective.postgres.clone()), clock, network };
-        let channels = Channels { commands: inbox, claims, lease: lease_view, guardian, watchdog, failsafe, status };
+        let lease = lease_view;
+        let channels = Channels { commands: inbox, claims, lease, guardian, watchdog, failsafe, status, journal };
         let agent = Agent::new(seams, channels, Box::new(layers), Judge::default())?;
         tokio::task::spawn_local(signals(commands.clone())?);
         tokio::task::spawn_local(async move {

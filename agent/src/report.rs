@@ -1,5 +1,6 @@
 //! What the agent says of itself: the one log line per decision, the published status, the member key.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use regent_core::contract::contract;
@@ -92,6 +93,11 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         standby_cluster: effective.core.standby_cluster.is_some(),
         synchronous_mode: effective.core.synchronous_mode,
         contract: contract(&effective.core, view),
+        config_in_force: if *last.config_in_force == effective.core {
+            Arc::clone(&last.config_in_force)
+        } else {
+            Arc::new(effective.core.clone())
+        },
         loop_wait: effective.core.loop_wait,
         ttl: view.map_or(effective.core.ttl, |view| view.takes_ttl_for(effective.core.ttl)),
         next_turn_due: seen.now + effective.core.loop_wait,
@@ -187,6 +193,7 @@ pub fn first_status(effective: &Effective, now: Instant) -> Status {
         standby_cluster: effective.core.standby_cluster.is_some(),
         synchronous_mode: effective.core.synchronous_mode,
         contract: contract(&effective.core, None),
+        config_in_force: Arc::new(effective.core.clone()),
         loop_wait: effective.core.loop_wait,
         ttl: effective.core.ttl,
         next_turn_due: now + effective.core.loop_wait + Duration::from_secs(5),

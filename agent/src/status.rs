@@ -3,10 +3,11 @@
 //! Nobody who reads it needs anything else: no PostgreSQL, no etcd, no file. Whatever could turn false by mere passing of
 //! time carries the moment at which it ends, so that an answer stays true although the loop is stuck (promise P5).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use regent_core::cluster::ClusterView;
-use regent_core::config::SyncMode;
+use regent_core::config::{Config, SyncMode};
 use regent_core::contract::Contract;
 use regent_core::peers::PeerAnswer;
 use regent_core::postgres::SqlFacts;
@@ -69,6 +70,8 @@ pub struct Status {
     pub synchronous_mode: SyncMode,
     /// What is lost if the primary dies now.
     pub contract: Contract,
+    /// What decisions go by.
+    pub config_in_force: Arc<Config>,
     /// The longest pause between two turns of the loop.
     pub loop_wait: Duration,
     /// TTL in force, or what Patroni members take it for.

@@ -11,6 +11,8 @@ mod calls;
 mod config;
 #[path = "rest/documents.rs"]
 mod documents;
+#[path = "rest/events.rs"]
+mod events;
 #[path = "rest/health.rs"]
 mod health;
 #[path = "rest/operate.rs"]

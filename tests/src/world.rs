@@ -13,6 +13,7 @@ use regent::agent::{Agent, Channels, Command, Seams};
 use regent::clock::Clock;
 use regent::failsafe;
 use regent::guardian;
+use regent::journal::Journal;
 use regent::status::Status;
 use regent::watchdog;
 use regent_core::config::{Config, SyncMode};
@@ -254,8 +255,9 @@ impl World {
         let (told, state) = watch::channel(watchdog::State::default());
         let watchdog = watchdog::Channels { orders: wanted, state };
         let failsafe = failsafe::Door::default();
+        let journal = Journal::begun_at(node.clock.wall());
         let channels =
-            Channels { commands: inbox, claims, lease, guardian, watchdog, failsafe: failsafe.clone(), status };
+            Channels { commands: inbox, claims, lease, guardian, watchdog, failsafe: failsafe.clone(), status, journal };
         let life = Rc::new(Life::default());
         let exit = Rc::new(Cell::new(None));
         let body = LocalSet::new();

@@ -22,3 +22,4 @@ pub mod slots;
 pub mod snapshot;
 pub mod sync;
 pub mod units;
+pub mod whatif;

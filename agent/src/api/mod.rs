@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::agent;
 use crate::config::LocalConfig;
 use crate::failsafe::Door;
+use crate::journal::Journal;
 use crate::status::Status;
 
 mod access;
@@ -31,6 +32,7 @@ mod cluster;
 mod config;
 mod connection;
 mod document;
+mod events;
 mod health;
 mod json;
 mod listen;
@@ -123,10 +125,22 @@ pub struct Policy {
     pub config: Option<Arc<LocalConfig>>,
 }
 
+/// What answers are made of.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// What the loop published last.
+    pub status: watch::Receiver<Arc<Status>>,
+    /// What happened lately.
+    pub journal: Journal,
+    /// What this member agreed to without etcd.
+    pub failsafe: Door,
+}
+
 /// What every request handler sees.
 struct App {
     failsafe: Door,
     status: watch::Receiver<Arc<Status>>,
+    journal: Journal,
     policy: watch::Receiver<Arc<Policy>>,
     commands: mpsc::Sender<Command>,
     clock: Clock,
@@ -150,8 +164,7 @@ pub struct Server {
 /// [`ListenError`] says which address could not be bound, why, and what to do.
 pub fn spawn(
     settings: Settings,
-    status: watch::Receiver<Arc<Status>>,
-    failsafe: Door,
+    sources: Sources,
     clock: Clock,
     commands: mpsc::Sender<Command>,
 ) -> Result<Server, ListenError> {
@@ -164,7 +177,9 @@ pub fn spawn(
     let (policy, policy_seen) = watch::channel(Arc::new(settings.policy));
     let (stop, stopped) = oneshot::channel();
     let seen = policy_seen.clone();
-    let app = App { failsafe, status, policy: policy_seen, commands, clock, told_of_bad_lag: AtomicBool::new(false) };
+    let Sources { status, journal, failsafe } = sources;
+    let told_of_bad_lag = AtomicBool::new(false);
+    let app = App { failsafe, status, journal, policy: policy_seen, commands, clock, told_of_bad_lag };
     let door = connection::Door {
         listener,
         policy: seen,

@@ -19,17 +19,18 @@ use super::moment::Moment;
 use super::params::Params;
 use super::requests::{self, Action};
 use super::tls::Client;
-use super::{App, Command, cluster, config, document, health, json, metrics, operate, wire};
+use super::{App, Command, cluster, config, document, events, health, json, metrics, operate, wire};
 
 /// A question that is answered from the Status.
 pub(super) struct Ask<'a> {
     pub(super) app: &'a App,
     pub(super) moment: Moment<'a>,
     pub(super) params: Params,
+    pub(super) headers: &'a HeaderMap,
 }
 
 /// Reads: GET, and HEAD and OPTIONS with the same code and no body. Everything else is a health check of the whole path.
-const READS: [(&str, Reader); 9] = [
+const READS: [(&str, Reader); 12] = [
     ("liveness", |ask| wire::bare(health::liveness(ask))),
     ("readiness", |ask| wire::bare(health::readiness(ask))),
     ("patroni", |ask| wire::json(StatusCode::OK, json::text(&document::document(&ask.moment)))),
@@ -38,6 +39,9 @@ const READS: [(&str, Reader); 9] = [
     ("config", config_document),
     ("metrics", |ask| wire::metrics(metrics::metrics(&ask.moment))),
     ("failsafe", failsafe_document),
+    ("decisions", events::decisions),
+    ("events", events::events),
+    ("explain", events::explain),
     ("contract", |ask| wire::json(StatusCode::OK, json::text(&ask.moment.status.contract))),
 ];
 
@@ -99,16 +103,17 @@ async fn answer(State(app): State<Arc<App>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let policy = app.policy.borrow().clone();
     let answer = match parts.method {
-        Method::GET | Method::HEAD | Method::OPTIONS => read(&app, &parts.uri),
+        Method::GET | Method::HEAD | Method::OPTIONS => read(&app, &parts.uri, &parts.headers),
         _ => call(&app, &policy, &parts, body).await,
     };
     wire::finish(answer, &parts.method, parts.version, &policy)
 }
 
-fn read(app: &App, uri: &Uri) -> Response {
+fn read(app: &App, uri: &Uri, headers: &HeaderMap) -> Response {
     let status = app.status.borrow().clone();
     let now = (app.clock)();
-    let ask = Ask { app, moment: Moment::new(&status, app.failsafe.agreement(now), now), params: Params::of(uri) };
+    let moment = Moment::new(&status, app.failsafe.agreement(now), now);
+    let ask = Ask { app, moment, params: Params::of(uri), headers };
     match READS.iter().find(|(name, _)| *name == segment(uri)) {
         Some((_, reader)) => reader(&ask),
         None => wire::json(health::check(path(uri), &ask), json::text(&document::document(&ask.moment))),

@@ -4,14 +4,15 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use regent::api::{self, Clock, Command, Policy, Server, Settings};
+use regent::api::{self, Clock, Command, Policy, Server, Settings, Sources};
 use regent::failsafe::Door;
 use regent::guardian;
+use regent::journal::Journal;
 use regent::status::{Role, State, Status};
 use regent_core::cluster::{self, ClusterView, LeaderKey};
-use regent_core::config::SyncMode;
+use regent_core::config::{Config, SyncMode};
 use regent_core::contract::Contract;
 use regent_core::postgres::{SqlFacts, WalSender};
 use regent_core::units::{Instant, LeaseId, Lsn, Revision, SystemId, Timeline};
@@ -29,6 +30,7 @@ pub(crate) fn secs(seconds: u64) -> Duration {
 pub(crate) struct Node {
     pub(crate) server: Server,
     pub(crate) failsafe: Door,
+    pub(crate) journal: Journal,
     pub(crate) commands: mpsc::Receiver<Command>,
     status: watch::Sender<Arc<Status>>,
     millis: Arc<AtomicU64>,
@@ -54,8 +56,10 @@ impl Node {
         };
         let (send, commands) = mpsc::channel(2);
         let failsafe = Door::default();
-        let server = api::spawn(settings, seen, failsafe.clone(), clock, send).unwrap();
-        Node { server, failsafe, commands, status, millis }
+        let journal = Journal::begun_at(UNIX_EPOCH);
+        let sources = Sources { status: seen, failsafe: failsafe.clone(), journal: journal.clone() };
+        let server = api::spawn(settings, sources, clock, send).unwrap();
+        Node { server, failsafe, journal, commands, status, millis }
     }
 
     pub(crate) fn publish(&self, status: Status) {
@@ -206,6 +210,7 @@ pub(crate) fn replica() -> Status {
         standby_cluster: false,
         synchronous_mode: SyncMode::Off,
         contract: Contract { rpo_zero: false, sentence: "commits are lost".to_owned() },
+        config_in_force: Arc::new(Config::of("n2".into())),
         loop_wait: secs(10),
         ttl: secs(30),
         next_turn_due: NOW + secs(10),

@@ -186,13 +186,9 @@ fn it_listens_where_it_is_told_and_says_why_it_cannot() {
     let start = |listen: &str| {
         let (_, status) = watch::channel(std::sync::Arc::new(leader()));
         let (commands, _) = mpsc::channel(1);
-        api::spawn(
-            Settings::at(listen.parse().unwrap()),
-            status,
-            regent::failsafe::Door::default(),
-            std::sync::Arc::new(|| NOW),
-            commands,
-        )
+        let journal = regent::journal::Journal::begun_at(std::time::UNIX_EPOCH);
+        let sources = api::Sources { status, failsafe: regent::failsafe::Door::default(), journal };
+        api::spawn(Settings::at(listen.parse().unwrap()), sources, std::sync::Arc::new(|| NOW), commands)
     };
     let first = start("127.0.0.1:0").unwrap();
     let address = first.address();
