@@ -180,8 +180,7 @@ fn serve(sources: Sources, mut local: LocalConfig, log: Log) -> Result<ExitCode,
     let failsafe = regent::failsafe::Door::default();
     let journal = Journal::begun_at(clock.wall());
     let memory = api::Sources { status: published, failsafe: failsafe.clone(), journal: journal.clone() };
-    let server = api::spawn(settings, memory, Arc::new(boot_time), api_commands)
-        .map_err(|error| error.to_string())?;
+    let server = api::spawn(settings, memory, Arc::new(boot_time), api_commands).map_err(|error| error.to_string())?;
     let network = Http { authorization: Rc::new(RefCell::new(authorization(&rest))) };
     let credentials = Rc::clone(&network.authorization);
     let server = Rc::new(server);

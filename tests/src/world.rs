@@ -256,8 +256,16 @@ impl World {
         let watchdog = watchdog::Channels { orders: wanted, state };
         let failsafe = failsafe::Door::default();
         let journal = Journal::begun_at(node.clock.wall());
-        let channels =
-            Channels { commands: inbox, claims, lease, guardian, watchdog, failsafe: failsafe.clone(), status, journal };
+        let channels = Channels {
+            commands: inbox,
+            claims,
+            lease,
+            guardian,
+            watchdog,
+            failsafe: failsafe.clone(),
+            status,
+            journal,
+        };
         let life = Rc::new(Life::default());
         let exit = Rc::new(Cell::new(None));
         let body = LocalSet::new();

@@ -107,9 +107,10 @@ pub(super) fn explain(ask: &Ask<'_>) -> Response {
     };
     let leader = view.leader.as_ref().map(|key| key.name.as_str());
     let member = |name: &str, candidate: bool, rule: &str, why: &str| {
-        let lag = view.members.get(&name.into()).and_then(|member| {
-            Some(view.status.optime?.bytes_ahead_of(member.xlog_location?))
-        });
+        let lag = view
+            .members
+            .get(&name.into())
+            .and_then(|member| Some(view.status.optime?.bytes_ahead_of(member.xlog_location?)));
         json!({"name": name, "candidate": candidate, "rule": rule, "why": why, "lag": lag})
     };
     let others: Vec<Value> = without_leader(view, &status.config_in_force, &loss)

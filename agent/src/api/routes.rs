@@ -30,7 +30,7 @@ pub(super) struct Ask<'a> {
 }
 
 /// Reads: GET, and HEAD and OPTIONS with the same code and no body. Everything else is a health check of the whole path.
-const READS: [(&str, Reader); 12] = [
+const READS: [(&str, Reader); 13] = [
     ("liveness", |ask| wire::bare(health::liveness(ask))),
     ("readiness", |ask| wire::bare(health::readiness(ask))),
     ("patroni", |ask| wire::json(StatusCode::OK, json::text(&document::document(&ask.moment)))),
@@ -42,6 +42,7 @@ const READS: [(&str, Reader); 12] = [
     ("decisions", events::decisions),
     ("events", events::events),
     ("explain", events::explain),
+    ("ui", |_| wire::page(include_str!("ui.html"))),
     ("contract", |ask| wire::json(StatusCode::OK, json::text(&ask.moment.status.contract))),
 ];
 

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::response::Response;
-use http::header::{CONNECTION, CONTENT_TYPE, SERVER};
+use http::header::{CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, SERVER};
 use http::{HeaderValue, Method, StatusCode, Version};
 
 use super::Policy;
@@ -41,6 +41,14 @@ pub(super) fn json(status: StatusCode, text: String) -> Response {
 /// A sentence for people and tools, without a newline.
 pub(super) fn message(status: StatusCode, text: impl Into<String>) -> Response {
     respond(status, Some("text/html"), text.into())
+}
+
+/// A page for a person with a browser: it fetches from here and from nowhere else, and nobody may frame it.
+pub(super) fn page(html: &'static str) -> Response {
+    let mut answer = respond(StatusCode::OK, Some("text/html; charset=utf-8"), html.to_owned());
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
+    answer.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    answer
 }
 
 /// Prometheus' text format.

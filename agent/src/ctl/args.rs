@@ -44,6 +44,8 @@ pub enum Command {
     Doctor(super::DoctorArgs),
     /// Edit cluster configuration
     EditConfig(EditConfigArgs),
+    /// Say why this one leads, who would come next, and why not the others
+    Explain(ExplainArgs),
     /// Failover to a replica
     Failover(FailoverArgs),
     /// Discard scheduled events
@@ -76,6 +78,8 @@ pub enum Command {
     Topology(TopologyArgs),
     /// Show the version of this program, and of the members of a cluster
     Version(VersionArgs),
+    /// Watch the members, the lease and the last decisions of each
+    Watch(WatchArgs),
 }
 
 /// A cluster, by name or by the configuration's scope.
@@ -161,6 +165,38 @@ pub struct EditConfigArgs {
     /// Do not ask for confirmation at any point
     #[arg(long)]
     pub force: bool,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Default, Args)]
+#[command(
+    after_help = "Examples:\n  regentctl explain demo\n  regentctl explain demo pg2\n  curl -s pg1:8008/decisions | \
+    regentctl explain --snapshot /dev/stdin"
+)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Only this member, by its own word
+    pub member: Option<String>,
+    /// Instead: what the rules of this program decide on an observation that GET /decisions showed
+    #[arg(long, value_name = "FILENAME")]
+    pub snapshot: Option<std::path::PathBuf>,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// Arguments of `watch`.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Time between two looks (fractions allowed)
+    #[arg(short, long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
+    pub every: Duration,
+    /// Look so many times, and end
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    pub rounds: Option<u32>,
 }
 
 /// Arguments of `history`.
@@ -357,6 +393,9 @@ pub struct SwitchoverArgs {
     /// Timestamp of a scheduled switchover in unambiguous format (e.g. ISO 8601)
     #[arg(long, value_name = "TIMESTAMP")]
     pub scheduled: Option<String>,
+    /// Say who would take over and what it would cost, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
     /// Do not ask for confirmation at any point
     #[arg(long)]
     pub force: bool,

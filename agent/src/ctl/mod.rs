@@ -8,6 +8,7 @@ mod cluster;
 mod config;
 mod diff;
 mod doctor;
+mod explain;
 mod list;
 mod members;
 mod moment;
@@ -130,6 +131,11 @@ pub async fn run<D: Dcs>(
         Command::PromoteCluster(asked) => way(asked.cluster_name.as_ref(), None).await?.promote_cluster(asked).await,
         Command::Dsn(asked) => of(&asked.cluster).await?.dsn(asked).await,
         Command::EditConfig(asked) => of(&asked.cluster).await?.edit_config(asked).await,
+        Command::Explain(asked) => match &asked.snapshot {
+            Some(path) => print(&explain::of_snapshot(path)?),
+            None => of(&asked.cluster).await?.explain(asked).await,
+        },
+        Command::Watch(asked) => of(&asked.cluster).await?.look_on(asked).await,
         Command::Failover(asked) => of(&asked.cluster).await?.failover(asked).await,
         Command::Flush(asked) => way(Some(&asked.cluster_name), asked.group).await?.flush(asked).await,
         Command::History(asked) => of(&asked.cluster).await?.history(asked.format).await,

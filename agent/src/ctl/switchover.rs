@@ -28,6 +28,9 @@ impl<D: Dcs> Cluster<D> {
     /// `switchover`
     pub(super) async fn switchover(&self, asked: &SwitchoverArgs) -> Result<(), CtlError> {
         let read = self.begin().await?;
+        if asked.dry_run {
+            return self.rehearse(&read, asked.candidate.as_deref()).await;
+        }
         let Some(current) = read.view.leader.as_ref().map(|key| key.name.clone()) else {
             return fail("This cluster has no leader");
         };

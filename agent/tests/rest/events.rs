@@ -123,7 +123,10 @@ fn the_reasons_for_and_against_each_candidate_are_the_rules_own() {
     assert_eq!((&shown["leader"], &shown["name"]), (&json!("n1"), &json!("n1")));
     let standing = |shown: &Value| {
         let members = shown["without_leader"].as_array().unwrap().clone();
-        members.iter().map(|m| format!("{} {} {} {}", m["name"], m["candidate"], m["rule"], m["lag"])).collect::<Vec<_>>()
+        members
+            .iter()
+            .map(|m| format!("{} {} {} {}", m["name"], m["candidate"], m["rule"], m["lag"]))
+            .collect::<Vec<_>>()
     };
     assert_eq!(standing(&shown), [r#""n2" true "run_for_leader" 0"#, r#""n3" false "wait_nofailover" 10"#]);
     let asked = json_of(&node.get("/explain?candidate=n2").body);

@@ -180,11 +180,12 @@ fn superseded(s: &Snapshot, own: Timeline) -> Option<String> {
     theirs.then(|| format!("timeline {} was promised to {}", promise.position.timeline, promise.holder))
 }
 
-/// The leader key is gone, but we agreed that its holder goes on: it lost nothing but etcd. Follow it, and do not race.
+/// The leader key is gone, but we agreed that its holder goes on: it lost nothing but etcd. Follow it, and do not race. In pause
+/// the upstream stays what it is.
 pub(super) fn wait_for_failsafe_leader(s: &Snapshot) -> Option<Verdict> {
     let agreement = s.agreement.as_ref().filter(|_| !s.is_primary())?;
     let left = s.now.until(agreement.until);
-    Some(super::follower::follow_leader(s).unwrap_or_else(|| {
+    Some(super::follower::follow_leader(s).filter(|_| !s.config.pause).unwrap_or_else(|| {
         let why = format!("nobody leads, but we agreed that {} goes on; {left:?} are left", agreement.to.name);
         Verdict::new(Plan::stay(), why).again_in(PATIENCE.min(left))
     }))

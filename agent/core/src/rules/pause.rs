@@ -278,6 +278,11 @@ mod tests {
             assert_eq!(decide(&s.build()).plan.postgres, Move::ChangeSlots(SlotChanges::creating(["b"])));
         }
         assert_eq!(decide(&standby().paused().vacant().build()).rule, "hands_off", "it keeps what it has");
+        let to_c = asked(standby().vacant(), None, Some("a")).agreed_to_b(secs(9)).with(|s| {
+            s.postgres.sql.as_mut().expect("answers").upstream = Some("c:5432".into());
+        });
+        let d = decide(&to_c);
+        assert_eq!((d.rule, d.plan.postgres), ("run_as_candidate_in_pause", Move::Stay), "also by its own word");
     }
 
     #[test]

@@ -23,9 +23,11 @@ pub(super) fn due_in(s: &Snapshot) -> Option<Duration> {
     restart.schedule.as_ref()?.at?.checked_sub(s.wall).filter(|left| !left.is_zero())
 }
 
-/// A writer beside another leader is stopped before anybody is answered.
+/// A writer beside another leader is stopped before anybody is answered; and while one is stopped because its lease ends, the
+/// lease is let run.
 fn is_at_peace(s: &Snapshot) -> bool {
-    s.config.pause || s.seat() != Seat::Theirs || !s.may_write()
+    let in_a_hurry = super::guard::stopping(s).is_some_and(StopMode::is_forced);
+    s.config.pause || !in_a_hurry && (s.seat() != Seat::Theirs || !s.may_write())
 }
 
 fn has_data(s: &Snapshot) -> bool {
@@ -240,6 +242,8 @@ mod tests {
         let foreign = standby().but(|s| s.postgres.data_dir = DataDir::Unusable("not ours".into()));
         assert!(refused(foreign).is_some());
         assert_eq!(refused(standby()), None);
+        let late = copy(primary().lease_ends_in(secs(1)).job(Job::Stop(StopMode::FastThenImmediate)));
+        assert_eq!((decide(&late.build()).rule, decide(&late.build()).plan.lease), ("wait_for_job", Lease::LetRun));
     }
 
     #[test]
