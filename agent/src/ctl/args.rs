@@ -40,6 +40,8 @@ pub enum Command {
     DemoteCluster(DemoteClusterArgs),
     /// Generate a dsn for the provided member, defaults to a dsn of the leader
     Dsn(DsnArgs),
+    /// Print completions for a shell, or write manual pages
+    Docs(DocsArgs),
     /// Say what is wrong with a configuration and its cluster, worst first, each with its cure
     Doctor(super::DoctorArgs),
     /// Edit cluster configuration
@@ -165,6 +167,21 @@ pub struct EditConfigArgs {
     /// Do not ask for confirmation at any point
     #[arg(long)]
     pub force: bool,
+}
+
+/// Arguments of `docs`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  regentctl docs --completions bash > /etc/bash_completion.d/regentctl\n  regentctl docs --man \
+    /usr/local/share/man/man1"
+)]
+pub struct DocsArgs {
+    /// Print what makes this shell complete regentctl's commands and options
+    #[arg(long, value_name = "SHELL", required_unless_present = "man")]
+    pub completions: Option<clap_complete::Shell>,
+    /// Write the manual pages of regentctl and each of its commands into this directory
+    #[arg(long, value_name = "DIRECTORY")]
+    pub man: Option<std::path::PathBuf>,
 }
 
 /// Arguments of `explain`.

@@ -7,6 +7,7 @@ mod ask;
 mod cluster;
 mod config;
 mod diff;
+mod docs;
 mod doctor;
 mod explain;
 mod list;
@@ -131,6 +132,7 @@ pub async fn run<D: Dcs>(
         Command::PromoteCluster(asked) => way(asked.cluster_name.as_ref(), None).await?.promote_cluster(asked).await,
         Command::Dsn(asked) => of(&asked.cluster).await?.dsn(asked).await,
         Command::EditConfig(asked) => of(&asked.cluster).await?.edit_config(asked).await,
+        Command::Docs(asked) => docs::make(asked),
         Command::Explain(asked) => match &asked.snapshot {
             Some(path) => print(&explain::of_snapshot(path)?),
             None => of(&asked.cluster).await?.explain(asked).await,

@@ -214,7 +214,7 @@ pub const FOLLOWER: Table = Table {
         follower::wait_while_starting       ["W6"]      "a verdict on a server that does not know its own position yet";
         repair::stop_diverged               ["X3 W6"]   "a standby that silently stopped to follow";
         standby_cluster::stop_beyond_remote ["Z4"]      "a standby that silently stopped to follow";
-        follower::follow_leader             ["W5 B15"]  "a standby that streams from a former leader";
+        follower::follow_leader             ["W5 W7 B15"]  "a standby that streams from a former leader";
         follower::resume_replay             ["W4"]      "a standby that falls behind for ever, without a word";
         follower::prepare_slots             ["P1 P2 P3 P4 P5 P6"] "a standby that cannot go on after a failover, as its log is gone; seconds without replication";
         repair::discard_old_copy            ["DESIGN 6"] "a disk that fills up with copies nobody needs";

@@ -203,6 +203,8 @@ mod tests {
         );
         let other = standby().standby_cluster().led_by("c").build();
         assert_eq!(from(&decide(&other).plan.postgres), Some("c"));
+        let nameless = standby().standby_cluster().led_by("c").member("c", |m| m.conn_url = None).build();
+        assert_eq!(from(&decide(&nameless).plan.postgres), None, "W7: it keeps the upstream that it has");
         let headless = standby().standby_cluster().vacant().down();
         assert_eq!(from(&decide(&headless.build()).plan.postgres), Some("r:5432"), "C5");
         let archive = leading().down().but_config(|config| config.standby_cluster.as_mut().expect("set").host = None);
