@@ -302,9 +302,20 @@ pub(crate) fn holding(command: &mut Command, lock: &File, place: &std::path::Pat
     Ok(())
 }
 
+/// Before PostgreSQL 14 passwords are stored as md5 unless something asks for more, and access rules that want SCRAM then lock
+/// everybody out, this agent first. initdb stores them as its own access rules ask.
+fn password_option(installed: u32, rules: &[String], options: &[String]) -> Option<&'static str> {
+    let asks = rules.iter().any(|rule| rule.split_whitespace().any(|word| word == "scram-sha-256"));
+    let said = options.iter().any(|option| option.starts_with("--auth") || option.starts_with("-A"));
+    (installed < 14 && asks && !said).then_some("--auth-host=scram-sha-256")
+}
+
 async fn run_initdb(settings: &Settings, lock: &File) -> Result<(), PgError> {
     let mut command = settings.programs.program("initdb");
     command.arg("--pgdata").arg(&settings.data_dir).args(&settings.initdb_options);
+    let installed = programs::installed(&settings.programs, FILES).await.map_err(PgError::Refused)?;
+    let rules = settings.pg_hba.as_ref().unwrap_or(&settings.bootstrap_pg_hba);
+    command.args(password_option(installed, rules, &settings.initdb_options));
     command.arg(format!("--username={}", query::user_of(&settings.superuser)));
     holding(&mut command, lock, &settings.data_dir)?;
     let secret =
@@ -313,4 +324,23 @@ async fn run_initdb(settings: &Settings, lock: &File) -> Result<(), PgError> {
         command.arg("--pwfile").arg(secret.path());
     }
     programs::run(command, |line| tracing::debug!("initdb: {line}")).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_stored_as_the_access_rules_want_them() {
+        let [scram, md5] = ["host all all all scram-sha-256", "host all scram all md5"].map(|rule| [rule.to_owned()]);
+        let told = ["--auth-host=md5".to_owned()];
+        for (installed, rules, options, wanted) in [
+            (13, &scram, &[][..], Some("--auth-host=scram-sha-256")),
+            (14, &scram, &[], None),
+            (13, &md5, &[], None),
+            (13, &scram, &told, None),
+        ] {
+            assert_eq!(password_option(installed, rules, options), wanted, "{installed} {rules:?} {options:?}");
+        }
+    }
 }

@@ -16,6 +16,7 @@ mod generate;
 mod guardian;
 mod methods;
 mod mixed;
+mod parameters;
 mod peer_tool;
 mod restore;
 mod rewind;
