@@ -1,6 +1,7 @@
 //! Carries a script out, one step after the other, and listens.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -52,7 +53,8 @@ pub(super) async fn play(script: &Script<'_>) -> Result<Story, ScriptError> {
             watch.disturb(name, Duration::MAX);
         }
     }
-    let mut stage = Stage { world, watch, writing: Rc::default(), written: Rc::default() };
+    let mut stage =
+        Stage { world, watch, writing: Rc::default(), written: Rc::default(), consumed: RefCell::default() };
     for line in &script.steps {
         if line.words.first() != Some(&"run") {
             events.borrow_mut().push((stage.world.now(), Event::Step(line.text.to_owned())));
@@ -106,6 +108,8 @@ struct Stage {
     writing: Rc<Cell<bool>>,
     /// Writes so far.
     written: Rc<Cell<u64>>,
+    /// What a consumer has read, and through which slot.
+    consumed: RefCell<(u64, BTreeSet<u64>)>,
 }
 
 impl Stage {
@@ -193,6 +197,9 @@ impl Stage {
                 }
             }
             ["write", bytes, "bytes", "on", name] => self.insert(name, Some(number(bytes)?))?,
+            // A consumer of a logical slot reads all there is; and must have read what is there.
+            ["consume", slot, "on", name] => self.consume(slot, name)?,
+            ["lose", "slot", slot, "of", name] => self.server(name)?.lose_slot(slot),
             ["writers", word] => self.writers(on(word)?),
 
             // What counts from the next start of an agent.
@@ -321,6 +328,18 @@ impl Stage {
             Ok(_) | Err(Rejected::Waits) => Ok(()),
             Err(rejected) => Err(format!("{name}: {rejected}")),
         }
+    }
+
+    /// Reads on, and misses nothing that is in the log: the slot must be one that an earlier primary made.
+    fn consume(&self, slot: &str, name: &str) -> Result<(), String> {
+        let (server, mut consumed) = (self.server(name)?, self.consumed.borrow_mut());
+        let (made, new) = server.consume(slot).map_err(|rejected| format!("{name}: {rejected}"))?;
+        if consumed.0 != made {
+            *consumed = (made, server.records().into_iter().filter(|id| !new.contains(id)).collect());
+        }
+        consumed.1.extend(new);
+        let missed: Vec<u64> = server.records().into_iter().filter(|id| !consumed.1.contains(id)).collect();
+        if missed.is_empty() { Ok(()) } else { Err(format!("the consumer of {slot} missed {missed:?}")) }
     }
 
     /// Clients that write to every member all the time, also to the wrong ones, and ask who calls itself primary.
