@@ -204,7 +204,11 @@ impl Server {
         });
         let written = written.await;
         drop(lock);
-        *locked(&self.shared.upkept) = Upkept::default();
+        {
+            let mut upkept = locked(&self.shared.upkept);
+            upkept.gone.clear();
+            upkept.leader_xmins.clear(); // It was true of what was here before.
+        }
         self.start_standby(upstream).await.and(written)
     }
 

@@ -116,6 +116,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
         config: ConfigKey::Valid(Revision(10)),
         history: None,
         status: Status::default(),
+        status_seen: Some(Revision(99)),
         sync: None,
         sync_seen: None,
         failover: None,

@@ -119,6 +119,7 @@ fn view() -> impl Strategy<Value = ClusterView> {
             members,
             config,
             history,
+            status_seen: Some(Revision(8)),
             status: Status { optime, slots: [("x".into(), Lsn(5))].into(), ..Status::default() },
             promise,
             unreadable_promise: None,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use regent_core::config::{Config, Logical, PermanentSlot, SyncMode};
+use regent_core::config::{Config, SyncMode};
 use regent_core::rules::{GUARDS, TABLES};
 
 use super::ScriptError;
@@ -101,6 +101,7 @@ impl<'a> Script<'a> {
                 "stop_budget" => self.shape.stop_budget = time(value)?,
                 "failsafe_mode" => self.shape.failsafe = value == "on",
                 "standby_cluster" => self.shape.standby = on(value)?,
+                "logical_slot" => self.shape.logical = on(value)?,
                 _ => {
                     for name in names {
                         self.configured.push((name, setting(word)?));
@@ -179,11 +180,6 @@ pub(super) fn setting(word: &str) -> Result<Setting, String> {
         "member_slots_ttl" => {
             let value = time(value)?;
             Box::new(move |config| config.member_slots_ttl = value)
-        }
-        "logical_slot" => {
-            let logical = PermanentSlot::Logical(Logical { database: "postgres".into(), plugin: "pgoutput".into() });
-            let value = value.to_owned();
-            Box::new(move |config| drop(config.permanent_slots.insert(value.clone(), logical.clone())))
         }
         "maximum_lag_on_failover" => {
             let value = number(value)?;

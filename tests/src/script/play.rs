@@ -1,7 +1,6 @@
 //! Carries a script out, one step after the other, and listens.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 use super::parse::{Script, number, on, setting, tag, time};
 use super::print::{Event, story};
 use super::{ScriptError, Story};
-use crate::checks::{Watch, look_back, not_converged};
+use crate::checks::{Consumer, Watch, look_back, not_converged};
 use crate::simulation::honest;
 use crate::trace;
 use crate::world::{REMOTES, World};
@@ -54,7 +53,7 @@ pub(super) async fn play(script: &Script<'_>) -> Result<Story, ScriptError> {
         }
     }
     let mut stage =
-        Stage { world, watch, writing: Rc::default(), written: Rc::default(), consumed: RefCell::default() };
+        Stage { world, watch, writing: Rc::default(), written: Rc::default(), consumer: RefCell::default() };
     for line in &script.steps {
         if line.words.first() != Some(&"run") {
             events.borrow_mut().push((stage.world.now(), Event::Step(line.text.to_owned())));
@@ -108,8 +107,8 @@ struct Stage {
     writing: Rc<Cell<bool>>,
     /// Writes so far.
     written: Rc<Cell<u64>>,
-    /// What a consumer has read, and through which slot.
-    consumed: RefCell<(u64, BTreeSet<u64>)>,
+    /// Reads a logical slot.
+    consumer: RefCell<Consumer>,
 }
 
 impl Stage {
@@ -332,13 +331,9 @@ impl Stage {
 
     /// Reads on, and misses nothing that is in the log: the slot must be one that an earlier primary made.
     fn consume(&self, slot: &str, name: &str) -> Result<(), String> {
-        let (server, mut consumed) = (self.server(name)?, self.consumed.borrow_mut());
-        let (made, new) = server.consume(slot).map_err(|rejected| format!("{name}: {rejected}"))?;
-        if consumed.0 != made {
-            *consumed = (made, server.records().into_iter().filter(|id| !new.contains(id)).collect());
-        }
-        consumed.1.extend(new);
-        let missed: Vec<u64> = server.records().into_iter().filter(|id| !consumed.1.contains(id)).collect();
+        let (server, mut consumer) = (self.server(name)?, self.consumer.borrow_mut());
+        consumer.read(&server, slot).map_err(|rejected| format!("{name}: {rejected}"))?;
+        let missed = consumer.missed(&server);
         if missed.is_empty() { Ok(()) } else { Err(format!("the consumer of {slot} missed {missed:?}")) }
     }
 

@@ -170,17 +170,21 @@ pub(crate) fn tries(before: Option<&SlotCopy>, from: &MemberName, now: Instant) 
 }
 
 /// A standby's copies follow the leader's slots, as far as this server has replayed; the leader is asked while one is not proven.
+///
+/// A position that the leader before this one published may lie beyond the fork: on the log of who leads now it stands for changes
+/// that the consumer never saw, and a copy that was moved there would skip them.
 #[must_use]
 pub fn upkeep(s: &Snapshot) -> Option<Upkeep> {
-    let sql = s.standby()?;
+    let sql = s.standby().filter(|sql| sql.streaming)?;
     let (slots, _, conn_url) = kept(s, sql)?;
+    let known = s.view().filter(|view| view.status_is_the_leaders()).map(|view| &view.status.slots);
     let mut upkeep = Upkeep::default();
     for (name, what) in &slots {
         let Some(slot) = here(sql, name, what).filter(|slot| !slot.lost) else { continue };
         if !s.memory.proven_slots.contains(name) {
             upkeep.ask = Some(conn_url.clone());
         }
-        let to = s.view()?.status.slots.get(name).copied().min(sql.replay_lsn);
+        let to = known.and_then(|known| known.get(name)).copied().min(sql.replay_lsn);
         if let Some(to) = to.filter(|to| slot.position.is_some_and(|at| at < *to) && !slot.active) {
             upkeep.advance.insert(name.clone(), (what.database.clone(), to));
         }
@@ -383,6 +387,10 @@ mod tests {
         assert_eq!(moved(2_000, 5_000, Slot { active: true, ..at(1_000) }), None);
         assert_eq!(moved(2_000, 5_000, Slot { lost: true, ..at(1_000) }), None);
         assert_eq!(upkeep(&primary().but(permanent).with(with(x()))), None, "a consumer moves it there");
+        let of_before = copier().but(leader_has(900)).but(with(at(500)));
+        assert!(upkeep(&of_before.clone().build()).is_some_and(|upkeep| !upkeep.advance.is_empty()));
+        let stale = of_before.with(|s| s.dcs.as_mut().unwrap().status_seen = Some(crate::units::Revision(50)));
+        assert!(upkeep(&stale).unwrap().advance.is_empty(), "what an earlier leader said may lie beyond the fork");
         let paused = copier().paused().but(leader_has(900)).with(with(x()));
         assert!(crate::rules::decide(&paused).plan.upkeep.is_some(), "a standby keeps no log for months");
     }
