@@ -215,6 +215,7 @@ pub(crate) fn replica() -> Status {
         watchdog: regent::watchdog::State::default(),
         watchdog_failed: false,
         copied: None,
+        slots_not_ready: Vec::new(),
         action: None,
         scheduled_restart: None,
         rule: "follow",

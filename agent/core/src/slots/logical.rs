@@ -248,7 +248,7 @@ mod tests {
     }
 
     fn leader_has(at: u64) -> impl Fn(&mut Snapshot) {
-        move |s| drop(s.dcs.as_mut().expect("reachable").status.slots.insert("x".into(), Lsn(at)))
+        move |s| s.dcs.as_mut().expect("reachable").status.slots.extend([("x".to_owned(), Lsn(at))])
     }
 
     /// A standby of b, which has the slot.
