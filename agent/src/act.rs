@@ -226,6 +226,10 @@ impl<D: Dcs, P: Postgres, C: Clock> Hands<'_, D, P, C> {
             Move::ChangeSlots(changes) => {
                 self.jobs.start(Job::ChangeSlots, now, async move { postgres.change_slots(&changes).await }).await;
             }
+            Move::CopySlots { slots, conn_url, upstream, .. } => {
+                let work = async move { postgres.copy_slots(&slots, &conn_url, &upstream).await };
+                self.jobs.start(Job::CopySlots, now, work).await;
+            }
             Move::ResumeReplay => {
                 self.jobs.start(Job::ResumeReplay, now, async move { postgres.resume_replay().await }).await;
             }

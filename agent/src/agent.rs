@@ -18,6 +18,7 @@ use regent_core::plan::{Decision, Exit, Lease, Move, Plan};
 use regent_core::postgres::{Job, WalSender};
 use regent_core::request::Request;
 use regent_core::rules::decide;
+use regent_core::slots;
 use regent_core::snapshot::{Guardian, LeaseView, NoView, Order, Peers, Snapshot, Watchdog};
 use regent_core::units::{Instant, LeaseId, MemberName, Revision};
 use regent_dcs::{Dcs, DcsError, Read};
@@ -186,6 +187,8 @@ pub struct Agent<D, P, C, N> {
     introduced: bool,
     /// The member key as it stands in etcd, and the lease that it hangs on.
     published: Option<(String, LeaseId)>,
+    /// What the operator was told to put right.
+    complaints: Vec<String>,
     /// Rule and plan of the last decision, for the log.
     last: Option<(&'static str, Plan)>,
     /// The newest revision seen or made.
@@ -224,6 +227,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
             unguarded: None,
             introduced: false,
             published: None,
+            complaints: Vec::new(),
             last: None,
             revision: Revision::default(),
             doubts: 0,
@@ -451,6 +455,13 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         if !repeats {
             self.channels.journal.decided(&decision, seen, self.seams.clock.wall());
         }
+        if seen.view().is_some() {
+            let complaints = slots::complaints(seen);
+            for new in complaints.iter().filter(|complaint| !self.complaints.contains(complaint)) {
+                tracing::error!("{new}");
+            }
+            self.complaints = complaints;
+        }
         self.last = Some((decision.rule, decision.plan.clone()));
         decision
     }
@@ -524,6 +535,9 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         self.channels.publish(status.clone(), self.seams.clock.wall());
         if !stops {
             hands.postgres(seen, &plan.postgres, calls.at_promotion, seen.now).await;
+        }
+        if let Some(upkeep) = &plan.upkeep {
+            self.seams.postgres.look_after_slots(upkeep);
         }
         for callback in calls.now {
             self.seams.postgres.call(callback);
@@ -677,7 +691,7 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
     fn exit_is_news(&self) -> bool {
         !matches!(
             self.jobs.running().map(|running| &running.job),
-            Some(Job::Stop(_) | Job::Restart { .. } | Job::SetAside)
+            Some(Job::Stop(_) | Job::Restart { .. } | Job::CopySlots | Job::SetAside)
         )
     }
 

@@ -26,6 +26,12 @@ pub fn decision(seen: &Snapshot, decision: &Decision, repeats: bool) {
     let (rule, why) = (decision.rule, &decision.why);
     let (lease, postgres) = (format!("{:?}", decision.plan.lease), format!("{:?}", decision.plan.postgres));
     let seat = seen.seat();
+    if let Move::Promote(_) = decision.plan.postgres {
+        for slot in regent_core::slots::not_ready(seen) {
+            let why = "the logical slot is not ready here: its consumer may have to start anew";
+            tracing::warn!(slot, "{why}");
+        }
+    }
     if repeats {
         tracing::debug!(rule, ?seat, lease, postgres, "{why}");
     } else {
@@ -59,11 +65,13 @@ pub struct Context<'a> {
 #[must_use]
 pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> Status {
     let Context { effective, memory, last, lock_until, read, wall, guardian, watchdog, copied } = context;
-    let stopping = matches!(decision.plan.postgres, Move::Stop(_) | Move::Restart { .. } | Move::SetAside)
-        || matches!(
-            seen.job.as_ref().map(|running| &running.job),
-            Some(Job::Stop(_) | Job::Restart { .. } | Job::SetAside)
-        );
+    let stopping = matches!(
+        decision.plan.postgres,
+        Move::Stop(_) | Move::Restart { .. } | Move::CopySlots { .. } | Move::SetAside
+    ) || matches!(
+        seen.job.as_ref().map(|running| &running.job),
+        Some(Job::Stop(_) | Job::Restart { .. } | Job::CopySlots | Job::SetAside)
+    );
     let fresh = read.is_some();
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let view = seen.view().or(last.last_view.as_ref());
@@ -105,6 +113,7 @@ pub fn status(seen: &Snapshot, decision: &Decision, context: &Context<'_>) -> St
         watchdog: watchdog.clone(),
         watchdog_failed: matches!(seen.watchdog, Watchdog::Failed(_)),
         copied: *copied,
+        slots_not_ready: regent_core::slots::not_ready(seen),
         action: action(seen, &decision.plan.postgres),
         scheduled_restart: match &seen.request {
             Some(Request::Restart(restart)) => scheduled(restart),
@@ -129,6 +138,7 @@ fn action(seen: &Snapshot, next: &Move) -> Option<String> {
             Some(format!("bootstrap from leader '{from}'"))
         }
         (_, Some(Job::Rewind { .. })) => Some("running pg_rewind".to_owned()),
+        (Move::CopySlots { .. }, _) | (_, Some(Job::CopySlots)) => Some("copying logical slots".to_owned()),
         (Move::Restore, _) | (_, Some(Job::Restore)) => Some("bootstrap without leader".to_owned()),
         (_, Some(Job::GiveUpData)) => Some("reinitialize".to_owned()),
         (_, Some(Job::PrePromote | Job::Promote)) => Some("promote".to_owned()),
@@ -201,6 +211,7 @@ pub fn first_status(effective: &Effective, now: Instant) -> Status {
         watchdog: watchdog::State::default(),
         watchdog_failed: false,
         copied: None,
+        slots_not_ready: Vec::new(),
         action: None,
         scheduled_restart: None,
         rule: "start",
@@ -216,7 +227,8 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
         return State::CreatingReplica;
     }
     match (next, job) {
-        (Move::Restart { .. }, _) | (Move::Stay, Some(Job::Restart { .. })) => return State::Restarting,
+        (Move::Restart { .. } | Move::CopySlots { .. }, _)
+        | (Move::Stay, Some(Job::Restart { .. } | Job::CopySlots)) => return State::Restarting,
         (Move::Bootstrap, _) | (Move::Stay, Some(Job::Bootstrap)) => return State::InitializingNewCluster,
         (Move::Clone { .. } | Move::Restore, _) | (Move::Stay, Some(Job::Clone { .. } | Job::Restore)) => {
             return State::CreatingReplica;
@@ -256,7 +268,7 @@ fn state(seen: &Snapshot, next: &Move, memory: &Memory) -> State {
     }
     let failed = memory.last_job.as_ref().filter(|last| last.error.is_some()).map(|last| &last.job);
     match (failed, memory.role) {
-        (Some(Job::Start { .. } | Job::Restart { .. }), _) => State::StartFailed,
+        (Some(Job::Start { .. } | Job::Restart { .. } | Job::CopySlots), _) => State::StartFailed,
         (Some(Job::Bootstrap), _) => State::InitdbFailed,
         (_, Role::Primary | Role::Promoted) if matches!(seen.postgres.data_dir, DataDir::Present(_)) => State::Crashed,
         (_, Role::Uninitialized | Role::Primary | Role::Promoted | Role::Replica | Role::Demoted) => State::Stopped,

@@ -75,6 +75,7 @@ impl Requests {
             | Move::Follow(_)
             | Move::Checkpoint
             | Move::ChangeSlots(_)
+            | Move::CopySlots { .. }
             | Move::ResumeReplay
             | Move::SetSyncNames(_)
             | Move::RemoveUnfinished

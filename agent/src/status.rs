@@ -86,6 +86,8 @@ pub struct Status {
     pub watchdog_failed: bool,
     /// Bytes that a copy has so far, and those of the whole when known.
     pub copied: Option<(u64, Option<u64>)>,
+    /// Logical slots that a consumer may not be able to go on with if this member is promoted.
+    pub slots_not_ready: Vec<String>,
     /// An action that another request would disturb, in the contract's words (rest-api.md 14.2).
     pub action: Option<String>,
     /// The restart that waits for its time, as documents show it.

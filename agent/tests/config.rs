@@ -360,3 +360,20 @@ fn log_rest_and_control_sections_are_read_and_nonsense_in_them_is_survived() {
     let about = |part: &str| local.warnings.iter().any(|line| line.to_string().contains(part));
     assert!(about("log.type") && about("log.file_size"), "{:?}", local.warnings);
 }
+
+#[test]
+fn logical_slots_force_feedback_of_standbys() {
+    let local = load_text(MINIMAL).unwrap();
+    let slot = json!({"x": {"type": "logical", "database": "d", "plugin": "pgoutput"}});
+    let off = json!({"hot_standby_feedback": "off", "wal_level": "logical"});
+    let feedback = |dynamic: serde_json::Value| {
+        let found = effective(&local, Some(&dynamic)).unwrap();
+        found.postgres.parameters.get("hot_standby_feedback").cloned()
+    };
+    let with = |slots: serde_json::Value| json!({"slots": slots, "postgresql": {"parameters": off.clone()}});
+    assert_eq!(feedback(with(slot.clone())).as_deref(), Some("on"), "P11");
+    assert_eq!(feedback(with(json!({"x": {"type": "physical"}}))).as_deref(), Some("off"));
+    let mut following = with(slot);
+    following["standby_cluster"] = json!({"host": "h"});
+    assert_eq!(feedback(following).as_deref(), Some("off"), "no logical slots there");
+}

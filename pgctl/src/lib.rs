@@ -6,10 +6,12 @@
 
 #![expect(async_fn_in_trait, reason = "one generic agent, one thread per agent: no Send bounds wanted")]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use regent_core::callbacks::Callback;
-use regent_core::postgres::{PgState, SlotChanges, StopMode, Upstream};
+use regent_core::config::Logical;
+use regent_core::postgres::{PgState, SlotChanges, StopMode, Upkeep, Upstream};
 use regent_core::units::{MemberName, Timeline};
 
 pub mod catalog;
@@ -33,6 +35,7 @@ mod rewind;
 mod run;
 mod scripts;
 pub mod settings;
+mod slots;
 pub mod tls;
 
 pub use programs::keep_back;
@@ -119,9 +122,24 @@ pub trait Postgres: Clone + 'static {
     /// over restarts of the server, and of the agent while the settings say that a synchronous mode is on.
     async fn set_sync_names(&self, names: Option<&str>) -> Result<(), PgError>;
 
-    /// Removes, creates and advances replication slots of a running server, in this order. Physical ones only are created,
-    /// and keep WAL at once (P4). One that somebody is connected to stays as it is.
+    /// Removes, creates and advances replication slots of a running server, in this order. Physical ones keep WAL at once (P4).
+    /// One that somebody is connected to stays as it is. A logical one, which waits for the transactions that run, may appear
+    /// later than this returns.
     async fn change_slots(&self, changes: &SlotChanges) -> Result<(), PgError>;
+
+    /// Copies logical slots of a primary, the leader at `conn_url`, to this standby (P8): reads its files, stops the server,
+    /// writes them, and starts it as a standby of `upstream`. Where nothing can be copied, or the server would not start with
+    /// what was copied, that is an error and the server was not touched.
+    async fn copy_slots(
+        &self,
+        slots: &BTreeMap<String, Logical>,
+        conn_url: &str,
+        upstream: &Upstream,
+    ) -> Result<(), PgError>;
+
+    /// Begins to move logical slots of a standby on and to ask the leader about its own, on connections of their own, and
+    /// returns at once. What comes of it is in later observations; while it goes on, another call does nothing.
+    fn look_after_slots(&self, upkeep: &Upkeep);
 
     /// Removes what an interrupted clone or initdb *of ours* left ([`regent_core::postgres::DataDir::Unfinished`]), nothing else.
     async fn remove_unfinished(&self) -> Result<(), PgError>;

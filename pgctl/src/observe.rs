@@ -117,7 +117,10 @@ impl Server {
 
     async fn ask(&self, settings: &Settings, deadline: Instant) -> (Probe, Option<SqlFacts>) {
         match timeout_at(deadline, self.shared.session.lock()).await {
-            Ok(mut session) => session.look(settings, deadline).await,
+            Ok(mut session) => {
+                let (probe, sql) = session.look(settings, deadline).await;
+                (probe, sql.map(|sql| self.with_upkept(sql)))
+            }
             Err(_) => (Probe::Silent, None),
         }
     }

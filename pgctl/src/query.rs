@@ -1,9 +1,11 @@
 //! SQL on the local server: one persistent connection for the facts of each look, fresh ones for everything else.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
+use regent_core::config::Logical;
 use regent_core::postgres::{Probe, Slot, SqlFacts, WalSender};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -45,7 +47,8 @@ SELECT r AS in_recovery,
        current_setting('server_version_num') AS server_version,
        pg_conf_load_time() AS configured_at
   FROM (SELECT pg_is_in_recovery() AS r OFFSET 0) AS x LEFT JOIN pg_stat_wal_receiver AS w ON true;
-SELECT slot_name, slot_type, database, plugin, coalesce(confirmed_flush_lsn, restart_lsn) AS position, active,
+SELECT slot_name, slot_type, database, plugin, active, catalog_xmin,
+       CASE slot_type WHEN 'logical' THEN confirmed_flush_lsn ELSE restart_lsn END AS position,
        coalesce(xmin, catalog_xmin) IS NOT NULL AS holds_xmin, coalesce(wal_status = 'lost', false) AS lost,
        temporary OR coalesce(to_jsonb(s) ->> 'failover' = 'true', false) AS not_ours
   FROM pg_replication_slots AS s ORDER BY 1;
@@ -88,6 +91,11 @@ impl Failure {
         };
         PgError::Sql { what: what.to_owned(), cause }
     }
+}
+
+/// What the driver said, as an error of ours.
+pub(crate) fn failed(error: &tokio_postgres::Error, what: &str) -> PgError {
+    Failure::of(error).into_error(what)
 }
 
 /// The driver's own text is only "db error": the cause says more.
@@ -148,7 +156,16 @@ pub(crate) fn user_of(credentials: &Credentials) -> String {
 }
 
 async fn connect(settings: &Settings, database: &str, options: &str) -> Result<Client, Failure> {
-    let who = &settings.superuser;
+    connect_to(&Local::of(settings), settings.port, &settings.superuser, database, options).await
+}
+
+async fn connect_to(
+    place: &Local,
+    port: u16,
+    who: &Credentials,
+    database: &str,
+    options: &str,
+) -> Result<Client, Failure> {
     // Certificates are files: read where a hung disk hangs nobody else.
     let credentials = who.clone();
     let connector = tokio::task::spawn_blocking(move || tls::connector(&credentials)).await;
@@ -156,7 +173,7 @@ async fn connect(settings: &Settings, database: &str, options: &str) -> Result<C
     let (mode, tls) = connector.map_err(Failure::Answered)?;
     let mut config = Config::new();
     config.user(user_of(who)).dbname(database).options(options).application_name("Regent");
-    config.port(settings.port).ssl_mode(mode);
+    config.port(port).ssl_mode(mode);
     if let Some(password) = &who.password {
         config.password(password);
     }
@@ -168,7 +185,7 @@ async fn connect(settings: &Settings, database: &str, options: &str) -> Result<C
     if who.options.get("sslnegotiation").is_some_and(|how| how == "direct") {
         config.ssl_negotiation(SslNegotiation::Direct);
     }
-    match Local::of(settings) {
+    match place {
         // As in libpq, TLS is no matter of sockets.
         Local::Socket(dir) => config.host_path(dir).ssl_mode(SslMode::Disable),
         Local::Tcp(host) => config.host(host),
@@ -176,7 +193,7 @@ async fn connect(settings: &Settings, database: &str, options: &str) -> Result<C
     let (client, connection) = config.connect(tls).await.map_err(|e| Failure::of(&e))?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(error = chain(&error), "connection to the local server ended");
+            tracing::debug!(error = chain(&error), "a connection ended");
         }
     });
     Ok(client)
@@ -188,6 +205,17 @@ pub(crate) async fn command(settings: &Settings, database: &str, what: &str) -> 
     match tokio::time::timeout(CONNECT_LIMIT, fresh).await {
         Ok(client) => client.map_err(|failure| failure.into_error(what)),
         Err(_) => Err(PgError::Timeout { what: format!("{what}: connecting"), limit: CONNECT_LIMIT }),
+    }
+}
+
+/// A connection to another member, as pg_rewind has it: the role may read files of the server, and nothing else.
+pub(crate) async fn member(settings: &Settings, address: &Address, what: &str) -> Result<Client, PgError> {
+    let who = settings.rewind.as_ref().unwrap_or(&settings.superuser);
+    let place = Local::Tcp(address.host.clone());
+    let fresh = connect_to(&place, address.port, who, &settings.database, LOOK_OPTIONS);
+    match tokio::time::timeout(CONNECT_LIMIT, fresh).await {
+        Ok(client) => client.map_err(|failure| failure.into_error(&format!("{what} of {address}"))),
+        Err(_) => Err(PgError::Timeout { what: format!("{what}: connecting to {address}"), limit: CONNECT_LIMIT }),
     }
 }
 
@@ -425,6 +453,7 @@ fn facts_of(row: &SimpleQueryRow) -> Result<SqlFacts, String> {
         started_at: text(row, "started_at"),
         server_version: optional(row, "server_version")?.unwrap_or_default(),
         slots: Vec::new(),
+        leader_xmins: BTreeMap::new(),
         sync_names: text(row, "sync_names"),
         replication: Vec::new(),
         pending_restart: Vec::new(),
@@ -436,10 +465,11 @@ fn slot_of(row: &SimpleQueryRow) -> Result<Slot, String> {
     let logical = row.get("slot_type") == Some("logical");
     Ok(Slot {
         name: text(row, "slot_name"),
-        logical: logical.then(|| (text(row, "database"), text(row, "plugin"))),
+        logical: logical.then(|| Logical { database: text(row, "database"), plugin: text(row, "plugin") }),
         position: optional(row, "position")?,
         active: is("active"),
         holds_xmin: is("holds_xmin"),
+        catalog_xmin: optional(row, "catalog_xmin")?,
         lost: is("lost"),
         foreign: is("not_ours"),
     })

@@ -5,14 +5,17 @@
 //!   create.rs    makes a data directory: initdb, clone            runs programs, writes conf
 //!   rewind.rs    repairs or gives up one that has diverged        runs programs, writes conf
 //!   run.rs       start, follow, promote, stop                     drives postmaster, writes conf
+//!   slots.rs     replication slots, copies of logical ones        asks the leader, drives run
 //!   scripts.rs   the user's commands                              runs programs
 //! ```
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use regent_core::callbacks::Callback;
-use regent_core::postgres::{PgState, SlotChanges, StopMode, Upstream};
+use regent_core::config::Logical;
+use regent_core::postgres::{PgState, SlotChanges, StopMode, Upkeep, Upstream};
 use regent_core::units::{MemberName, Timeline};
 
 use crate::conf::{self, Role};
@@ -23,6 +26,7 @@ use crate::observe::Remembered;
 use crate::postmaster::{self, Found, Postmaster};
 use crate::query::Session;
 use crate::scripts::Lanes;
+use crate::slots::Upkept;
 use crate::{PgError, Postgres, Settings, programs};
 
 /// How long writing our small files may take before the disk counts as hung.
@@ -50,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) remembered: Mutex<Remembered>,
     pub(crate) session: tokio::sync::Mutex<Session>,
     pub(crate) disk: Disk,
+    /// What was last learnt about logical slots.
+    pub(crate) upkept: Mutex<Upkept>,
     /// The user's callbacks that run.
     pub(crate) callbacks: Mutex<Lanes>,
 }
@@ -72,6 +78,7 @@ impl Server {
                 remembered: Mutex::new(Remembered::default()),
                 session: tokio::sync::Mutex::new(Session::default()),
                 disk: Disk::new(),
+                upkept: Mutex::new(Upkept::default()),
                 callbacks: Mutex::new(Lanes::default()),
             }),
         }
@@ -266,6 +273,19 @@ impl Postgres for Server {
 
     async fn change_slots(&self, changes: &SlotChanges) -> Result<(), PgError> {
         self.carry_out(changes).await
+    }
+
+    async fn copy_slots(
+        &self,
+        slots: &BTreeMap<String, Logical>,
+        conn_url: &str,
+        upstream: &Upstream,
+    ) -> Result<(), PgError> {
+        self.copy_from_leader(slots, conn_url, upstream).await
+    }
+
+    fn look_after_slots(&self, upkeep: &Upkeep) {
+        self.begin_upkeep(upkeep);
     }
 
     async fn remove_unfinished(&self) -> Result<(), PgError> {

@@ -121,7 +121,7 @@ impl Server {
     }
 
     /// Takes the kernel lock on a data directory that is whole and that nobody uses.
-    async fn lock_stopped(&self) -> Result<File, PgError> {
+    pub(crate) async fn lock_stopped(&self) -> Result<File, PgError> {
         if let Some(postmaster) = self.running().await? {
             return Err(PgError::Refused(format!("a server runs on it, as process {}; stop it first", postmaster.pid)));
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use postgres_protocol::escape::escape_literal;
 use regent_core::callbacks::Callback;
-use regent_core::postgres::{ClusterState, ControlData, SlotChanges, StopMode};
+use regent_core::postgres::{ClusterState, ControlData, StopMode};
 use regent_core::units::Timeline;
 use rustix::process::Signal;
 use tokio::process::{Child, Command};
@@ -394,42 +394,6 @@ impl Server {
         let settings = self.settings();
         let client = query::command(&settings, &settings.database, "resuming replay").await?;
         query::execute(&client, "SELECT pg_wal_replay_resume()", "pg_wal_replay_resume", ASK).await.map(|_| ())
-    }
-
-    /// Goes on after a failure, so that one slot that cannot be changed costs the others nothing; returns the first one.
-    pub(crate) async fn carry_out(&self, changes: &SlotChanges) -> Result<(), PgError> {
-        let settings = self.settings();
-        let client = query::command(&settings, &settings.database, "replication slots").await?;
-        let mut outcome = Ok(());
-        let mut run = async |name: &str, sql: String| {
-            let done = query::execute(&client, &sql, &format!("replication slot {name}"), ASK).await;
-            outcome = std::mem::replace(&mut outcome, Ok(())).and(done.map(|_| ()));
-        };
-        for name in &changes.drop {
-            let sql = format!(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
-                  WHERE slot_name = {} AND NOT active",
-                escape_literal(name)
-            );
-            run(name, sql).await;
-        }
-        for name in &changes.create {
-            let sql = format!(
-                "SELECT pg_create_physical_replication_slot({0}, true)
-                  WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {0})",
-                escape_literal(name)
-            );
-            run(name, sql).await;
-        }
-        for (name, to) in &changes.advance {
-            let sql = format!(
-                "SELECT pg_replication_slot_advance(slot_name, '{to}') FROM pg_replication_slots
-                  WHERE slot_name = {} AND NOT active AND restart_lsn < '{to}'",
-                escape_literal(name)
-            );
-            run(name, sql).await;
-        }
-        outcome
     }
 }
 

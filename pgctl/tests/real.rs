@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use regent_core::postgres::{ClusterState, DataDir, PgState, Probe, Process, SlotChanges, StopMode, Upstream};
+use regent_core::config::Logical;
+use regent_core::postgres::{ClusterState, DataDir, PgState, Probe, Process, SlotChanges, StopMode, Upkeep, Upstream};
 use regent_core::units::{Lsn, Timeline};
 use regent_pgctl::{PgError, Postgres, Server, Settings};
 use rustix::process::{Pid, Signal, kill_process};
@@ -698,5 +699,58 @@ fn a_rewind_that_is_broken_off_leaves_what_nobody_starts() {
         assert_eq!(b.server.observe(LOOK).await.data_dir, DataDir::Empty);
         b.server.clone_from(&name, &url).await.unwrap();
         assert!(matches!(b.server.observe(LOOK).await.data_dir, DataDir::Present(_)) && !marker.exists());
+    });
+}
+
+/// P7, P8: a logical slot of the primary comes to a standby, which has to be able to go on with it.
+#[test]
+fn a_logical_slot_is_copied_and_moved_on() {
+    run(|| async {
+        let real = Real::new();
+        let logical = |settings: &mut Settings| {
+            settings.parameters.insert("wal_level".to_owned(), "logical".to_owned());
+            settings.parameters.insert("hot_standby_feedback".to_owned(), "on".to_owned());
+        };
+        let a = primary(&real, logical).await;
+        let mut settings = real.settings("b");
+        logical(&mut settings);
+        let mut b = real.node_with(settings);
+        let what = Logical { database: "postgres".to_owned(), plugin: "pgoutput".to_owned() };
+        let wanted = BTreeMap::from([("x".to_owned(), what.clone())]);
+        let changes = SlotChanges { create_logical: wanted.clone(), ..SlotChanges::creating(["b"]) };
+        a.server.change_slots(&changes).await.unwrap();
+        let slots = a.server.observe(LOOK).await.sql.unwrap().slots;
+        let made = slots.iter().find(|slot| slot.name == "x").unwrap();
+        assert_eq!((made.logical.as_ref(), made.position.is_some()), (Some(&what), true));
+
+        b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
+        let upstream = from(&a);
+        b.server.start_standby(&upstream).await.unwrap();
+        see(&b, "streams", |state| state.sql.as_ref().is_some_and(|sql| sql.streaming)).await;
+        let before = b.postmaster();
+        let other = Logical { plugin: "test_decoding".to_owned(), ..what.clone() };
+        let none = b.server.copy_slots(&[("x".to_owned(), other)].into(), &a.conn_url(), &upstream).await;
+        assert!(none.unwrap_err().to_string().contains("none of them"));
+        b.settings.parameters.insert("wal_level".to_owned(), "replica".to_owned());
+        let refused = b.new_controller().copy_slots(&wanted, &a.conn_url(), &upstream).await;
+        assert!(refused.unwrap_err().to_string().contains("wal_level"));
+        assert_eq!(b.postmaster(), before, "not touched");
+
+        b.server.copy_slots(&wanted, &a.conn_url(), &upstream).await.unwrap();
+        let there =
+            |state: &PgState| state.sql.iter().flat_map(|sql| &sql.slots).find(|slot| slot.name == "x").cloned();
+        see(&b, "has the slot", |state| there(state).is_some_and(|slot| slot.logical.as_ref() == Some(&what))).await;
+        a.insert().await.unwrap();
+        a.sql(&a.settings.superuser, "SELECT pg_replication_slot_advance('x', pg_current_wal_lsn())").await.unwrap();
+        let slots = a.server.observe(LOOK).await.sql.unwrap().slots;
+        let to = slots.iter().find(|slot| slot.name == "x").unwrap().position.unwrap();
+        let upkeep =
+            Upkeep { advance: [("x".to_owned(), ("postgres".to_owned(), to))].into(), ask: Some(a.conn_url()) };
+        see(&b, "is moved on, and knows what the leader holds back", |state| {
+            b.server.look_after_slots(&upkeep);
+            let asked = state.sql.as_ref().is_some_and(|sql| sql.leader_xmins.contains_key("x"));
+            asked && there(state).is_some_and(|slot| slot.position == Some(to))
+        })
+        .await;
     });
 }

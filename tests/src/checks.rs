@@ -265,6 +265,36 @@ impl Watch {
     }
 }
 
+/// Reads a logical slot on whoever is a primary, and must miss nothing, whoever becomes one (P8).
+#[derive(Default)]
+pub struct Consumer {
+    /// Which slot it was last. One that was made anew, because nobody had a copy, begins where it was made.
+    made: u64,
+    read: BTreeSet<u64>,
+}
+
+impl Consumer {
+    /// Reads what there is, and confirms it.
+    ///
+    /// # Errors
+    /// It is no primary that answers, or has no such slot.
+    pub fn read(&mut self, server: &FakePostgres, slot: &str) -> Result<(), Rejected> {
+        let (made, new) = server.consume(slot)?;
+        if self.made != made {
+            let older = server.records().into_iter().filter(|id| new.first().is_none_or(|first| id < first));
+            (self.made, self.read) = (made, older.collect());
+        }
+        self.read.extend(new);
+        Ok(())
+    }
+
+    /// Writes in the log of the primary that it has just read from, and that it never got.
+    #[must_use]
+    pub fn missed(&self, server: &FakePostgres) -> Vec<u64> {
+        server.records().into_iter().filter(|id| !self.read.contains(id)).collect()
+    }
+}
+
 /// What must hold of the whole run, looking back at it.
 pub fn look_back(world: &World, watch: &Watch) {
     let now = world.now();

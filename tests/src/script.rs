@@ -20,7 +20,7 @@
 //! | `machines a b c ttl=30 ..` | machines with empty disks, no agent runs yet |
 //!
 //! Settings: `ttl`, `loop_wait`, `retry_timeout`, `stop_budget`, `primary_start_timeout`, `primary_stop_timeout`,
-//! `maximum_lag_on_failover`, `member_slots_ttl`, `check_timeline`. What follows before the first step counts from the beginning: `config a primary_start_timeout=0`,
+//! `maximum_lag_on_failover`, `member_slots_ttl`, `check_timeline`, `logical_slot=on` (there is one, `x`). What follows before the first step counts from the beginning: `config a primary_start_timeout=0`,
 //! `tag a nofailover`, and what is printed: `show a b` (these members only), `hide RULE ..`, `why RULE ..` (with its reason).
 //! The steps are the arms of `step` in `script/play.rs`, and only there.
 

@@ -8,11 +8,11 @@ use regent_core::rules::decide;
 use regent_core::snapshot::Snapshot;
 use tokio::task::LocalSet;
 
-use crate::checks::{Finding, Watch, look_back, not_converged};
+use crate::checks::{Consumer, Finding, Watch, look_back, not_converged};
 use crate::faults::{self, Fault, Kind};
 use crate::rng::Rng;
 use crate::trace::{self, inspect, record};
-use crate::world::{Make, Shape, World};
+use crate::world::{Make, SLOT, Shape, World};
 
 /// What came of a seed.
 #[derive(Debug)]
@@ -147,7 +147,8 @@ async fn live(seed: u64, make: Make, only: Option<&[usize]>) -> Outcome {
     let failsafe = Rng::new(!seed).one_in(3);
     let mut luck = Rng::new(seed.wrapping_add(0x51AC_0000));
     let synchronous = *luck.pick(&[SyncMode::Off, SyncMode::Off, SyncMode::On, SyncMode::Quorum]);
-    let shape = Shape { failsafe, synchronous, strict: luck.one_in(2), ..shape(&mut rng) };
+    let logical = Rng::new(seed.wrapping_add(0x0510_7500)).one_in(3);
+    let shape = Shape { failsafe, synchronous, strict: luck.one_in(2), logical, ..shape(&mut rng) };
     trace::begin();
     let mut world = World::new(shape, &mut rng, make);
     allow_repair(&mut world, &mut Rng::new(!seed));
@@ -212,7 +213,7 @@ fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
     let unasked = world.unasked();
     let pace = rng.between(Duration::from_millis(80), Duration::from_millis(400));
     tokio::task::spawn_local(async move {
-        let mut id = 0;
+        let (mut id, mut consumer) = (0, Consumer::default());
         loop {
             tokio::time::sleep(pace).await;
             let primaries = check();
@@ -227,6 +228,14 @@ fn writers(world: &World, watch: &Watch, rng: &mut Rng) {
                 watch.wrote(&network, &store, node, id);
             }
             watch.sync_is_sound(&network, &store);
+            for node in &nodes {
+                // To look through the whole log every time would take too long.
+                let missed =
+                    consumer.read(node, SLOT).map(|()| if id % 8 == 0 { consumer.missed(node) } else { vec![] });
+                if missed.as_ref().is_ok_and(|missed| !missed.is_empty()) {
+                    watch.found("P8", network.now(), format!("a consumer on {} missed {missed:?}", node.name()));
+                }
+            }
         }
     });
 }

@@ -148,11 +148,14 @@ fn postgres(postgres: &Move) -> String {
         Move::ChangeSlots(changes) => {
             let each = [
                 ("drop", !changes.drop.is_empty()),
-                ("create", !changes.create.is_empty()),
+                ("create", !changes.create.is_empty() || !changes.create_logical.is_empty()),
                 ("advance", !changes.advance.is_empty()),
             ];
             let what: Vec<_> = each.into_iter().filter_map(|(word, some)| some.then_some(word)).collect();
             format!("{}_slots", what.join("_"))
+        }
+        Move::CopySlots { slots, .. } => {
+            format!("copy_slots({})", slots.keys().map(String::as_str).collect::<Vec<_>>().join(", "))
         }
         Move::ResumeReplay => "resume_replay".into(),
         Move::SetSyncNames(None) => "sync_names(user)".into(),

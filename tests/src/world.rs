@@ -16,7 +16,7 @@ use regent::guardian;
 use regent::journal::Journal;
 use regent::status::Status;
 use regent::watchdog;
-use regent_core::config::{Config, SyncMode};
+use regent_core::config::{Config, Logical, PermanentSlot, SyncMode};
 use regent_core::fence::Fence;
 use regent_core::plan::Exit;
 use regent_core::request::Request;
@@ -64,8 +64,19 @@ pub struct Shape {
     pub strict: bool,
     /// `failsafe_mode`
     pub failsafe: bool,
+    /// It has a permanent logical slot, [`SLOT`].
+    pub logical: bool,
     /// It is a standby cluster, and follows the server of another site.
     pub standby: bool,
+}
+
+/// The permanent logical slot of worlds that have one.
+pub const SLOT: &str = "x";
+
+/// What it decodes.
+#[must_use]
+pub fn logical_slot() -> PermanentSlot {
+    PermanentSlot::Logical(Logical { database: "postgres".into(), plugin: "pgoutput".into() })
 }
 
 /// Servers that no agent looks after. A standby cluster follows the first one.
@@ -83,6 +94,7 @@ impl Default for Shape {
             synchronous: SyncMode::Off,
             strict: false,
             failsafe: false,
+            logical: false,
             standby: false,
         }
     }
@@ -175,6 +187,7 @@ impl World {
                 synchronous_mode_strict: shape.strict,
                 failsafe_mode: shape.failsafe,
                 primary_start_timeout: Duration::from_secs(30),
+                permanent_slots: shape.logical.then(|| (SLOT.to_owned(), logical_slot())).into_iter().collect(),
                 standby_cluster: shape.standby.then(|| remote(REMOTES[0])),
                 ..Config::of(MemberName::from(name.as_str()))
             };

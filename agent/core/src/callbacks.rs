@@ -132,7 +132,7 @@ pub fn due(seen: &Snapshot, decision: &Decision, reloaded: bool) -> Calls {
     let job = seen.job.as_ref().map(|running| &running.job);
     let (up, was) = (seen.postgres.is_up(), calls.told.role);
 
-    let goes_down = matches!(job, Some(Job::Stop(_) | Job::Restart { .. } | Job::SetAside));
+    let goes_down = matches!(job, Some(Job::Stop(_) | Job::Restart { .. } | Job::CopySlots | Job::SetAside));
     if calls.told.up && !up && !goes_down {
         calls.told.up = false;
         // One that crashed was not stopped.
@@ -157,7 +157,9 @@ pub fn due(seen: &Snapshot, decision: &Decision, reloaded: bool) -> Calls {
             calls.at_promotion = Some(Callback { event: Event::OnRoleChange, role: Being::Primary });
             calls.told.role = Some(Being::Primary);
         }
-        Move::Restart { .. } => (calls.told.restarting, calls.told.up) = (calls.told.up, false),
+        Move::Restart { .. } | Move::CopySlots { .. } => {
+            (calls.told.restarting, calls.told.up) = (calls.told.up, false)
+        }
         Move::StartPrimary | Move::StartStandby(_) => (calls.told.restarting, calls.told.up) = (false, false),
         Move::Stay
         | Move::Cancel
@@ -182,8 +184,10 @@ pub fn due(seen: &Snapshot, decision: &Decision, reloaded: bool) -> Calls {
 
 /// A server that answers: what it is against what was told.
 fn came_up(seen: &Snapshot, job: Option<&Job>, calls: &mut Calls) {
-    let moving =
-        matches!(job, Some(Job::Start { .. } | Job::Restart { .. } | Job::Stop(_) | Job::Promote | Job::SetAside));
+    let moving = matches!(
+        job,
+        Some(Job::Start { .. } | Job::Restart { .. } | Job::CopySlots | Job::Stop(_) | Job::Promote | Job::SetAside)
+    );
     let Some(sql) = seen.sql().filter(|_| seen.postgres.is_up() && !moving) else { return };
     let leads_standbys = seen.config.standby_cluster.is_some() && seen.seat() == Seat::Mine;
     let is = match (sql.in_recovery, leads_standbys) {

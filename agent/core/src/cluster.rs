@@ -26,6 +26,9 @@ pub struct ClusterView {
     pub history: Option<Vec<HistoryLine>>,
     /// What the last leader said of its log.
     pub status: Status,
+    /// Revision of the `status` key; `None`: there is none.
+    #[serde(default)]
+    pub status_seen: Option<Revision>,
     /// Who has every acknowledged commit; `None`: synchronous replication is not active.
     pub sync: Option<SyncState>,
     /// Revision of the `sync` key, active or not; `None`: there is none.
@@ -50,6 +53,12 @@ impl ClusterView {
     #[must_use]
     pub fn leader_member(&self) -> Option<(&MemberName, &Member)> {
         self.members.get_key_value(&self.leader.as_ref()?.name)
+    }
+
+    /// `status` was written since the leader key was taken: its positions are of the log of who leads now.
+    #[must_use]
+    pub fn status_is_the_leaders(&self) -> bool {
+        self.leader.as_ref().zip(self.status_seen).is_some_and(|(leader, seen)| seen > leader.modified)
     }
 
     /// Whom a member with this tag `replicatefrom` streams from; `None`: from the leader. The name of an absent member counts for

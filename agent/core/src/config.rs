@@ -43,8 +43,8 @@ pub struct Config {
     pub use_slots: bool,
     /// How long the slot of a member that is gone is kept (`member_slots_ttl`); zero: not at all.
     pub member_slots_ttl: Duration,
-    /// Slots that are kept through failovers (`slots`), by name: physical, or logical and then left to their owner.
-    pub permanent_slots: BTreeMap<String, SlotKind>,
+    /// Slots that are kept through failovers (`slots`), by name.
+    pub permanent_slots: BTreeMap<String, PermanentSlot>,
     /// Slots that are not ours to remove (`ignore_slots`).
     pub ignore_slots: Vec<IgnoreSlot>,
     /// Who must have a commit before it is acknowledged (section 14, 15).
@@ -117,7 +117,25 @@ pub enum SyncMode {
     Quorum,
 }
 
-/// A permanent slot's type.
+/// What a logical slot decodes, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Logical {
+    /// `database`
+    pub database: String,
+    /// `plugin`
+    pub plugin: String,
+}
+
+/// A slot of `slots`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PermanentSlot {
+    /// `type: physical`
+    Physical,
+    /// `type: logical`
+    Logical(Logical),
+}
+
+/// A slot's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SlotKind {
     /// `type: physical`

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::cluster::{
     ClusterView, ConfigKey, FailsafeKey, HistoryLine, Initialize, LeaderKey, Member, Promise, PromiseKey, Status,
 };
-use crate::config::{Config, Remote};
+use crate::config::{Config, Logical, Remote};
 use crate::failsafe::{Agreement, Notice, Topology};
 use crate::memory::{LastLed, Memory, Role};
 use crate::peers::{PeerAnswer, PeerReply};
@@ -42,6 +42,12 @@ pub fn slot(name: &str) -> Slot {
     Slot { name: name.into(), position: Some(Lsn(1_000)), ..Slot::default() }
 }
 
+/// What a logical slot decodes.
+#[must_use]
+pub fn decodes(database: &str, plugin: &str) -> Logical {
+    Logical { database: database.into(), plugin: plugin.into() }
+}
+
 fn member(name: &str, role: &str) -> Member {
     Member {
         conn_url: Some(format!("postgres://{name}:5432/postgres")),
@@ -71,6 +77,7 @@ fn sql(in_recovery: bool) -> SqlFacts {
         started_at: "2026-11-21 00:00:00+00".into(),
         server_version: 150_000,
         slots: ["b", "c"].map(slot).into(),
+        leader_xmins: std::collections::BTreeMap::new(),
         sync_names: String::new(),
         replication: Vec::new(),
         pending_restart: Vec::new(),
@@ -109,6 +116,7 @@ fn base(leader: &str, in_recovery: bool) -> Builder {
         config: ConfigKey::Valid(Revision(10)),
         history: None,
         status: Status::default(),
+        status_seen: Some(Revision(99)),
         sync: None,
         sync_seen: None,
         failover: None,

@@ -159,6 +159,18 @@ const SENTENCES: &[Sentence] = &[
         s.restart_due().is_some() && s.job.is_none() && standby_of.is_none() == s.is_primary()
     }),
     (
+        "slots are copied only by a standby that nobody waits for, from another member that leads as a primary",
+        |s, p| {
+            let Move::CopySlots { from, .. } = &p.postgres else { return true };
+            let leader = s.view().and_then(|view| view.leader_member());
+            let primary = leader.is_some_and(|(name, leader)| name == from && leader.leads());
+            let sync = s.view().and_then(|view| view.sync.as_ref());
+            let awaited = s.config.synchronous_mode != crate::config::SyncMode::Off
+                && sync.is_some_and(|sync| crate::sync::lists(&sync.standbys, &s.config.name));
+            s.seat() == Seat::Theirs && primary && s.standby().is_some() && s.job.is_none() && !awaited
+        },
+    ),
+    (
         "nothing moves in pause, unless it is under way or was asked for; but standbys follow, and no slot is removed",
         |s, p| {
             let named = s.view().and_then(|view| view.failover.as_ref()).filter(|asked| asked.schedule.is_none());
@@ -181,6 +193,7 @@ const SENTENCES: &[Sentence] = &[
                 | Move::DiscardOldCopy
                 | Move::StartPrimary
                 | Move::Restart { .. }
+                | Move::CopySlots { .. }
                 | Move::ResumeReplay
                 | Move::RemoveUnfinished
                 | Move::SetAside => false,

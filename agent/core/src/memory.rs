@@ -1,6 +1,6 @@
 //! All that an agent remembers between two turns; lost when it restarts, so nothing here may be needed for safety then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -74,6 +74,12 @@ pub struct Memory {
     pub position_since: Option<Instant>,
     /// As the leader: when a member last wanted its slot, by slot name (P13).
     pub slots_wanted: BTreeMap<String, Instant>,
+    /// Logical slots that were copied from a leader, or were to be (P8).
+    #[serde(default)]
+    pub slot_copies: BTreeMap<String, SlotCopy>,
+    /// As a standby: logical slots that would do for a consumer if this member were promoted (P10).
+    #[serde(default)]
+    pub proven_slots: BTreeSet<String>,
     /// pg_rewind was tried, and this member has not streamed since.
     pub rewinds: Option<Rewinds>,
     /// When this agent had its first look: what it agreed to before that is forgotten.
@@ -109,6 +115,17 @@ pub enum Role {
     Replica,
     /// A former primary that was stopped, or found stopped.
     Demoted,
+}
+
+/// How often a logical slot was copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotCopy {
+    /// From which leader.
+    pub from: MemberName,
+    /// Times.
+    pub tries: u32,
+    /// When last.
+    pub at: Instant,
 }
 
 /// How often pg_rewind was tried.
@@ -190,12 +207,14 @@ impl Memory {
         // It was not stopped after all.
         self.comes_back &= !(seen.job.is_none() && seen.is_primary());
         self.slots_wanted = crate::slots::wanted_since(&self.slots_wanted, seen);
+        self.proven_slots = crate::slots::proven(&self.proven_slots, seen);
         self.ordered_since = seen.is_to_go_down().then_some(self.ordered_since.unwrap_or(seen.now));
         if let Some(sql) = seen.sql() {
             self.primary_since = (!sql.in_recovery).then_some(self.primary_since.unwrap_or(seen.now));
             self.sync_names = Some(Since::after(self.sync_names.take(), sql, seen.now));
             // A server that is about to be restarted answers, too.
-            self.recovering &= matches!(seen.job.as_ref().map(|running| &running.job), Some(Job::Restart { .. }));
+            self.recovering &=
+                matches!(seen.job.as_ref().map(|running| &running.job), Some(Job::Restart { .. } | Job::CopySlots));
             self.start_timeout = self.start_timeout.filter(|_| self.recovering);
             self.starting_since = None;
             self.met = true;
@@ -296,6 +315,15 @@ impl Memory {
                 self.recovering = true;
                 self.start_timeout = *timeout;
                 self.role = if standby_of.is_none() { Role::Primary } else { Role::Replica };
+            }
+            Move::CopySlots { slots, from, .. } => {
+                self.recovering = true;
+                self.role = Role::Replica;
+                for name in slots.keys() {
+                    self.proven_slots.remove(name);
+                    let tries = crate::slots::tries(self.slot_copies.get(name), from, seen.now);
+                    self.slot_copies.insert(name.clone(), SlotCopy { from: from.clone(), tries, at: seen.now });
+                }
             }
             Move::Promote(_) => {
                 self.role = Role::Promoted;

@@ -9,8 +9,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{FailsafeKey, HistoryLine, Promise, Status, SyncState};
+use crate::config::Logical;
 use crate::peers::Question;
-use crate::postgres::{SlotChanges, StopMode, Upstream};
+use crate::postgres::{SlotChanges, StopMode, Upkeep, Upstream};
 use crate::units::{MemberName, Revision, SystemId, Timeline};
 
 /// One decision.
@@ -59,6 +60,8 @@ pub struct Plan {
     pub lease: Lease,
     /// What happens to PostgreSQL: at most one thing.
     pub postgres: Move,
+    /// What is done about the logical slots of a standby, beside all else.
+    pub upkeep: Option<Upkeep>,
     /// Keys to write, in this order, before the leader key is given back.
     pub keys: Vec<KeyWrite>,
     /// Ask these members and decide again.
@@ -75,7 +78,16 @@ impl Plan {
     /// A plan of both halves.
     #[must_use]
     pub fn of(lease: Lease, postgres: Move) -> Plan {
-        Plan { lease, postgres, keys: Vec::new(), ask: BTreeMap::new(), confirm: None, refuse: None, exit: None }
+        Plan {
+            lease,
+            postgres,
+            upkeep: None,
+            keys: Vec::new(),
+            ask: BTreeMap::new(),
+            confirm: None,
+            refuse: None,
+            exit: None,
+        }
     }
 
     /// Keep the lease, leave PostgreSQL alone.
@@ -196,6 +208,17 @@ pub enum Move {
     Checkpoint,
     /// Create, remove and advance replication slots.
     ChangeSlots(SlotChanges),
+    /// Copy logical slots of the leader: its files are read first, then the server is stopped, and started as a standby.
+    CopySlots {
+        /// What each decodes.
+        slots: BTreeMap<String, Logical>,
+        /// The leader.
+        from: MemberName,
+        /// Its address.
+        conn_url: String,
+        /// Whom to stream from afterwards.
+        upstream: Upstream,
+    },
     /// Go on replaying.
     ResumeReplay,
     /// Wait for other standbys: `synchronous_standby_names`; `None`: what the user configured.

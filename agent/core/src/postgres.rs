@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use std::collections::BTreeMap;
+
 use crate::cluster::HistoryLine;
+use crate::config::Logical;
 use crate::units::{Instant, Lsn, SystemId, Timeline};
 
 /// One look at the local PostgreSQL. Never an error: a part that could not be read says so.
@@ -163,6 +166,9 @@ pub struct SqlFacts {
     pub server_version: u32,
     /// Replication slots.
     pub slots: Vec<Slot>,
+    /// Standby: `catalog_xmin` of the leader's slots, by name, when the leader was last asked ([`Upkeep::ask`]).
+    #[serde(default)]
+    pub leader_xmins: BTreeMap<String, u32>,
     /// `synchronous_standby_names`
     pub sync_names: String,
     /// WAL senders.
@@ -176,29 +182,43 @@ pub struct SqlFacts {
 pub struct Slot {
     /// `slot_name`
     pub name: String,
-    /// Logical: its database and its plugin; physical: none.
-    pub logical: Option<(String, String)>,
-    /// Physical: `restart_lsn`; logical: `confirmed_flush_lsn`. `None` while it keeps nothing.
+    /// What it decodes; physical: none.
+    pub logical: Option<Logical>,
+    /// Physical: `restart_lsn`; logical: `confirmed_flush_lsn`. `None` while it keeps nothing, or is still being made.
     pub position: Option<Lsn>,
     /// Somebody is connected to it.
     pub active: bool,
     /// It holds back vacuum (`xmin` or `catalog_xmin`).
     pub holds_xmin: bool,
-    /// What it should keep is gone (`wal_status` is `lost`).
+    /// `catalog_xmin`: vacuum keeps what transactions from this one on can see of the catalogs.
+    #[serde(default)]
+    pub catalog_xmin: Option<u32>,
+    /// What it should keep is gone (`wal_status` is `lost`, or the server said so when it was to be moved on).
     pub lost: bool,
     /// Temporary, or made with `failover` on (PostgreSQL 17): PostgreSQL itself looks after it.
     pub foreign: bool,
 }
 
-/// What is to be done about slots. All of them physical where they are created or advanced.
+/// What is to be done about slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotChanges {
     /// Removed, unless somebody is connected by then.
     pub drop: Vec<String>,
-    /// Created after that, if they are not there; they keep WAL from now on.
+    /// Physical ones, created after that, if they are not there; they keep WAL from now on.
     pub create: Vec<String>,
-    /// Moved forward to this position, or as far as this server has replayed.
+    /// Logical ones, likewise; of a primary.
+    pub create_logical: BTreeMap<String, Logical>,
+    /// Physical ones, moved forward to this position, or as far as this server has replayed.
     pub advance: Vec<(String, Lsn)>,
+}
+
+/// What a standby does about its logical slots beside all else, on connections of its own: decoding takes its time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upkeep {
+    /// Moved forward to this position, or as far as this server has replayed; with the database of each.
+    pub advance: BTreeMap<String, (String, Lsn)>,
+    /// `conn_url` of the leader, to ask what its slots hold back ([`SqlFacts::leader_xmins`]); `None`: it is not asked.
+    pub ask: Option<String>,
 }
 
 impl SlotChanges {
@@ -337,6 +357,8 @@ pub enum Job {
     Checkpoint,
     /// Creation, removal or advance of replication slots.
     ChangeSlots,
+    /// A copy of logical slots of the leader: stop, and start as a standby (P8).
+    CopySlots,
     /// The end of a pause of replay.
     ResumeReplay,
     /// Another `synchronous_standby_names`.

@@ -54,6 +54,6 @@ impl Snapshot {
     #[must_use]
     pub fn is_to_go_down(&self) -> bool {
         let copied = matches!(self.request, Some(Request::Reinitialize { .. })) && self.seat() == Seat::Theirs;
-        self.order == Order::Stop || self.restart_due().is_some() || copied
+        self.order == Order::Stop || self.restart_due().is_some() || copied || crate::slots::to_copy(self).is_some()
     }
 }

@@ -3,11 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+mod logical;
+
 use crate::cluster::{ConfigKey, Member};
-use crate::config::{IgnoreSlot, SlotKind};
+use crate::config::{IgnoreSlot, PermanentSlot, SlotKind};
 use crate::postgres::{Slot, SlotChanges, SqlFacts};
 use crate::snapshot::{Seat, Snapshot};
 use crate::units::{Instant, Lsn, MemberName};
+pub(crate) use logical::tries;
+pub use logical::{Copy, complaints, not_ready, proven, to_copy, upkeep};
 
 /// WAL is kept and removed in segments of, usually, this size: to move a slot within one changes nothing.
 const SEGMENT: u64 = 16 << 20;
@@ -21,11 +25,12 @@ struct Wanted {
     used: bool,
 }
 
-/// What is to be done: P1 to P6.
+/// What is to be done: P1 to P7.
 #[must_use]
 pub fn changes(s: &Snapshot, sql: &SqlFacts) -> SlotChanges {
     let Some(view) = s.view() else { return SlotChanges::default() };
     let wanted = wanted(s, sql);
+    let logical = logical::wanted(s, sql, &wanted);
     let there: BTreeMap<&str, &Slot> = sql.slots.iter().map(|slot| (slot.name.as_str(), slot)).collect();
     let mut changes = SlotChanges::default();
     for (name, wanted) in &wanted {
@@ -47,15 +52,18 @@ pub fn changes(s: &Snapshot, sql: &SqlFacts) -> SlotChanges {
             }
         }
     }
+    logical::change(sql, &logical, &there, &mut changes);
     // Without the cluster's configuration nobody knows which slots the operator wants to keep.
     if matches!(view.config, ConfigKey::Valid(_)) && s.config.use_slots {
-        let removed = sql.slots.iter().filter(|slot| !wanted.contains_key(&slot.name) && may_go(s, slot));
+        let unwanted = |slot: &&Slot| !wanted.contains_key(&slot.name) && !logical.contains_key(&slot.name);
+        let removed = sql.slots.iter().filter(unwanted).filter(|slot| may_go(s, sql, slot));
         changes.drop.extend(removed.map(|slot| slot.name.clone()));
     }
     // In pause none is removed, not even to be made anew (M11).
     if s.config.pause {
         changes.drop.clear();
         changes.create.retain(|name| !there.contains_key(name.as_str()));
+        changes.create_logical.retain(|name, _| !there.contains_key(name.as_str()));
     }
     changes
 }
@@ -64,9 +72,10 @@ fn segment(at: Lsn) -> u64 {
     at.0 / SEGMENT
 }
 
-/// P1: neither in use, nor somebody else's.
-fn may_go(s: &Snapshot, slot: &Slot) -> bool {
-    let ours = !s.config.permanent_slots.contains_key(&slot.name) && slot.name != s.config.name.slot_name();
+/// P1: neither in use, nor somebody else's; nor, of a primary, what its operator wants to keep.
+fn may_go(s: &Snapshot, sql: &SqlFacts, slot: &Slot) -> bool {
+    let kept = !sql.in_recovery && s.config.permanent_slots.contains_key(&slot.name);
+    let ours = !kept && slot.name != s.config.name.slot_name();
     ours && !slot.active && !slot.foreign && !s.config.ignore_slots.iter().any(|matcher| matches(matcher, slot))
 }
 
@@ -75,8 +84,8 @@ fn matches(matcher: &IgnoreSlot, slot: &Slot) -> bool {
     let is = |wanted: &Option<String>, found: Option<&String>| wanted.as_ref().is_none_or(|text| Some(text) == found);
     is(&matcher.name, Some(&slot.name))
         && matcher.kind.is_none_or(|wanted| wanted == kind)
-        && is(&matcher.database, slot.logical.as_ref().map(|(database, _)| database))
-        && is(&matcher.plugin, slot.logical.as_ref().map(|(_, plugin)| plugin))
+        && is(&matcher.database, slot.logical.as_ref().map(|logical| &logical.database))
+        && is(&matcher.plugin, slot.logical.as_ref().map(|logical| &logical.plugin))
 }
 
 /// Members that stream, but me. A key without an address is no member: nobody can stream from there, nor ever asked for a slot.
@@ -94,7 +103,7 @@ fn wanted(s: &Snapshot, sql: &SqlFacts) -> BTreeMap<String, Wanted> {
     let mut all = BTreeMap::new();
     if !never_leads {
         let kept = retained(s).into_iter().chain(view.status.retain_slots.iter().cloned());
-        let permanent = s.config.permanent_slots.iter().filter(|(_, kind)| **kind == SlotKind::Physical);
+        let permanent = s.config.permanent_slots.iter().filter(|(_, slot)| **slot == PermanentSlot::Physical);
         let known = |name: String| (view.status.slots.get(&name).copied(), name);
         all.extend(kept.map(known).map(|(at, name)| (name, Wanted { at, used: false })));
         // Who uses it connects to the primary.
@@ -157,7 +166,7 @@ pub fn published(s: &Snapshot, sql: &SqlFacts) -> (BTreeMap<String, Lsn>, Vec<St
 mod tests {
     use super::*;
     use crate::cluster::Status;
-    use crate::fixture::{primary, secs, slot, standby};
+    use crate::fixture::{decodes, primary, secs, slot, standby};
     use crate::units::Revision;
 
     fn of(s: &Snapshot) -> SlotChanges {
@@ -191,13 +200,15 @@ mod tests {
         ] {
             assert_eq!(of(&primary().with(with(kept))), SlotChanges::default(), "{what}");
         }
-        let logical = Slot { logical: Some(("d".into(), "pgoutput".into())), ..slot("x") };
+        let logical = Slot { logical: Some(decodes("d", "pgoutput")), ..slot("x") };
         let matcher = |database: &str| IgnoreSlot { database: Some(database.into()), ..IgnoreSlot::default() };
         for (database, drop) in [("d", vec![]), ("e", vec!["x".to_owned()])] {
             let s = primary().but(with(logical.clone())).with(|s| s.config.ignore_slots = vec![matcher(database)]);
             assert_eq!(of(&s).drop, drop, "{database}");
         }
-        let permanent = |s: &mut Snapshot| s.config.permanent_slots = [("x".into(), SlotKind::Logical)].into();
+        let permanent = |s: &mut Snapshot| {
+            s.config.permanent_slots = [("x".into(), PermanentSlot::Logical(decodes("d", "pgoutput")))].into();
+        };
         assert_eq!(of(&primary().but(with(logical)).with(permanent)), SlotChanges::default());
         let unknown = primary().but(with(slot("gone"))).without_config().build();
         assert_eq!(of(&unknown).drop, [""; 0], "nobody knows what the operator wants to keep");
@@ -210,7 +221,7 @@ mod tests {
         for broken in [
             Slot { lost: true, ..slot("b") },
             Slot { position: None, ..slot("b") },
-            Slot { logical: Some(("d".into(), "p".into())), ..slot("b") },
+            Slot { logical: Some(decodes("d", "p")), ..slot("b") },
         ] {
             let changes = of(&primary().with(with(broken.clone())));
             assert_eq!((changes.drop, changes.create), (vec!["b".into()], vec!["b".into()]), "{broken:?}");
@@ -238,7 +249,7 @@ mod tests {
             (member.tags.replicatefrom, member.xlog_location) = (Some("b".into()), Some(Lsn(100 << 20)));
         };
         assert_eq!(of(&primary().but(at(1_000)).with(cascades)).advance.len(), 1, "c streams from b");
-        let permanent = |s: &mut Snapshot| s.config.permanent_slots = [("p".into(), SlotKind::Physical)].into();
+        let permanent = |s: &mut Snapshot| s.config.permanent_slots = [("p".into(), PermanentSlot::Physical)].into();
         let old = with(slot("p"));
         let s = standby().but(&old).but(permanent).with(status(&[("p", 100 << 20)], &[]));
         assert_eq!(of(&s).advance.len(), 1);

@@ -225,6 +225,7 @@ impl Snapshot {
                 | Job::Follow
                 | Job::Checkpoint
                 | Job::ChangeSlots
+                | Job::CopySlots
                 | Job::ResumeReplay
                 | Job::SetSyncNames
                 | Job::RemoveUnfinished
@@ -338,6 +339,7 @@ impl Snapshot {
             | Job::GiveUpData
             | Job::Start { .. }
             | Job::Restart { .. }
+            | Job::CopySlots
             | Job::Stop(_)
             | Job::PrePromote
             | Job::Promote

@@ -148,6 +148,7 @@ fn server(member: &Member, system_id: Option<SystemId>) -> PgState {
         started_at: String::new(),
         server_version: 0,
         slots: Vec::new(),
+        leader_xmins: BTreeMap::new(),
         sync_names: String::new(),
         replication: Vec::new(),
         pending_restart: Vec::new(),

@@ -6,7 +6,7 @@ use proptest::option;
 use proptest::prelude::*;
 use regent_core::callbacks::Told;
 use regent_core::cluster::*;
-use regent_core::config::{Config, SyncMode, Tags};
+use regent_core::config::{Config, Logical, PermanentSlot, SyncMode, Tags};
 use regent_core::failsafe::{Agreement, Notice, Promises, Topology};
 use regent_core::fixture::SYSTEM_ID;
 use regent_core::inspector::inspect;
@@ -119,7 +119,8 @@ fn view() -> impl Strategy<Value = ClusterView> {
             members,
             config,
             history,
-            status: Status { optime, ..Status::default() },
+            status_seen: Some(Revision(8)),
+            status: Status { optime, slots: [("x".into(), Lsn(5))].into(), ..Status::default() },
             promise,
             unreadable_promise: None,
             failsafe: None,
@@ -168,6 +169,7 @@ fn sql() -> impl Strategy<Value = SqlFacts> {
             started_at: String::new(),
             server_version: 150_000,
             slots: vec![Slot { name: "b".into(), ..Slot::default() }],
+            leader_xmins: std::collections::BTreeMap::new(),
             sync_names: String::new(),
             replication: Vec::new(),
             pending_restart: Vec::new(),
@@ -219,6 +221,7 @@ fn job() -> impl Strategy<Value = Job> {
         Just(Job::Follow),
         Just(Job::Checkpoint),
         Just(Job::ChangeSlots),
+        Just(Job::CopySlots),
         Just(Job::ResumeReplay),
         Just(Job::SetSyncNames),
         Just(Job::RemoveUnfinished),
@@ -283,6 +286,8 @@ fn memory() -> impl Strategy<Value = Memory> {
                 vacant_since: None,
                 rewinds: None,
                 slots_wanted: std::collections::BTreeMap::new(),
+                slot_copies: std::collections::BTreeMap::new(),
+                proven_slots: std::collections::BTreeSet::new(),
                 since: None,
                 topology: Topology { members: [("a".into(), String::new())].into(), ..Topology::default() },
                 promises: Promises {
@@ -326,6 +331,10 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 failsafe_mode,
                 tags: Tags { nofailover, ..Tags::default() },
                 check_timeline: check,
+                permanent_slots: check
+                    .then(|| ("x".to_owned(), PermanentSlot::Logical(Logical::default())))
+                    .into_iter()
+                    .collect(),
                 may_bootstrap: boot,
                 pause,
                 primary_start_timeout: std::time::Duration::from_secs(start),

@@ -80,6 +80,9 @@ fn own(moment: &Moment<'_>) -> Value {
     let mut put = |key: &str, value: Value| own.insert(key.to_owned(), value);
     put("version", env!("CARGO_PKG_VERSION").into());
     put("rule", moment.status.rule.into());
+    if !moment.status.slots_not_ready.is_empty() {
+        put("slots_not_ready", moment.status.slots_not_ready.as_slice().into());
+    }
     if let Some(guardian) = &moment.status.guardian {
         put("guardian", shown_guardian(moment, guardian));
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use regent_core::config::{Config, SyncMode};
+use regent_core::config::{Config, PermanentSlot, SyncMode};
 use regent_core::units::MemberName;
 use regent_pgctl::Settings;
 use regent_pgctl::settings::ReplicaMethod;
@@ -73,7 +73,17 @@ pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut
             report.warnings.push(finding);
         }
     }
-    let found = found?;
+    let mut found = found?;
+    // Where nobody commits there is nothing to wait for (Z1).
+    let follows = found.settings.standby_cluster.is_some();
+    let (ignore_slots, member_slots_ttl) = (slots.ignored.clone(), slots.member_ttl);
+    let permanent_slots =
+        slots.permanent(follows, found.settings.parameters.get("wal_level").map(String::as_str), report);
+    let logical = permanent_slots.values().any(|slot| *slot != PermanentSlot::Physical);
+    if logical && found.settings.use_slots && !follows {
+        // Vacuum would remove catalog rows that a copy of the slot, here or on a member behind this one, needs (P11).
+        found.settings.parameters.insert("hot_standby_feedback".to_owned(), "on".to_owned());
+    }
     let get = |key: &str| dynamic.and_then(|dynamic| dynamic.get(key));
     let number = |keys: &[&str], default: u64| {
         // A new name beats an old one; a value that cannot be read counts as not set.
@@ -82,8 +92,6 @@ pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut
     };
     let word = |key: &str| get(key).and_then(values::word).unwrap_or(false);
     let ttl = seconds(timings.ttl);
-    // Where nobody commits there is nothing to wait for (Z1).
-    let follows = found.settings.standby_cluster.is_some();
     let core = Config {
         name: MemberName(local.name.clone()),
         ttl,
@@ -99,9 +107,9 @@ pub(super) fn of_nodes(local: &LocalConfig, dynamic: Option<&Node>, report: &mut
         pause: word("pause"),
         may_bootstrap: local.may_bootstrap,
         use_slots: found.settings.use_slots,
-        member_slots_ttl: slots.member_ttl,
-        permanent_slots: slots.permanent,
-        ignore_slots: slots.ignored,
+        member_slots_ttl,
+        permanent_slots,
+        ignore_slots,
         synchronous_mode: if follows { SyncMode::Off } else { sync_mode(dynamic) },
         synchronous_mode_strict: word("synchronous_mode_strict"),
         synchronous_node_count: usize::try_from(number(&["synchronous_node_count"], 1)).unwrap_or(1),

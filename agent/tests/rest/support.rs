@@ -1,5 +1,6 @@
 //! A server with a Status and a clock in the test's hands, and a client that knows nothing of HTTP but its text.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -156,6 +157,7 @@ pub(crate) fn standby_sql() -> SqlFacts {
         started_at: "2026-11-21 00:17:47.006407+00".to_owned(),
         server_version: 150_020,
         slots: vec![],
+        leader_xmins: BTreeMap::new(),
         sync_names: String::new(),
         replication: vec![],
         pending_restart: vec![],
@@ -218,6 +220,7 @@ pub(crate) fn replica() -> Status {
         watchdog: regent::watchdog::State::default(),
         watchdog_failed: false,
         copied: None,
+        slots_not_ready: Vec::new(),
         action: None,
         scheduled_restart: None,
         rule: "follow",

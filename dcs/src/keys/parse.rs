@@ -64,7 +64,10 @@ impl Parser {
                 sync(key.value).map(|state| view.sync = state)
             }
             FAILOVER => failover(key).map(|request| view.failover = request),
-            STATUS => status(key.value, self.status.get_or_insert_default()),
+            STATUS => {
+                view.status_seen = Some(key.modified);
+                status(key.value, self.status.get_or_insert_default())
+            }
             OPTIME => optime(key.value).map(|optime| self.optime = Some(optime)),
             PROMISE => {
                 let read = promise(key.value);

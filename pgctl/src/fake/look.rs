@@ -1,5 +1,6 @@
 //! What an observation finds.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use regent_core::postgres::{DataDir, PgState, Present, Probe, Process, Slot, SqlFacts, Upstream, WalSender};
@@ -88,11 +89,16 @@ fn facts(world: &World, index: usize, server: &Server, cluster: &Cluster) -> Sql
         },
     };
     let active = world.slots_in_use(index);
-    let slot = |name: &String, at: Lsn, used: Option<&Lsn>| Slot {
+    let xmins = world.xmins(index);
+    let slot = |name: &String, slot: &super::world::Slot, used: Option<&Lsn>| Slot {
         name: name.clone(),
-        position: Some(used.copied().unwrap_or(at)),
+        logical: slot.logical.clone(),
+        position: Some(used.copied().unwrap_or(slot.at)),
         active: used.is_some(),
-        ..Slot::default()
+        holds_xmin: xmins.contains_key(name),
+        catalog_xmin: xmins.get(name).copied(),
+        lost: slot.lost,
+        foreign: false,
     };
     SqlFacts {
         in_recovery: standby,
@@ -108,7 +114,8 @@ fn facts(world: &World, index: usize, server: &Server, cluster: &Cluster) -> Sql
         upstream,
         started_at: timestamp(server.started_at, ' ', "+00"),
         server_version: SERVER_VERSION,
-        slots: cluster.slots.iter().map(|(name, at)| slot(name, *at, active.get(name))).collect(),
+        slots: cluster.slots.iter().map(|(name, there)| slot(name, there, active.get(name))).collect(),
+        leader_xmins: if standby { world.nodes[index].leader_xmins.clone() } else { BTreeMap::new() },
         sync_names: cluster.sync_names.clone(),
         replication: world.nodes.iter().filter(receives).map(sender).collect(),
         pending_restart: Vec::new(),

@@ -1,15 +1,17 @@
 //! The hand on one twin: the [`Postgres`] of an agent, what a client does, and what goes wrong.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use regent_core::callbacks::Callback;
-use regent_core::postgres::{PgState, SlotChanges, StopMode, Upstream};
+use regent_core::config::Logical;
+use regent_core::postgres::{PgState, SlotChanges, StopMode, Upkeep, Upstream};
 use regent_core::sync::Waits;
 use regent_core::units::{Lsn, MemberName, SystemId, Timeline};
 
 use super::look::look;
 use super::wal::{CHECKPOINT_BYTES, Kind, WRITE_BYTES};
-use super::world::{Build, Cluster, Data, Node, Phase, Server, Waiting, World};
+use super::world::{Build, Cluster, Data, Node, Phase, Server, Slot, Waiting, World};
 use super::{FakeNetwork, Timings, Transition};
 use crate::settings::Settings;
 use crate::{PgError, Postgres};
@@ -45,6 +47,9 @@ pub enum Rejected {
     /// The write was done, and its acknowledgement waits for a standby.
     #[error("waiting for synchronous replication")]
     Waits,
+    /// There is no such slot.
+    #[error("replication slot does not exist")]
+    NoSlot,
     /// No answer came; the write did not happen either.
     #[error("no answer")]
     NoAnswer,
@@ -106,6 +111,33 @@ impl FakePostgres {
     /// Reads: ids of the writes that a query on this server sees now, oldest first.
     pub fn select(&self) -> Result<Vec<u64>, Rejected> {
         self.node(|node| connect(node).map(|(_, cluster)| cluster.log.writes()))
+    }
+
+    /// A consumer of a logical slot reads what there is, and confirms it. Tells which slot it was (copies of one are that one), and
+    /// the ids of the writes, oldest first.
+    pub fn consume(&self, slot: &str) -> Result<(u64, Vec<u64>), Rejected> {
+        self.with(|world, index| {
+            let (server, _) = connect(&world.nodes[index])?;
+            if server.in_recovery {
+                return Err(Rejected::ReadOnly);
+            }
+            let Data::Present(cluster) = &mut world.nodes[index].data else { return Err(Rejected::Refused) };
+            let Cluster { slots, log, .. } = &mut **cluster;
+            let slot = slots.get_mut(slot).filter(|slot| slot.logical.is_some()).ok_or(Rejected::NoSlot)?;
+            let new = log.writes_since(slot.at);
+            slot.at = log.end();
+            world.changed = true;
+            Ok((slot.made, new))
+        })
+    }
+
+    /// What a slot needs is gone.
+    pub fn lose_slot(&self, name: &str) {
+        self.node(|node| {
+            if let Data::Present(cluster) = &mut node.data {
+                cluster.slots.entry(name.to_owned()).and_modify(|slot| slot.lost = true);
+            }
+        });
     }
 
     /// A write sent now would be acknowledged now.
@@ -668,17 +700,82 @@ impl Postgres for FakePostgres {
     async fn change_slots(&self, changes: &SlotChanges) -> Result<(), PgError> {
         self.accepting("replication slots", |world, index| {
             let active = world.slots_in_use(index);
+            let standby = world.nodes[index].server.as_ref().is_some_and(|server| server.in_recovery);
             if let Data::Present(cluster) = &mut world.nodes[index].data {
                 let end = cluster.log.end();
                 cluster.slots.retain(|name, _| active.contains_key(name) || !changes.drop.contains(name));
                 for name in &changes.create {
-                    cluster.slots.entry(name.clone()).or_insert(end);
+                    cluster.slots.entry(name.clone()).or_insert(Slot { at: end, ..Slot::default() });
                 }
                 for (name, to) in changes.advance.iter().filter(|(name, _)| !active.contains_key(name)) {
-                    cluster.slots.entry(name.clone()).and_modify(|at| *at = (*at).max((*to).min(end)));
+                    cluster.slots.entry(name.clone()).and_modify(|slot| slot.at = slot.at.max((*to).min(end)));
+                }
+                if !changes.create_logical.is_empty() && standby {
+                    let cause = "a logical slot cannot be made on a standby".to_owned();
+                    return Err(PgError::Sql { what: "replication slots".to_owned(), cause });
+                }
+                for (name, logical) in &changes.create_logical {
+                    world.last_slot += 1;
+                    let slot = Slot { at: end, logical: Some(logical.clone()), made: world.last_slot, lost: false };
+                    cluster.slots.entry(name.clone()).or_insert(slot);
                 }
             }
-        })
+            Ok(())
+        })?
+    }
+
+    async fn copy_slots(
+        &self,
+        slots: &BTreeMap<String, Logical>,
+        conn_url: &str,
+        upstream: &Upstream,
+    ) -> Result<(), PgError> {
+        let what = "reading logical slots";
+        let source = self.source(what, &"the leader".into(), conn_url)?;
+        let copies = self.with(|world, index| {
+            let (Data::Present(theirs), Data::Present(mine)) = (&world.nodes[source].data, &world.nodes[index].data)
+            else {
+                return Err(failed(what, "no data".to_owned()));
+            };
+            if world.nodes[source].server.as_ref().is_none_or(|server| server.in_recovery) {
+                return Err(failed(what, "it is a standby".to_owned()));
+            }
+            let fits = |name: &String, slot: &Slot| slot.logical.as_ref() == slots.get(name) && slot.logical.is_some();
+            let all = theirs.slots.iter().filter(|(name, slot)| fits(name, slot) && !slot.lost);
+            let copies: Vec<_> = all.map(|(name, slot)| (name.clone(), slot.clone())).collect();
+            match copies.iter().find(|(_, slot)| slot.at > mine.log.end()) {
+                Some((name, _)) => Err(failed(what, format!("this server has not replayed as far as {name}"))),
+                None if copies.is_empty() => Err(failed(what, "the leader has none of them".to_owned())),
+                None => Ok(copies),
+            }
+        })?;
+        self.stop(StopMode::Fast, Duration::from_secs(60)).await?;
+        self.node(|node| {
+            node.leader_xmins.clear();
+            if let Data::Present(cluster) = &mut node.data {
+                cluster.slots.extend(copies);
+            }
+        });
+        self.start(true, upstream.clone()).await
+    }
+
+    fn look_after_slots(&self, upkeep: &Upkeep) {
+        let Ok(source) = self.accepting("logical slots", |world, index| {
+            if let Data::Present(cluster) = &mut world.nodes[index].data {
+                let end = cluster.log.end();
+                for (name, (_, to)) in &upkeep.advance {
+                    cluster.slots.entry(name.clone()).and_modify(|slot| slot.at = slot.at.max((*to).min(end)));
+                }
+            }
+            upkeep.ask.as_ref().and_then(|conn_url| world.find(conn_url))
+        }) else {
+            return;
+        };
+        self.with(|world, index| {
+            if let Some(source) = source.filter(|source| world.unusable_source(index, *source, None).is_none()) {
+                world.nodes[index].leader_xmins = world.xmins(source);
+            }
+        });
     }
 
     async fn remove_unfinished(&self) -> Result<(), PgError> {

@@ -71,11 +71,28 @@ impl World {
         self.nodes.iter().filter_map(user).collect()
     }
 
+    /// What a node's slots hold back of vacuum: a logical one its own position, a standby's what that one needs, which it is told
+    /// at once.
+    pub(super) fn xmins(&self, index: usize) -> BTreeMap<String, u32> {
+        let slots = |index: usize| match &self.nodes[index].data {
+            Data::Present(cluster) => cluster.slots.clone(),
+            Data::Empty | Data::Unfinished | Data::HalfRewound => BTreeMap::new(),
+        };
+        let own = |index: usize| slots(index).into_iter().filter(|(_, slot)| slot.logical.is_some() && !slot.lost);
+        let logical = own(index).map(|(name, slot)| (name, slot.xmin()));
+        let used = self.slots_in_use(index);
+        let standbys = self.nodes.iter().enumerate().filter(|(_, node)| used.contains_key(&node.name.slot_name()));
+        let told = standbys.filter_map(|(standby, node)| {
+            Some((node.name.slot_name(), own(standby).map(|(_, slot)| slot.xmin()).min()?))
+        });
+        logical.chain(told).collect()
+    }
+
     fn move_slots(&mut self) {
         for index in 0..self.nodes.len() {
             let used = self.slots_in_use(index);
             if let Data::Present(cluster) = &mut self.nodes[index].data {
-                cluster.slots.iter_mut().for_each(|(name, at)| *at = used.get(name).copied().unwrap_or(*at));
+                cluster.slots.iter_mut().for_each(|(name, slot)| slot.at = used.get(name).copied().unwrap_or(slot.at));
             }
         }
     }

@@ -128,11 +128,16 @@ impl Log {
 
     /// Ids of all writes, oldest first.
     pub(super) fn writes(&self) -> Vec<u64> {
+        self.writes_since(Lsn::default())
+    }
+
+    /// Those from a position on.
+    pub(super) fn writes_since(&self, from: Lsn) -> Vec<u64> {
         let id = |entry: &Entry| match entry.record.kind {
             Kind::Write(id) => Some(id),
             Kind::Checkpoint | Kind::ShutdownCheckpoint | Kind::EndOfRecovery => None,
         };
-        self.entries.iter().filter_map(id).collect()
+        self.entries.iter().filter(|entry| entry.record.start >= from).filter_map(id).collect()
     }
 
     /// The newest history file, as [`regent_core::postgres::PgState::local_history`] wants it.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use regent_core::callbacks::Callback;
+use regent_core::config::Logical;
 use regent_core::postgres::{ClusterState, ControlData, Upstream};
 use regent_core::sync::Waits;
 use regent_core::units::{Lsn, MemberName, SystemId, Timeline};
@@ -36,6 +37,8 @@ pub(super) struct World {
     /// Timelines that name two histories.
     pub(super) split: BTreeSet<(SystemId, Timeline)>,
     last_system_id: u64,
+    /// Logical slots that were made.
+    pub(super) last_slot: u64,
     last_pid: u32,
     /// What no agent may ask of the tools, and one did.
     pub(super) misuses: Vec<(&'static str, String)>,
@@ -82,6 +85,8 @@ pub(super) struct Node {
     pub(super) failing_pre_promotes: u32,
     /// Callbacks of the agent's, and when.
     pub(super) called: Vec<(Duration, Callback)>,
+    /// What the leader's slots hold back, as it said last.
+    pub(super) leader_xmins: BTreeMap<String, u32>,
     /// A directory was moved aside.
     pub(super) old_copy: bool,
     pub(super) settings: Option<Settings>,
@@ -108,13 +113,26 @@ pub(super) struct Cluster {
     pub(super) control: ControlData,
     pub(super) standby_signal: bool,
     pub(super) backup_label: bool,
-    /// Physical slots, and how far they are.
-    pub(super) slots: BTreeMap<String, Lsn>,
+    /// Replication slots.
+    pub(super) slots: BTreeMap<String, Slot>,
     pub(super) upstream: Upstream,
     /// `synchronous_standby_names`
     pub(super) sync_names: String,
     /// What it was before, until when WAL senders may still go by it.
     pub(super) sync_before: Option<(String, Duration)>,
+}
+
+/// A replication slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Slot {
+    /// How far it is; a logical one holds back vacuum from here, too.
+    pub(super) at: Lsn,
+    /// What a logical one decodes.
+    pub(super) logical: Option<Logical>,
+    /// A logical one and its copies have one number, and no other has it.
+    pub(super) made: u64,
+    /// The log that it needs is gone.
+    pub(super) lost: bool,
 }
 
 /// A postmaster and its children.
@@ -195,6 +213,7 @@ impl World {
             breaking_rewinds: 0,
             failing_pre_promotes: 0,
             called: Vec::new(),
+            leader_xmins: BTreeMap::new(),
             old_copy: false,
             settings: None,
             build: None,
@@ -498,6 +517,13 @@ impl World {
             self.queue.insert((self.now, self.sequence), due);
         }
         self.changed = true;
+    }
+}
+
+impl Slot {
+    /// The log stands for the transactions in it.
+    pub(super) fn xmin(&self) -> u32 {
+        u32::try_from(self.at.0).unwrap_or(u32::MAX)
     }
 }
 

@@ -101,6 +101,7 @@ impl<'a> Script<'a> {
                 "stop_budget" => self.shape.stop_budget = time(value)?,
                 "failsafe_mode" => self.shape.failsafe = value == "on",
                 "standby_cluster" => self.shape.standby = on(value)?,
+                "logical_slot" => self.shape.logical = on(value)?,
                 _ => {
                     for name in names {
                         self.configured.push((name, setting(word)?));

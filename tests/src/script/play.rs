@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::parse::{Script, number, on, setting, tag, time};
 use super::print::{Event, story};
 use super::{ScriptError, Story};
-use crate::checks::{Watch, look_back, not_converged};
+use crate::checks::{Consumer, Watch, look_back, not_converged};
 use crate::simulation::honest;
 use crate::trace;
 use crate::world::{REMOTES, World};
@@ -52,7 +52,8 @@ pub(super) async fn play(script: &Script<'_>) -> Result<Story, ScriptError> {
             watch.disturb(name, Duration::MAX);
         }
     }
-    let mut stage = Stage { world, watch, writing: Rc::default(), written: Rc::default() };
+    let mut stage =
+        Stage { world, watch, writing: Rc::default(), written: Rc::default(), consumer: RefCell::default() };
     for line in &script.steps {
         if line.words.first() != Some(&"run") {
             events.borrow_mut().push((stage.world.now(), Event::Step(line.text.to_owned())));
@@ -106,6 +107,8 @@ struct Stage {
     writing: Rc<Cell<bool>>,
     /// Writes so far.
     written: Rc<Cell<u64>>,
+    /// Reads a logical slot.
+    consumer: RefCell<Consumer>,
 }
 
 impl Stage {
@@ -193,6 +196,9 @@ impl Stage {
                 }
             }
             ["write", bytes, "bytes", "on", name] => self.insert(name, Some(number(bytes)?))?,
+            // A consumer of a logical slot reads all there is; and must have read what is there.
+            ["consume", slot, "on", name] => self.consume(slot, name)?,
+            ["lose", "slot", slot, "of", name] => self.server(name)?.lose_slot(slot),
             ["writers", word] => self.writers(on(word)?),
 
             // What counts from the next start of an agent.
@@ -321,6 +327,14 @@ impl Stage {
             Ok(_) | Err(Rejected::Waits) => Ok(()),
             Err(rejected) => Err(format!("{name}: {rejected}")),
         }
+    }
+
+    /// Reads on, and misses nothing that is in the log: the slot must be one that an earlier primary made.
+    fn consume(&self, slot: &str, name: &str) -> Result<(), String> {
+        let (server, mut consumer) = (self.server(name)?, self.consumer.borrow_mut());
+        consumer.read(&server, slot).map_err(|rejected| format!("{name}: {rejected}"))?;
+        let missed = consumer.missed(&server);
+        if missed.is_empty() { Ok(()) } else { Err(format!("the consumer of {slot} missed {missed:?}")) }
     }
 
     /// Clients that write to every member all the time, also to the wrong ones, and ask who calls itself primary.

@@ -14,6 +14,7 @@ mod etcd_outage;
 mod failsafe;
 mod generate;
 mod guardian;
+mod logical;
 mod methods;
 mod mixed;
 mod parameters;

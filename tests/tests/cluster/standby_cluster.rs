@@ -19,7 +19,7 @@ fn following(remote: &Node) -> Value {
 }
 
 /// Changes the dynamic configuration over the REST API of whoever leads.
-fn patch(rig: &Rig, change: &Value) -> Result<(), Trouble> {
+pub(crate) fn patch(rig: &Rig, change: &Value) -> Result<(), Trouble> {
     let body = change.to_string();
     let head =
         format!("PATCH /config HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());

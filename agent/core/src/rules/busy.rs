@@ -72,7 +72,7 @@ pub(super) fn cancel_for_reinitialize(s: &Snapshot) -> Option<Verdict> {
     let wanted = matches!(s.request, Some(Request::Reinitialize { force: true, .. })) && s.seat() == Seat::Theirs;
     let postgres = match job(s)? {
         Job::Clone { .. } if !s.postgres.is_up() => Move::RemoveUnfinished,
-        Job::Rewind { .. } | Job::Start { as_primary: false } | Job::Restart { as_primary: false } => {
+        Job::Rewind { .. } | Job::Start { as_primary: false } | Job::Restart { as_primary: false } | Job::CopySlots => {
             Move::Stop(StopMode::Immediate)
         }
         Job::Clone { .. }

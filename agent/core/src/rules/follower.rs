@@ -6,6 +6,7 @@ use crate::cluster::Member;
 use crate::plan::{Lease, Move, Plan, Verdict};
 use crate::postgres::{DataDir, Job, StopMode, Upstream};
 use crate::request::Request;
+use crate::slots;
 use crate::snapshot::Snapshot;
 use crate::units::MemberName;
 
@@ -187,19 +188,36 @@ pub(super) fn prepare_slots(s: &Snapshot) -> Option<Verdict> {
     super::leader::change_slots(s, s.standby()?, Vec::new())
 }
 
+/// A consumer of a logical slot goes on after a failover only where a copy of the slot is, and no server takes one while it runs.
+/// Never while a commit may wait for this member.
+pub(super) fn copy_slots(s: &Snapshot) -> Option<Verdict> {
+    let slots::Copy { slots, from, conn_url } =
+        slots::to_copy(s).filter(|_| s.job.is_none() && !super::synchronous::is_awaited(s))?;
+    let names: Vec<_> = slots.keys().map(String::as_str).collect();
+    let why = format!("copying logical slots of {from}, for which PostgreSQL is restarted: {}", names.join(", "));
+    let copy = Move::CopySlots { slots, from, conn_url, upstream: upstream(s) };
+    Some(Verdict::new(Plan::of(Lease::Keep, copy), why))
+}
+
 /// A standby, following.
 pub(super) fn stay_standby(s: &Snapshot) -> Verdict {
     let leader = s.view().and_then(|view| view.leader.as_ref()).map(|key| key.name.to_string()).unwrap_or_default();
     let streams = s.standby().is_some_and(|sql| sql.streaming);
-    Verdict::new(Plan::stay(), format!("a standby, {} {leader}", if streams { "streaming from" } else { "following" }))
+    let plan = Plan { upkeep: slots::upkeep(s), ..Plan::stay() };
+    Verdict::new(plan, format!("a standby, {} {leader}", if streams { "streaming from" } else { "following" }))
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::fixture::{primary, secs, standby};
+    use crate::cluster::SyncState;
+    use crate::config::{PermanentSlot, SyncMode};
+    use crate::fixture::{decodes, primary, secs, standby};
+    use crate::memory::LeaseOutcome;
     use crate::plan::{Lease, Move};
     use crate::postgres::{DataDir, FinishedJob, Job, SlotChanges, StopMode, Upstream};
     use crate::rules::decide;
+    use crate::snapshot::Snapshot;
+    use crate::units::Lsn;
 
     #[test]
     fn demote_when_another_leads() {
@@ -297,6 +315,37 @@ mod tests {
         assert_eq!(decide(&s).plan.postgres, Move::ChangeSlots(SlotChanges::creating(["b", "c"])));
         let never_leads = standby().without_slots().nofailover().build();
         assert_eq!(decide(&never_leads).rule, "stay_standby");
+    }
+
+    #[test]
+    fn copy_slots() {
+        let missing = || {
+            standby().but(|s| {
+                let logical = PermanentSlot::Logical(decodes("d", "p"));
+                s.config.permanent_slots = [("x".into(), logical)].into();
+                s.dcs.as_mut().unwrap().status.slots = [("x".into(), Lsn(500))].into();
+            })
+        };
+        let s = missing().build();
+        let d = decide(&s);
+        assert_eq!(d.rule, "copy_slots");
+        assert!(
+            matches!(&d.plan.postgres, Move::CopySlots { slots, from, upstream: Upstream::Member { name, .. }, .. }
+            if slots.contains_key("x") && from.0 == "b" && name.0 == "b")
+        );
+        let mut next = s.clone();
+        next.memory = s.memory.after(&s, &d, LeaseOutcome::NotTried);
+        assert_eq!(decide(&next).rule, "stay_standby", "once, and then a pause");
+        let awaited = |s: &mut Snapshot| {
+            s.config.synchronous_mode = SyncMode::On;
+            let view = s.dcs.as_mut().unwrap();
+            view.sync = Some(SyncState { leader: "b".into(), standbys: ["a".into()].into(), quorum: 0 });
+        };
+        let s = missing().with(awaited);
+        assert!(s.is_to_go_down(), "its member key says so");
+        assert_eq!(decide(&s).rule, "ask_to_be_released");
+        let in_vain = missing().but(awaited).with(|s| s.memory.ordered_since = Some(s.now.minus(secs(100))));
+        assert_eq!(decide(&in_vain).rule, "stay_standby", "no commit waits for a copy");
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub(super) fn stopping(s: &Snapshot) -> Option<StopMode> {
         | Job::Follow
         | Job::Checkpoint
         | Job::ChangeSlots
+        | Job::CopySlots
         | Job::ResumeReplay
         | Job::SetSyncNames
         | Job::RemoveUnfinished

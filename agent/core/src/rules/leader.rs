@@ -336,7 +336,8 @@ pub(super) fn change_slots(s: &Snapshot, sql: &SqlFacts, keys: Vec<KeyWrite>) ->
         return None;
     }
     let advanced: Vec<_> = changes.advance.iter().map(|(name, _)| name.clone()).collect();
-    let each = [("removing", &changes.drop), ("creating", &changes.create), ("advancing", &advanced)];
+    let created: Vec<_> = changes.create.iter().chain(changes.create_logical.keys()).cloned().collect();
+    let each = [("removing", &changes.drop), ("creating", &created), ("advancing", &advanced)];
     let done = each.into_iter().filter(|(_, names)| !names.is_empty());
     let done: Vec<_> = done.map(|(what, names)| format!("{what} {}", names.join(", "))).collect();
     let why = format!("replication slots: {}", done.join("; "));

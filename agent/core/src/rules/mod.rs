@@ -160,7 +160,7 @@ pub const LEADER: Table = Table {
         switchover::hand_over              ["S7 D1 D6"]  "a switchover that was asked for and does not come";
         leader::repair_identity            ["cycle row 5"] "a cluster that forgets who it is";
         leader::restore_config             ["CF2 cycle row 6"] "a cluster that forgets its configuration";
-        leader::look_after_slots           ["P1 P2 P3 P4 P5 P6 P12 P13"] "a standby that cannot stream, or whose log is removed before it comes back; a disk that fills up for a member that is gone";
+        leader::look_after_slots           ["P1 P2 P3 P4 P5 P6 P7 P12 P13"] "a standby that cannot stream, or whose log is removed before it comes back; a disk that fills up for a member that is gone";
         leader::checkpoint_after_promotion ["L7"]        "a rewind from a primary whose control file is stale";
     },
     otherwise: otherwise!(leader::lead ["L2 L11"] "a lease that ends while its holder is well"),
@@ -217,9 +217,10 @@ pub const FOLLOWER: Table = Table {
         follower::follow_leader             ["W5 W7 B15"]  "a standby that streams from a former leader";
         follower::resume_replay             ["W4"]      "a standby that falls behind for ever, without a word";
         follower::prepare_slots             ["P1 P2 P3 P4 P5 P6"] "a standby that cannot go on after a failover, as its log is gone; seconds without replication";
+        follower::copy_slots                ["P8 P9"]   "a consumer of a logical slot that cannot go on after a failover";
         repair::discard_old_copy            ["DESIGN 6"] "a disk that fills up with copies nobody needs";
     },
-    otherwise: otherwise!(follower::stay_standby ["W"] "needless action"),
+    otherwise: otherwise!(follower::stay_standby ["W P8 P10"] "needless action"),
 };
 
 /// Read when nobody holds the leader key.

@@ -133,7 +133,8 @@ pub(super) fn hands_off(s: &Snapshot) -> Verdict {
         Seat::Theirs if s.is_primary() => "paused; two primaries run: this one does not hold the leader key",
         Seat::Mine | Seat::Theirs | Seat::Vacant | Seat::Unknown => "paused",
     };
-    Verdict::new(Plan::stay(), why)
+    let plan = Plan { upkeep: crate::slots::upkeep(s), ..Plan::stay() };
+    Verdict::new(plan, why)
 }
 
 #[cfg(test)]

@@ -42,6 +42,11 @@ pub(super) fn wrote_last(s: &Snapshot, name: &MemberName) -> bool {
     active(s).is_some_and(|sync| lists([&sync.leader], name))
 }
 
+/// Commits may wait for this very member.
+pub(super) fn is_awaited(s: &Snapshot) -> bool {
+    active(s).is_some_and(|sync| lists(&sync.standbys, &s.config.name))
+}
+
 fn write(s: &Snapshot, sync: Option<SyncState>) -> Vec<KeyWrite> {
     vec![KeyWrite::Sync { sync, seen: s.view().and_then(|view| view.sync_seen) }]
 }
@@ -147,10 +152,9 @@ pub(super) fn wait_for_votes(s: &Snapshot) -> Option<Verdict> {
 /// A synchronous standby that is to stop is released first: the primary would wait for it (D8, T4). Its member key says
 /// `nosync` meanwhile.
 pub(super) fn ask_to_be_released(s: &Snapshot) -> Option<Verdict> {
-    let listed = active(s).is_some_and(|sync| lists(&sync.standbys, &s.config.name));
     let patience = s.config.loop_wait * 2;
     let waited = s.memory.ordered_since.map_or(Duration::ZERO, |since| s.now.since(since));
-    let somebody_waits = listed && s.seat() == Seat::Theirs;
+    let somebody_waits = is_awaited(s) && s.seat() == Seat::Theirs;
     let wanted = s.is_to_go_down() && somebody_waits && s.standby().is_some() && s.job.is_none();
     (wanted && waited < patience).then(|| {
         Verdict::new(Plan::stay(), "about to go down on purpose: the primary is to stop waiting for this standby first")
