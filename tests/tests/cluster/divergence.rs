@@ -309,7 +309,7 @@ fn come_back(parted: &Parted) -> Result<(), Trouble> {
         return Ok(());
     }
     for node in &parted.away {
-        // Its agent was killed by a signal to its process: that it has ended is seen by asking.
+        // It may have been killed past the rig, which has not seen its end yet.
         node.kill_agent();
         node.start()?;
     }
