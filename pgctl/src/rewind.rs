@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The rehearsal reads all that pg_rewind will read: what it lacks (log, a connection, rights) shows before anything is
-//! changed. A directory that pg_rewind began to change can neither be started nor rewound again: its own log, from which
-//! pg_rewind learns what to undo, may be gone already.
+//! changed. So does log that the source lacks and the rewound copy would need. A directory that pg_rewind began to change can
+//! neither be started nor rewound again: its own log, from which pg_rewind learns what to undo, may be gone already.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use regent_core::postgres::ClusterState;
-use regent_core::units::MemberName;
+use regent_core::units::{Lsn, MemberName};
 use rustix::fs::statvfs;
 use tokio::process::Command;
 
@@ -76,10 +76,11 @@ impl Server {
         }
         self.archive_the_rest(&settings).await;
 
-        let mut nothing_to_do = false;
+        let (mut nothing_to_do, mut fork) = (false, None);
         programs::run(pg_rewind(true)?, |line| {
             tracing::info!("pg_rewind, rehearsal: {line}");
             nothing_to_do |= line.contains("no rewind required");
+            fork = fork.or_else(|| forked_at(line));
         })
         .await?;
         if nothing_to_do && conninfo::remote(&settings, &address).is_some() {
@@ -89,6 +90,11 @@ impl Server {
         }
         if nothing_to_do {
             return Ok(());
+        }
+        if let Some((lsn, timeline)) = fork
+            && !fetches_log(&settings)
+        {
+            still_has_log(&settings, &address, source, lsn, timeline).await?;
         }
         let note =
             format!("Regent runs pg_rewind from {source}. While this file exists, no server may start beside it.\n");
@@ -259,11 +265,49 @@ async fn was_shut_down(settings: &Settings) -> Result<bool, PgError> {
     Ok(matches!(control.data.state, ClusterState::ShutDown | ClusterState::ShutDownInRecovery))
 }
 
+/// Log that is nowhere else may be in an archive.
+fn fetches_log(settings: &Settings) -> bool {
+    settings.recovery_conf.get("restore_command").is_some_and(|command| !command.is_empty())
+}
+
+/// Where the logs part, and the timeline that the target left there, if `line` of pg_rewind says so.
+fn forked_at(line: &str) -> Option<(Lsn, u32)> {
+    let (lsn, timeline) = line.split_once("servers diverged at WAL location ")?.1.split_once(" on timeline ")?;
+    Some((lsn.parse().ok()?, timeline.trim().parse().ok()?))
+}
+
+/// The source still has its log from the fork on. pg_rewind does not ask: it would leave a copy that never becomes consistent.
+/// Log is recycled in order, so the segment with the fork, on a timeline that branched off there, stands for all of it.
+async fn still_has_log(
+    settings: &Settings,
+    address: &Address,
+    source: &MemberName,
+    lsn: Lsn,
+    timeline: u32,
+) -> Result<(), PgError> {
+    // At the edge of two segments pg_walfile_name names the earlier one; what is needed is the later one.
+    let next = Lsn(lsn.0.saturating_add(1));
+    let sql = format!(
+        "select count(*) from pg_ls_dir('pg_wal', true, false) as name \
+         where substr(name, 9) = substr(pg_walfile_name('{next}'), 9) and substr(name, 1, 8) > '{timeline:08X}'"
+    );
+    let mut command = settings.programs.program("psql");
+    command.args(["--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--command", &sql]);
+    command.arg(format!("--dbname={}", conninfo::rewind(settings, address)));
+    command.env("LC_ALL", "C").env_remove("PGPASSFILE");
+    if programs::ask(command, SOURCE).await?.trim() != "0" {
+        return Ok(());
+    }
+    Err(PgError::Refused(format!(
+        "{source} has removed its log from the fork at {lsn} on, so that a rewound copy could not catch up; if an archive has \
+         it, set restore_command"
+    )))
+}
+
 /// pg_rewind fetches log that it lacks through `restore_command`, where it finds that (X6).
 fn restoring(settings: &Settings, major: u32) -> Vec<String> {
-    let set = settings.recovery_conf.get("restore_command").is_some_and(|command| !command.is_empty());
     let inside = settings.config_dir == settings.data_dir;
-    match (set, inside, major) {
+    match (fetches_log(settings), inside, major) {
         (true, false, 15..) => {
             vec!["--restore-target-wal".to_owned(), format!("--config-file={}", conf::main_file(settings).display())]
         }
@@ -363,6 +407,13 @@ mod tests {
         s.config_dir = "/etc/pg".into();
         assert_eq!(restoring(&s, 14), Vec::<String>::new(), "pg_rewind 14 looks in the data directory only");
         assert_eq!(restoring(&s, 15), ["--restore-target-wal", "--config-file=/etc/pg/postgresql.conf"]);
+    }
+
+    #[test]
+    fn pg_rewind_says_where_the_logs_part() {
+        let line = "pg_rewind: servers diverged at WAL location 1/14008908 on timeline 8";
+        assert_eq!(forked_at(line), Some((Lsn(0x1_1400_8908), 8)));
+        assert_eq!(forked_at("pg_rewind: rewinding from last common checkpoint at 0/14001F78 on timeline 8"), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use regent_tests::rig::{Node, Rig, Settings, Trouble, Writer};
 use serde_json::{Value, json};
 
 use crate::peer_tool::patronictl;
-use crate::support::{configure, loudly, nothing_lost, turn};
+use crate::support::{configure, loudly, nothing_lost, number, turn};
 
 /// The peer's loop and lease are long: 20 s at least until it sees that a leader is dead.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -75,10 +75,6 @@ fn alike(rig: &Rig, peer: &Peer) -> Result<(), Trouble> {
         let ours = read(rig.regentctl(&["list", "-f", "json"]))?;
         if ours == theirs { Ok(()) } else { Err(format!("regentctl: {ours}\npatronictl: {theirs}")) }
     })
-}
-
-fn number(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 /// Switchovers in turn, half of them by each tool, then dead primaries; with the peer on the first `peers` of three nodes.

@@ -17,7 +17,7 @@ fn two_nodes() -> Result<Rig, Trouble> {
 }
 
 /// Stops the senders of `node`'s log: from now on nobody gets what it writes.
-fn send_nothing(node: &Node) -> Result<(), Trouble> {
+pub(crate) fn send_nothing(node: &Node) -> Result<(), Trouble> {
     for pid in node.server().rows("select pid from pg_stat_replication", PATIENCE)?.iter().flatten() {
         let pid = pid.parse().map_err(|_| Trouble::new("a pid is no number"))?;
         kill(Pid::from_raw(pid), Signal::SIGSTOP).map_err(|e| Trouble::new(e.to_string()))?;

@@ -210,13 +210,19 @@ pub(crate) fn reconfigure(rig: &Rig, node: &Node, change: impl FnOnce(String) ->
     rig.write(&node.config(), &changed)
 }
 
-/// Changes the cluster's configuration.
+/// Changes the cluster's configuration: keys, with dots between levels, and values.
 pub(crate) fn configure(rig: &Rig, changes: &[(&str, serde_json::Value)]) -> Result<(), Trouble> {
     let key = "/service/demo/config";
     let text = rig.etcd.get(key)?.unwrap_or_default();
     let mut config: serde_json::Value = serde_json::from_str(&text).map_err(|e| Trouble::new(e.to_string()))?;
-    for (name, value) in changes {
-        config[*name] = value.clone();
+    for (path, value) in changes {
+        let place = path.split('.').fold(&mut config, |inside, name| &mut inside[name]);
+        *place = value.clone();
     }
     rig.etcd.put(key, &config.to_string())
+}
+
+/// A number from the environment: how large a campaign is.
+pub(crate) fn number(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }

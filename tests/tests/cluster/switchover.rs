@@ -9,7 +9,7 @@ use regent_tests::rig::{Node, Rig, Settings, Trouble, Writer, http};
 use crate::peer_tool::patronictl;
 use crate::support::{PATIENCE, loudly, nothing_lost, turn};
 
-fn post(node: &Node, path: &str, body: &str) -> Result<http::Answer, Trouble> {
+pub(crate) fn post(node: &Node, path: &str, body: &str) -> Result<http::Answer, Trouble> {
     let length = body.len();
     let request =
         format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");

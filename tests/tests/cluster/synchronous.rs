@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::{PATIENCE, configure, loudly, nothing_lost, turn};
 
 /// The standbys that `/sync` lists, once it lists so many and the server waits for them.
-fn listed(rig: &Rig, count: usize) -> Result<Vec<String>, Trouble> {
+pub(crate) fn listed(rig: &Rig, count: usize) -> Result<Vec<String>, Trouble> {
     rig.wait(PATIENCE, &format!("{count} synchronous standbys"), |rig| {
         let primary = rig.one_primary()?;
         let text = rig.etcd.get("/service/demo/sync").map_err(|e| e.to_string())?.unwrap_or_default();
