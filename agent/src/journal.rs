@@ -35,7 +35,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub enum Event {
     /// A rule answered that had not answered the turn before, or its plan is another one.
-    Decision(Decision),
+    Decision(Box<Decision>),
     /// Something that people watch for is not what it was.
     Change {
         /// What: `etcd`, `leader`, `role`, `state`, `timeline`, `members`, `sync_standbys`, `pause`.
@@ -96,7 +96,7 @@ impl Journal {
 
     /// A decision that is another one than the last.
     pub fn decided(&self, decision: &Decision, seen: &Snapshot, wall: SystemTime) {
-        self.add(Event::Decision(decision.clone()), Some(Arc::new(seen.clone())), wall);
+        self.add(Event::Decision(Box::new(decision.clone())), Some(Arc::new(seen.clone())), wall);
     }
 
     /// What differs between two published statuses.
@@ -176,7 +176,8 @@ impl Entry {
     #[must_use]
     pub fn shown(&self) -> Map<String, Value> {
         let more = match &self.event {
-            Event::Decision(Decision { rule, why, plan, look_again: _ }) => {
+            Event::Decision(decision) => {
+                let Decision { rule, why, plan, look_again: _ } = &**decision;
                 let plan = serde_json::to_value(plan).unwrap_or_default();
                 json!({"rule": rule, "why": why, "plan": plan})
             }

@@ -147,7 +147,9 @@ pub(super) fn end_slow_stop(s: &Snapshot) -> Option<Verdict> {
 
 /// The server has shut down but for its archiver: as soon as a standby has the shutdown checkpoint, it may lead.
 pub(super) fn hand_over_early(s: &Snapshot) -> Option<Verdict> {
-    let shut_down_at = shutdown_position(s).filter(|_| s.postgres.is_up() && stopping(s) == Some(StopMode::Fast))?;
+    // One that still answered when it was asked is looked at again.
+    let archives = s.postgres.is_up() && s.sql().is_none() && stopping(s) == Some(StopMode::Fast);
+    let shut_down_at = shutdown_position(s).filter(|_| archives)?;
     // Whoever leaves for another cluster's primary to take over keeps the key (Z6).
     if s.seat() != Seat::Mine || s.key_to_adopt().is_some() || s.leads_standbys() {
         return None;
@@ -332,6 +334,9 @@ mod tests {
         assert_eq!((decide(&behind).rule, decide(&behind).look_again), ("hand_over_early", secs(1)));
         let there = archiving().answers("b", 1_000_000).build();
         assert_eq!((decide(&there).rule, &decide(&there).plan.lease), ("hand_over_early", &Lease::Release));
+        let mut answered = there.clone();
+        answered.postgres.sql = primary().build().postgres.sql;
+        assert_eq!(decide(&answered).rule, "wait_for_job", "the control file is younger than its answer");
     }
 
     #[test]

@@ -34,6 +34,11 @@ fn has_data(s: &Snapshot) -> bool {
     matches!(s.postgres.data_dir, DataDir::Present(_))
 }
 
+/// Somebody put a `standby.signal` beside a running primary.
+fn is_marked_as_standby(s: &Snapshot) -> bool {
+    matches!(&s.postgres.data_dir, DataDir::Present(present) if present.standby_signal)
+}
+
 fn holds(s: &Snapshot, restart: &Restart) -> bool {
     let role = match s.leads_standbys() {
         _ if s.is_primary() => "primary",
@@ -72,6 +77,9 @@ pub(super) fn refuse_restart(s: &Snapshot) -> Option<Verdict> {
     }
     // A primary is started again only under the key that says so.
     match s.seat() {
+        Seat::Mine if s.is_primary() && is_marked_as_standby(s) => {
+            refuse("standby.signal lies in the data directory: it would not come back as the primary")
+        }
         Seat::Theirs | Seat::Vacant | Seat::Unknown if s.is_primary() => {
             refuse("a primary without the leader key would not come back as one")
         }
@@ -86,6 +94,7 @@ pub(super) fn restart(s: &Snapshot) -> Option<Verdict> {
     let timeout = asked.timeout;
     if s.is_primary() {
         let held = s.seat() == Seat::Mine && s.key_to_adopt().is_none() && !s.leads_standbys();
+        let held = held && !is_marked_as_standby(s);
         let in_time = s.must_stop_at().is_some_and(|at| s.now < at);
         let guarded = s.guardian == Guardian::Ready && s.watchdog == Watchdog::Ready;
         return (held && in_time && guarded).then(|| {
@@ -217,6 +226,11 @@ mod tests {
         ] {
             assert_eq!(decide(&s.build()).rule, rule);
         }
+        let marked = asked(primary(), |_| {}).but(|s| {
+            let DataDir::Present(present) = &mut s.postgres.data_dir else { unreachable!("it has data") };
+            present.standby_signal = true;
+        });
+        assert_eq!(decide(&marked.build()).rule, "refuse_restart", "it would come back as a standby");
         let soon = decide(&asked(primary(), at(3)).build());
         assert_eq!(soon.look_again, secs(3), "it is done in time");
     }
