@@ -717,16 +717,18 @@ fn a_logical_slot_is_copied_and_moved_on() {
         let mut b = real.node_with(settings);
         let what = Logical { database: "postgres".to_owned(), plugin: "pgoutput".to_owned() };
         let wanted = BTreeMap::from([("x".to_owned(), what.clone())]);
-        let changes = SlotChanges { create_logical: wanted.clone(), ..SlotChanges::creating(["b"]) };
+        a.server.change_slots(&SlotChanges::creating(["b"])).await.unwrap();
+        b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
+        let upstream = from(&a);
+        b.server.start_standby(&upstream).await.unwrap();
+        see(&b, "streams", |state| state.sql.as_ref().is_some_and(|sql| sql.streaming)).await;
+        // Only now: a copy needs the log from where its slot begins.
+        let changes = SlotChanges { create_logical: wanted.clone(), ..SlotChanges::default() };
         a.server.change_slots(&changes).await.unwrap();
         let slots = a.server.observe(LOOK).await.sql.unwrap().slots;
         let made = slots.iter().find(|slot| slot.name == "x").unwrap();
         assert_eq!((made.logical.as_ref(), made.position.is_some()), (Some(&what), true));
 
-        b.server.clone_from(&a.name(), &a.conn_url()).await.unwrap();
-        let upstream = from(&a);
-        b.server.start_standby(&upstream).await.unwrap();
-        see(&b, "streams", |state| state.sql.as_ref().is_some_and(|sql| sql.streaming)).await;
         let before = b.postmaster();
         let other = Logical { plugin: "test_decoding".to_owned(), ..what.clone() };
         let none = b.server.copy_slots(&[("x".to_owned(), other)].into(), &a.conn_url(), &upstream).await;
