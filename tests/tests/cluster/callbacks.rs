@@ -264,6 +264,14 @@ fn where_pre_promote_refuses_another_member_leads() -> Result<(), Trouble> {
     n2.start()?;
     n3.start()?;
     rig.wait_whole(PATIENCE)?;
+    // The priority counts among members that are as far.
+    rig.wait(PATIENCE, "both standbys have the whole log", |_| {
+        let at = |node: &Node, sql: &str| node.server().value(sql, PATIENCE).map_err(|e| e.to_string());
+        let end = at(n1, "select pg_current_wal_flush_lsn()")?;
+        let [b, c] = [n2, n3].map(|node| at(node, "select pg_last_wal_receive_lsn()"));
+        let found = (b?, c?);
+        if found == (end.clone(), end.clone()) { Ok(()) } else { Err(format!("{found:?} of {end}")) }
+    })?;
     n1.kill();
     assert_eq!(rig.wait_primary(PATIENCE)?.name(), "n3");
     crate::support::says(&rig, n2, &["give_up_refused_promotion", "not here"])?;

@@ -54,6 +54,23 @@ fn standby<'a>(rig: &'a Rig, primary: &Node) -> Result<&'a Node, Trouble> {
     rig.nodes().iter().find(|node| node.name() != primary.name()).ok_or_else(|| Trouble::new("no standby"))
 }
 
+/// What the peer's tool has no words for; none of it changes anything.
+fn explained(rig: &Rig, tool: &Tool) -> Result<(), Trouble> {
+    let primary = rig.wait_whole(PATIENCE)?;
+    let second = standby(rig, primary)?.name();
+    tool.says(&["explain", "demo"], &format!("Without {}", primary.name()))?;
+    tool.says(&["explain", "demo", second, "-f", "json"], r#""rule": "run_for_leader""#)?;
+    tool.says(&["explain", "demo", primary.name()], &format!("{} goes by ", primary.name()))?;
+    let rehearsed = ["switchover", "demo", "--dry-run", "--candidate", second];
+    tool.says(&rehearsed, &format!("{second} would take over from {}.", primary.name()))?;
+    tool.says(&["watch", "demo", "-n", "1"], "s more")?;
+    let saved = rig.dir().join("decisions.json");
+    rig.write(&saved, &primary.get("/decisions")?.body)?;
+    tool.says(&["explain", "--snapshot", &saved.to_string_lossy()], "plan: ")?;
+    assert_eq!(rig.wait_whole(PATIENCE)?.name(), primary.name(), "nothing was done");
+    Ok(())
+}
+
 /// Every command that changes something, once, with the effect that it is to have.
 fn operate(rig: &Rig, tool: &Tool) -> Result<(), Trouble> {
     let primary = rig.wait_whole(PATIENCE)?;
@@ -177,6 +194,7 @@ fn regentctl_operates_a_cluster() -> Result<(), Trouble> {
     let _turn = turn();
     let rig = Rig::whole(Settings { haproxy: false, ..Settings::default() })?;
     let tool = Tool::of(&rig.programs().regentctl, &rig);
+    explained(&rig, &tool)?;
     operate(&rig, &tool)?;
     // Under the peer's name, in its older words.
     let link = rig.dir().join("patronictl");

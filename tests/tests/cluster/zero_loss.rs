@@ -157,6 +157,8 @@ fn kills_lose_nothing(mode: Mode) -> Result<(), Trouble> {
     let mut rng = Rng::new(seed as u64);
     let rig = Rig::whole(Settings { ttl: 6, loop_wait: 2, retry_timeout: 2, haproxy: false, ..Settings::default() })?;
     configure(&rig, &mode.config())?;
+    // Whose rewind is broken off by the next fault needs a clone, and leave for it.
+    configure(&rig, &[("postgresql.remove_data_directory_on_rewind_failure", true.into())])?;
     listed(&rig, mode.listed())?;
     let mut story = Story { leader: rig.leader()?.name().to_owned(), ..Story::default() };
     make_table(rig.leader()?.server())?;

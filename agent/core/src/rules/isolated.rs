@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::memory::Role;
 use crate::plan::{Lease, Move, Plan, Verdict};
-use crate::postgres::{DataDir, StopMode, Upstream};
+use crate::postgres::{DataDir, Present, StopMode, Upstream};
 use crate::snapshot::{NoView, Snapshot};
 use crate::units::Instant;
 
@@ -54,9 +54,11 @@ pub(super) fn go_on_by_agreement(s: &Snapshot) -> Option<Verdict> {
     Some(Verdict::new(Plan::stay(), why).again_in(s.now.until(at)))
 }
 
-/// We stopped it because of the lease; readers may have it back, without an upstream and without writes.
+/// We stopped it because of the lease; readers may have it back, without an upstream and without writes. Not a copy that has never
+/// run, such as one that was just rewound: it needs log of its source before it lets anybody in, and would wait for that for ever.
 pub(super) fn restart_read_only(s: &Snapshot) -> Option<Verdict> {
-    let here = matches!(&s.postgres.data_dir, DataDir::Present(present) if present.control.is_some());
+    let complete = |present: &Present| present.control.is_some() && !present.backup_label;
+    let here = matches!(&s.postgres.data_dir, DataDir::Present(present) if complete(present));
     let stopped_by_us = !s.postgres.is_up() && s.memory.role == Role::Demoted && s.memory.met && !s.memory.recovering;
     (here && stopped_by_us && s.lock_ends().is_none_or(|ends| s.now >= ends.minus(s.config.stop_budget))).then(|| {
         Verdict::new(
@@ -87,7 +89,7 @@ pub(super) fn hold(s: &Snapshot) -> Verdict {
 mod tests {
     use crate::fixture::{cut_off, primary, secs, standby};
     use crate::plan::{Lease, Move};
-    use crate::postgres::{StopMode, Upstream};
+    use crate::postgres::{DataDir, StopMode, Upstream};
     use crate::rules::decide;
     use crate::snapshot::NoView;
 
@@ -153,6 +155,11 @@ mod tests {
     fn restart_read_only() {
         let stopped = primary().demoted().down().lease_ends_in(secs(0)).with(cut_off);
         assert_eq!(decide(&stopped).plan.postgres, Move::StartStandby(Upstream::Nobody));
+        let rewound = primary().demoted().down().lease_ends_in(secs(0)).but(cut_off).with(|s| {
+            let DataDir::Present(present) = &mut s.postgres.data_dir else { unreachable!("it has data") };
+            present.backup_label = true;
+        });
+        assert_eq!(decide(&rewound).rule, "hold", "it would wait for its source's log for ever");
         let crashed = primary().down().lease_ends_in(secs(20)).with(cut_off);
         assert_eq!(decide(&crashed).rule, "hold", "a crashed server stays down until etcd is back");
     }
