@@ -277,6 +277,8 @@ fn where_pre_promote_refuses_another_member_leads() -> Result<(), Trouble> {
     crate::support::says(&rig, n2, &["give_up_refused_promotion", "not here"])?;
     for (node, asked) in [(n1, ""), (n2, "asked\n"), (n3, "asked\n")] {
         let found = std::fs::read_to_string(node.dir().join("asked")).unwrap_or_default();
+        // Where n3 needs longer than a ttl, n2 is asked again.
+        let found = if node.name() == "n2" { found.get(..asked.len()).unwrap_or_default() } else { &found };
         assert_eq!(found, asked, "{}", node.name());
     }
     Ok(())

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -47,8 +48,12 @@ fn sample(rig: &Rig) -> Result<Sample, Trouble> {
         assert_eq!(processes.len(), 2, "an agent and a guardian: {processes:?}");
         for process in processes {
             let whose = format!("{} {}", node.name(), process.program);
-            let descriptors = fs::read_dir(format!("/proc/{}/fd", process.pid))?.count();
-            sample.insert((Measure::Descriptors, whose.clone()), descriptors as u64);
+            // An agent has secrets in its memory, so that only root may look into it.
+            match fs::read_dir(format!("/proc/{}/fd", process.pid)) {
+                Ok(open) => drop(sample.insert((Measure::Descriptors, whose.clone()), open.count() as u64)),
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+                Err(error) => return Err(error.into()),
+            }
             sample.insert((Measure::Threads, whose.clone()), status(process.pid, "Threads")?);
             sample.insert((Measure::MemoryKb, whose), status(process.pid, "VmRSS")?);
         }
@@ -168,6 +173,9 @@ fn a_cluster_at_work_does_not_grow() -> Result<(), Trouble> {
     (0..4).try_for_each(|step| ordinary_events(&rig, step))?;
     switch_over(&rig)?;
     let quiet = sample(&rig)?;
+    if !quiet.keys().any(|(measure, whose)| *measure == Measure::Descriptors && whose.ends_with("regent")) {
+        loudly("SKIPPED the descriptors of agents: only root can count them");
+    }
     let (began, mut switched, mut samples) = (Instant::now(), 0, Vec::new());
     let length = Duration::from_secs(60 * minutes as u64);
     while began.elapsed() < length {
