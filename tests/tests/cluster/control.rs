@@ -59,6 +59,16 @@ fn explained(rig: &Rig, tool: &Tool) -> Result<(), Trouble> {
     let primary = rig.wait_whole(PATIENCE)?;
     let second = standby(rig, primary)?.name();
     tool.says(&["explain", "demo"], &format!("Without {}", primary.name()))?;
+    // An agent knows the others as of its last turn.
+    rig.wait(PATIENCE, "the agents know each other as candidates", |rig| {
+        for node in rig.nodes() {
+            let shown = node.get("/explain").map_err(|e| e.to_string())?.body;
+            if shown.matches(r#""candidate": true"#).count() != 2 {
+                return Err(shown);
+            }
+        }
+        Ok(())
+    })?;
     tool.says(&["explain", "demo", second, "-f", "json"], r#""rule": "run_for_leader""#)?;
     tool.says(&["explain", "demo", primary.name()], &format!("{} goes by ", primary.name()))?;
     let rehearsed = ["switchover", "demo", "--dry-run", "--candidate", second];
