@@ -365,7 +365,7 @@ fn no_source_names_the_place_where_it_was_written() {
 /// What a library has to say goes to `tracing`, or to its caller.
 #[test]
 fn libraries_print_nothing() {
-    for directory in ["agent/core/src", "agent/src", "dcs/src", "pgctl/src", "tests/src"] {
+    for directory in ["agent/core/src", "agent/src", "dcs/src", "pgctl/src", "tests/src", "chaos/src"] {
         for path in rust_files(&root().join(directory)) {
             let is_program = path.ends_with("main.rs") || path.components().any(|part| part.as_os_str() == "bin");
             let source = read(&path);

@@ -1,0 +1,1 @@
+//! A proxy that speaks Toxiproxy's HTTP API.
