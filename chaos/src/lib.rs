@@ -4,4 +4,6 @@
 //! seed: what happens to which part, when, and for how long. Clients record what they did and what they were told; checkers
 //! read these histories afterwards and know nothing of Regent.
 
+pub mod check;
+pub mod history;
 pub mod toxiproxy;
