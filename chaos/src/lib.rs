@@ -5,5 +5,12 @@
 //! read these histories afterwards and know nothing of Regent.
 
 pub mod check;
+pub mod clients;
+pub mod cluster;
+pub mod faults;
 pub mod history;
+pub mod plan;
+pub mod report;
+pub mod run;
 pub mod toxiproxy;
+pub mod watch;

@@ -8,10 +8,12 @@ pub mod writers;
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::history::Moment;
 
 /// What must not happen. The letter and number are the invariant of the design that it breaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Breach {
     /// A write was acknowledged by an older timeline after the next one had begun to acknowledge (S1).
     BothWriting,
@@ -60,7 +62,7 @@ impl Breach {
 }
 
 /// One breach, where, and how it is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// What.
     pub breach: Breach,

@@ -19,11 +19,14 @@ pub fn sums(sums: &Sums, accounts: i64, money: i64) -> Vec<Finding> {
     wrong.collect()
 }
 
+/// When each increment was sent and acknowledged, and its value.
+type Increments = Vec<(Moment, Moment, i64)>;
+
 /// An increment that was sent after another one had been acknowledged gets a larger value; no value is given twice. With
 /// asynchronous replication this holds within a timeline.
 #[must_use]
 pub fn counts(counts: &Counts, across_timelines: bool) -> Vec<Finding> {
-    let mut streams: BTreeMap<(i64, u32), Vec<(Moment, Moment, i64)>> = BTreeMap::new();
+    let mut streams: BTreeMap<(i64, u32), Increments> = BTreeMap::new();
     for op in counts {
         if let Some((value, timeline)) = op.outcome.done() {
             let stream = (op.asked, if across_timelines { 0 } else { *timeline });
