@@ -43,6 +43,8 @@ pub struct Shape {
     pub mode: Mode,
     /// An agent to run instead of the real one: to test the tester.
     pub agent: Option<PathBuf>,
+    /// Which bug that agent has.
+    pub planted: Option<&'static str>,
 }
 
 /// A cluster under fire.
@@ -52,6 +54,7 @@ pub struct Cluster {
     haproxy: Haproxy,
     addresses: Vec<NodeAddress>,
     preload: PathBuf,
+    planted: &'static str,
     /// The rig. The last field: clients end before servers.
     pub rig: Rig,
 }
@@ -69,6 +72,7 @@ impl Cluster {
         let rig = Rig::new(settings)?;
         let proxies = if settings.namespaces { None } else { Some(Toxiproxy::from_environment()?) };
         let preload = preload(&rig)?;
+        let agent = shape.agent.as_deref().map(|program| brought(&rig, program)).transpose()?;
         let mut addresses = Vec::new();
         for node in rig.nodes() {
             let (config, address) = configured(&rig, node, proxies.as_ref(), shape.mode)?;
@@ -77,13 +81,13 @@ impl Cluster {
                 rig.write(&node.dir().join(name), &script)?;
                 make_program(&node.dir().join(name))?;
             }
-            if let Some(agent) = &shape.agent {
+            if let Some(agent) = &agent {
                 node.run_by(agent);
             }
             addresses.push(address);
         }
         let haproxy = Haproxy::start(rig.dir(), rig.programs(), rig.account(), settings.haproxy_fall, &addresses)?;
-        let cluster = Cluster { proxies, haproxy, addresses, preload, rig };
+        let cluster = Cluster { proxies, haproxy, addresses, preload, planted: shape.planted.unwrap_or_default(), rig };
         cluster.rig.nodes().iter().try_for_each(|node| cluster.start_agent(node))?;
         let primary = cluster.rig.wait_whole(PATIENCE)?;
         primary.server().rows(TABLES, PATIENCE)?;
@@ -96,7 +100,7 @@ impl Cluster {
     /// It cannot be started.
     pub fn start_agent(&self, node: &Node) -> Result<(), Trouble> {
         let (preload, dir) = (self.preload.display().to_string(), node.dir().display().to_string());
-        node.start_with(&[("LD_PRELOAD", &preload), ("CHAOS_DISK", &dir)])
+        node.start_with(&[("LD_PRELOAD", &preload), ("CHAOS_DISK", &dir), ("REGENT_PLANTED", self.planted)])
     }
 
     /// Where clients connect to.
@@ -109,6 +113,7 @@ impl Cluster {
             standbys: self.haproxy.standbys(),
             nodes: self.addresses.iter().map(target).collect(),
             sockets: Doors::sockets(&self.rig),
+            rest: self.rig.nodes().iter().map(Node::rest).collect(),
         }
     }
 
@@ -117,6 +122,20 @@ impl Cluster {
     pub fn index(&self, node: &Node) -> usize {
         self.rig.nodes().iter().position(|other| other.name() == node.name()).unwrap_or(0)
     }
+}
+
+/// A copy of an agent, where the servers' user reaches it, under the name by which a rig knows its processes.
+fn brought(rig: &Rig, program: &Path) -> Result<PathBuf, Trouble> {
+    let dir = rig.dir().join("agent");
+    fs::create_dir(&dir)?;
+    let here = dir.join("regent");
+    let mut copy = Command::new("cp");
+    let out = output(copy.arg(program).arg(&here), Duration::from_secs(60))?;
+    if !out.status.success() {
+        return Err(Trouble::new(format!("cp: {}", String::from_utf8_lossy(&out.stderr))));
+    }
+    make_program(&here)?;
+    Ok(here)
 }
 
 /// The names of a node's proxies, by what stands behind them.

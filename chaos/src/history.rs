@@ -129,6 +129,9 @@ pub type Sums = Vec<Op<(), (i64, i64)>>;
 /// An increment of a counter; the answer is its new value and the timeline.
 pub type Counts = Vec<Op<i64, (i64, u32)>>;
 
+/// Answers to `GET /primary`, by the node that was asked, counted from 0.
+pub type Checks = Vec<Op<usize, u16>>;
+
 /// Everything that clients did.
 #[derive(Clone, Debug, Default)]
 pub struct History {
@@ -140,6 +143,8 @@ pub struct History {
     pub sums: Sums,
     /// Increments, by the counter's key.
     pub counts: Counts,
+    /// Health checks.
+    pub checks: Checks,
 }
 
 impl History {

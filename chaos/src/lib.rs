@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod faults;
 pub mod history;
 pub mod plan;
+pub mod planted;
 pub mod report;
 pub mod run;
 pub mod toxiproxy;

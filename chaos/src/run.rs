@@ -10,7 +10,7 @@ use regent_tests::rig::{Rig, Trouble, stray};
 use regent_tests::rng::Rng;
 
 use crate::check::writers::Breath;
-use crate::check::{Breach, Finding, lists, money, rows, writers};
+use crate::check::{Breach, Finding, answers, lists, money, rows, writers};
 use crate::clients::{ACCOUNTS, Crew, MONEY};
 use crate::cluster::{Cluster, Mode, Shape};
 use crate::faults::{self, Fault, Undo};
@@ -141,6 +141,7 @@ fn end_state(rig: &Rig) -> Result<Last, Trouble> {
 fn judge(campaign: &Campaign, history: &History, breaths: &[Breath], last: Option<&Last>) -> Vec<Finding> {
     let synchronous = campaign.shape.mode != Mode::Async;
     let mut findings = writers::check(&history.rows, breaths).findings;
+    findings.extend(answers::check(&history.checks, &history.rows));
     findings.extend(money::sums(&history.sums, ACCOUNTS, MONEY));
     findings.extend(money::counts(&history.counts, synchronous));
     if let Some(last) = last {

@@ -1,6 +1,7 @@
 //! What must hold of a history, whatever happened. Pure: a checker knows no clock, no cluster and nothing of Regent, so that it
 //! judges Patroni's histories too, and can itself be tested with histories that are wrong.
 
+pub mod answers;
 pub mod lists;
 pub mod money;
 pub mod rows;
@@ -33,6 +34,8 @@ pub enum Breach {
     Money,
     /// A counter went back.
     WentBack,
+    /// A health check said "primary" while another node wrote (P5).
+    CheckLied,
     /// Leadership changed although nothing happened that may cost it (L3).
     NeedlessFailover,
     /// The cluster did not heal by itself (L1, L2).
@@ -53,6 +56,7 @@ impl Breach {
             Breach::Lost => "S3",
             Breach::LostBeyondBound => "S9",
             Breach::Phantom | Breach::Cycle | Breach::IncompatibleRead | Breach::Money | Breach::WentBack => "–",
+            Breach::CheckLied => "P5",
             Breach::NeedlessFailover => "L3",
             Breach::NotHealed => "L1, L2",
             Breach::PromiseFell => "S8",

@@ -5,11 +5,14 @@
 //!   lists   serializable transactions that append and read        through HAProxy
 //!   money   transfers; looks at all accounts                      through HAProxy; on standbys too
 //!   counts  increments                                            through HAProxy's other check form
+//!   checks  GET /primary                                          each node's REST API
 //! ```
 
+mod checks;
 mod link;
 mod work;
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -38,6 +41,8 @@ pub struct Doors {
     pub nodes: Vec<Target>,
     /// Every node's own socket.
     pub sockets: Vec<Config>,
+    /// Every node's REST API.
+    pub rest: Vec<SocketAddr>,
 }
 
 impl Doors {
@@ -152,6 +157,9 @@ async fn all(shared: Arc<Shared>, doors: Doors, seed: u64) {
     crew.push(tokio::task::spawn_local(work::looks(link_for(doors.standbys))));
     for i in 0..2 {
         crew.push(tokio::task::spawn_local(work::counts(link_for(doors.primary_by_tcp), Rng::new(seed ^ (0x31 + i)))));
+    }
+    for (i, rest) in doors.rest.iter().enumerate() {
+        crew.push(tokio::task::spawn_local(checks::ask(Arc::clone(&shared), i, *rest)));
     }
     for client in crew {
         // A client that panicked is missed in the history.

@@ -112,6 +112,8 @@ pub struct Report {
     pub transactions: usize,
     /// Looks at the bank, and increments.
     pub looks: usize,
+    /// Health checks that were asked for, that were answered, and milliseconds below which 99 of 100 answers came.
+    pub checks: (usize, usize, f64),
     /// Until when it lasted.
     pub ended: Moment,
     /// Who held the leader key, from when.
@@ -175,6 +177,7 @@ impl Report {
             acknowledged: done.count(),
             transactions: history.lists.iter().filter(|op| op.outcome.done().is_some()).count(),
             looks: history.sums.iter().filter(|op| op.outcome.done().is_some()).count() + history.counts.len(),
+            checks: checks(history),
             ended,
             leaders: leaders.map(|change| (change.at, change.value.clone())).collect(),
             wrote,
@@ -235,6 +238,13 @@ impl Report {
         spans.sort_by(f64::total_cmp);
         spans
     }
+}
+
+fn checks(history: &History) -> (usize, usize, f64) {
+    let answered = history.checks.iter().filter(|op| op.outcome.done().is_some());
+    let mut took: Vec<f64> = answered.map(|op| op.sent.until(op.ended).as_secs_f64() * 1000.0).collect();
+    took.sort_by(f64::total_cmp);
+    (history.checks.len(), took.len(), percentile(&took, 99).unwrap_or_default())
 }
 
 /// The value below which so many of a hundred lie, of sorted ones.

@@ -65,6 +65,11 @@ pub fn markdown(report: &Report) -> String {
         report.transactions,
         report.looks
     );
+    let (asked, answered, most) = report.checks;
+    let _ = writeln!(
+        text,
+        "Health checks: {answered} of {asked} answered (an agent that is dead or stands still does not), 99 % within {most:.0} ms.\n"
+    );
     if report.breaths > 0 {
         let _ = writeln!(
             text,
