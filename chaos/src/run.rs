@@ -97,7 +97,7 @@ pub fn run(campaign: &Campaign, tell: &dyn Fn(&str)) -> Result<Report, Trouble> 
     let last = end_state(&cluster.rig);
     let changes = watch.so_far();
     let mut findings: Vec<Finding> = rounds.iter().flat_map(|told| told.findings.clone()).collect();
-    findings.extend(judge(campaign, &history, &breaths, last.as_ref().ok()));
+    findings.extend(judge(campaign, &history, last.as_ref().ok()));
     if !restored {
         findings.extend(watch::promises_hold(&changes));
     }
@@ -137,11 +137,10 @@ fn end_state(rig: &Rig) -> Result<Last, Trouble> {
     Ok(Last { rows, lists: lists.iter().map(list).collect::<Result<_, _>>()? })
 }
 
-/// What can only be judged of a whole history.
-fn judge(campaign: &Campaign, history: &History, breaths: &[Breath], last: Option<&Last>) -> Vec<Finding> {
+/// What is judged of a whole history; the rest was, round by round.
+fn judge(campaign: &Campaign, history: &History, last: Option<&Last>) -> Vec<Finding> {
     let synchronous = campaign.shape.mode != Mode::Async;
-    let mut findings = writers::check(&history.rows, breaths).findings;
-    findings.extend(answers::check(&history.checks, &history.rows));
+    let mut findings = answers::check(&history.checks, &history.rows);
     findings.extend(money::sums(&history.sums, ACCOUNTS, MONEY));
     findings.extend(money::counts(&history.counts, synchronous));
     if let Some(last) = last {
@@ -239,6 +238,8 @@ impl Course<'_> {
             let proof = format!("{before:?} gave way to {after:?}, after: {}", round.words());
             findings.push(Finding { breach: Breach::NeedlessFailover, at: began, proof });
         }
+        let writers = self.crew.so_far(|history| writers::check(&history.rows, &self.breaths));
+        findings.extend(writers.findings.into_iter().filter(|finding| finding.at >= began));
         let lost = if healed.is_ok() { self.lost(&mut findings)? } else { 0 };
         let [gap_proxy, gap_direct] = [Way::Proxy, Way::Direct]
             .map(|way| self.crew.so_far(|history| history.gap(way, began, ended).as_secs_f64()));
