@@ -9,7 +9,7 @@ use crate::callbacks::{self, Told};
 use crate::cluster::Member;
 use crate::failsafe::{Promises, Topology};
 use crate::plan::{Decision, KeyWrite, Lease, Move};
-use crate::postgres::{DataDir, FinishedJob, Job, Probe, Process, StopMode};
+use crate::postgres::{DataDir, FinishedJob, Job, Probe, Process, StopMode, Upstream};
 use crate::request::Request;
 use crate::snapshot::{Order, Seat, Snapshot};
 use crate::sync::Since;
@@ -24,6 +24,9 @@ pub struct Memory {
     pub holds: Option<LeaseId>,
     /// The last view that had a leader (DL2).
     pub last_led: Option<LastLed>,
+    /// Whom the server was last told to follow, since this agent started.
+    #[serde(default)]
+    pub upstream: Option<Upstream>,
     /// A start was tried and the server has not been seen accepting connections since (C9).
     pub recovering: bool,
     /// How long the start under way may take, where an operator said so (T3).
@@ -306,17 +309,20 @@ impl Memory {
                 self.recovering = true;
                 self.role = Role::Primary;
             }
-            Move::StartStandby(_) => {
+            Move::StartStandby(upstream) => {
+                self.upstream = Some(upstream.clone());
                 self.recovering = true;
                 (self.copying, self.comes_back) = (false, false);
                 self.role = Role::Replica;
             }
             Move::Restart { standby_of, timeout } => {
+                self.upstream.clone_from(standby_of);
                 self.recovering = true;
                 self.start_timeout = *timeout;
                 self.role = if standby_of.is_none() { Role::Primary } else { Role::Replica };
             }
-            Move::CopySlots { slots, from, .. } => {
+            Move::CopySlots { slots, from, upstream, .. } => {
+                self.upstream = Some(upstream.clone());
                 self.recovering = true;
                 self.role = Role::Replica;
                 for name in slots.keys() {
@@ -344,6 +350,7 @@ impl Memory {
                 let before = self.rewinds.as_ref().filter(|rewinds| rewinds.from == *from).map_or(0, |r| r.tries);
                 self.rewinds = Some(Rewinds { from: from.clone(), tries: before.saturating_add(1) });
             }
+            Move::Follow(upstream) => self.upstream = Some(upstream.clone()),
             Move::Clone { .. } => {
                 self.copying |= matches!(seen.request, Some(Request::Reinitialize { .. }));
             }
@@ -355,7 +362,6 @@ impl Memory {
             | Move::GiveUpData { .. }
             | Move::DiscardOldCopy
             | Move::Stop(_)
-            | Move::Follow(_)
             | Move::Checkpoint
             | Move::ChangeSlots(_)
             | Move::ResumeReplay

@@ -257,6 +257,7 @@ fn memory() -> impl Strategy<Value = Memory> {
             (bootstrapping, promise),
         )| {
             Memory {
+                upstream: met.then_some(Upstream::Nobody),
                 role,
                 holds,
                 last_led,

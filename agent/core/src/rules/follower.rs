@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::cluster::Member;
+use crate::memory::Role;
 use crate::plan::{Lease, Move, Plan, Verdict};
 use crate::postgres::{DataDir, Job, StopMode, Upstream};
 use crate::request::Request;
@@ -142,6 +143,20 @@ pub(super) fn start_as_standby(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
+/// A standby answers queries only when it is consistent, and for that it may need log of its upstream. If that was nobody, or
+/// is gone, it is given another one unasked; whom it was told to follow is remembered. PostgreSQL's startup process reads
+/// `primary_conninfo` again when it is reloaded (PostgreSQL 13, release notes).
+pub(super) fn follow_while_starting(s: &Snapshot) -> Option<Verdict> {
+    let starting = s.is_starting() && s.memory.role == Role::Replica && s.job.is_none();
+    let failed = just_failed(s, |job| *job == Job::Follow).is_some();
+    let Upstream::Member { name, .. } = &upstream(s) else { return None };
+    let told = s.memory.upstream.as_ref() == Some(&upstream(s));
+    (starting && !failed && !told).then(|| {
+        let why = format!("it starts, and was told to follow somebody else: {name} leads now");
+        Verdict::new(Plan::of(Lease::Keep, Move::Follow(upstream(s))), why)
+    })
+}
+
 /// No verdict on a server that is still starting, or did not answer.
 pub(super) fn wait_while_starting(s: &Snapshot) -> Option<Verdict> {
     (s.standby().is_none())
@@ -212,7 +227,7 @@ mod tests {
     use crate::cluster::SyncState;
     use crate::config::{PermanentSlot, SyncMode};
     use crate::fixture::{decodes, primary, secs, standby};
-    use crate::memory::LeaseOutcome;
+    use crate::memory::{LeaseOutcome, Role};
     use crate::plan::{Lease, Move};
     use crate::postgres::{DataDir, FinishedJob, Job, SlotChanges, StopMode, Upstream};
     use crate::rules::decide;
@@ -299,6 +314,29 @@ mod tests {
         assert_eq!(chain("gone", "c"), Move::Stay, "c names itself");
         let archive_only = standby().with(|s| s.config.tags.nostream = true);
         assert_eq!(decide(&archive_only).plan.postgres, Move::Follow(Upstream::Nobody));
+    }
+
+    #[test]
+    fn follow_while_starting() {
+        let with_role = |role| standby().starting(secs(1)).but(move |s| s.memory.role = role);
+        let starting = || with_role(Role::Replica);
+        let b = decide(&standby().down().build()).plan.postgres;
+        let Move::StartStandby(b) = b else { panic!("{b:?}") };
+        let rule = |told: Option<Upstream>| decide(&starting().with(|s| s.memory.upstream = told)).rule;
+        assert_eq!(rule(Some(Upstream::Nobody)), "follow_while_starting");
+        assert_eq!(rule(None), "follow_while_starting", "nobody remembers");
+        assert_eq!(rule(Some(b.clone())), "wait_while_starting");
+        let failed = |s: &mut Snapshot| {
+            s.memory.last_job = Some(FinishedJob { job: Job::Follow, at: s.now, error: Some("no".into()) });
+        };
+        assert_eq!(decide(&starting().with(failed)).rule, "wait_while_starting");
+        let unknown = with_role(Role::Uninitialized).build();
+        assert_eq!(decide(&unknown).rule, "wait_while_starting", "it may be one that starts as a primary");
+        let no_address = starting().without_member("b").build();
+        assert_eq!(decide(&no_address).rule, "wait_while_starting");
+        let s = starting().build();
+        let next = s.memory.after(&s, &decide(&s), LeaseOutcome::NotTried);
+        assert_eq!(next.upstream, Some(b), "and then it is told");
     }
 
     #[test]

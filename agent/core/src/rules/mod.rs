@@ -211,6 +211,7 @@ pub const FOLLOWER: Table = Table {
         repair::stay_down_diverged          ["X3 X8"]   "a server started on a log that the cluster does not have";
         follower::wait_after_failed_start   ["C5"]      "a start tried a hundred times a second";
         follower::start_as_standby          ["C5 B14"]  "a member that stays down";
+        follower::follow_while_starting     ["W5"]      "a standby that waits for ever for log of an upstream that is gone, as it cannot be asked before it has that log";
         follower::wait_while_starting       ["W6"]      "a verdict on a server that does not know its own position yet";
         repair::stop_diverged               ["X3 W6"]   "a standby that silently stopped to follow";
         standby_cluster::stop_beyond_remote ["Z4"]      "a standby that silently stopped to follow";
