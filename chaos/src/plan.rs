@@ -95,6 +95,9 @@ impl Plan {
             (ttl / 10, ttl / 5)
         } else if matches!(fault, Fault::AgentRestarted | Fault::AgentAndGuardianRestarted) {
             (Duration::ZERO, Duration::from_millis(300))
+        } else if fault.is_over_at_once() {
+            // The time until the round ends.
+            (Duration::from_millis(500), ttl / 2)
         } else {
             // Some end before the lease does, some after it.
             (Duration::from_millis(500), ttl * 7 / 5)

@@ -223,6 +223,21 @@ impl Fault {
         )
     }
 
+    /// Whether there is nothing to be undone.
+    #[must_use]
+    pub fn is_over_at_once(self) -> bool {
+        matches!(
+            self,
+            Fault::PostmasterKilled
+                | Fault::BackendKilled
+                | Fault::WalSenderKilled
+                | Fault::GuardianKilled
+                | Fault::EtcdLeaderMoved
+                | Fault::EtcdCompacted
+                | Fault::CloneKilled
+        ) || self.is_an_order() && self != Fault::Pause
+    }
+
     /// Whether an operator asks for it, which may go wrong too.
     #[must_use]
     pub fn is_an_order(self) -> bool {

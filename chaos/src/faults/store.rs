@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use etcd_client::{AlarmAction, AlarmType};
 use nix::sys::signal::Signal;
-use regent_tests::rig::Trouble;
+use regent_tests::rig::{Rig, Trouble};
 use regent_tests::rng::Rng;
 
 use super::strike::{Undo, over};
@@ -13,6 +13,8 @@ use crate::cluster::Cluster;
 
 /// The longest that etcd may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest until members that were started have a leader again.
+const MENDED: Duration = Duration::from_secs(60);
 
 /// So many members are killed, from any one on.
 pub(super) fn kill(cluster: &Cluster, count: usize, rng: &mut Rng) -> Undo {
@@ -57,6 +59,12 @@ pub(super) fn out_of_space(cluster: &Cluster) -> Result<Undo, Trouble> {
     let raised = runtime.block_on(async { tokio::time::timeout(PATIENCE, raise).await });
     raised.map_err(|late| failed(late.to_string()))?.map_err(|e| failed(e.to_string()))?;
     Ok(Box::new(|cluster: &Cluster| cluster.rig.etcd.ask(&["alarm", "disarm"]).map(|_| ())))
+}
+
+/// No alarm is left: one that was to end while etcd had no majority did not.
+pub(super) fn mend(cluster: &Cluster) -> Result<(), Trouble> {
+    let disarm = |rig: &Rig| rig.etcd.ask(&["alarm", "disarm"]).map(|_| ()).map_err(|e| e.to_string());
+    cluster.rig.wait(MENDED, "etcd has no alarm", disarm)
 }
 
 pub(super) fn compact(cluster: &Cluster) -> Result<Undo, Trouble> {

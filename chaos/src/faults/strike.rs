@@ -201,6 +201,7 @@ pub fn mend_all(cluster: &Cluster) -> Result<(), Trouble> {
     links::mend_all(cluster)?;
     cluster.rig.etcd.signal(Signal::SIGCONT);
     cluster.rig.etcd.start()?;
+    store::mend(cluster)?;
     for node in cluster.rig.nodes() {
         node.freeze(false);
         for file in ["full", "readonly", "slow", "archive-hangs", "callback-hangs", "pre_promote-hangs"] {
