@@ -1,6 +1,6 @@
 /* Preloaded into a node's programs: lets writes below its data directory fail or dawdle while a file says so. In the directory
  * that CHAOS_DISK names: `full` (ENOSPC), `readonly` (EROFS), `slow` (each fsync takes as long as the file's text says,
- * in milliseconds). Nothing is simulated but the answers of the system calls. */
+ * in milliseconds), `hangs` (no call returns while it is there). Nothing is simulated but the answers of the system calls. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -51,8 +51,14 @@ static int ours(int fd) {
     return path[0] == '/' && inside(path);
 }
 
+/* As a network file system does whose server is gone; but a kill gets through. */
+static void hang(void) {
+    while (told("hangs")) usleep(20000);
+}
+
 /* 0: go on; otherwise the error. */
 static int verdict(int fd) {
+    if (told("hangs") && ours(fd)) hang();
     if (told("full")) return ours(fd) ? ENOSPC : 0;
     if (told("readonly")) return ours(fd) ? EROFS : 0;
     return 0;
@@ -81,10 +87,11 @@ static void dawdle(void) {
     close(fd);
 }
 
-int fsync(int fd) { if (ours(fd)) dawdle(); return REAL(fsync)(fd); }
-int fdatasync(int fd) { if (ours(fd)) dawdle(); return REAL(fdatasync)(fd); }
+int fsync(int fd) { if (ours(fd)) { hang(); dawdle(); } return REAL(fsync)(fd); }
+int fdatasync(int fd) { if (ours(fd)) { hang(); dawdle(); } return REAL(fdatasync)(fd); }
 
 static int opened(const char *path, int flags) {
+    if (told("hangs") && inside(path)) hang();
     if (!(flags & (O_WRONLY | O_RDWR | O_CREAT))) return 0;
     if (told("readonly") && inside(path)) return EROFS;
     if ((flags & O_CREAT) && told("full") && inside(path) && access(path, F_OK) != 0) return ENOSPC;

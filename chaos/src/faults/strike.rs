@@ -93,6 +93,7 @@ pub fn strike(cluster: &Cluster, strike: &Strike, rng: &mut Rng) -> Result<(usiz
         Fault::DiskFull => told(node, "full", "")?,
         Fault::DiskReadOnly => told(node, "readonly", "")?,
         Fault::DiskSlow => told(node, "slow", "500")?,
+        Fault::DiskHangs => told(node, "hangs", "")?,
         Fault::ArchiveHangs => told(node, "archive-hangs", "")?,
         Fault::CallbackHangs => told(node, "callback-hangs", "")?,
         Fault::PrePromoteHangs => told(node, "pre_promote-hangs", "")?,
@@ -204,7 +205,7 @@ pub fn mend_all(cluster: &Cluster) -> Result<(), Trouble> {
     store::mend(cluster)?;
     for node in cluster.rig.nodes() {
         node.freeze(false);
-        for file in ["full", "readonly", "slow", "archive-hangs", "callback-hangs", "pre_promote-hangs"] {
+        for file in ["full", "readonly", "slow", "hangs", "archive-hangs", "callback-hangs", "pre_promote-hangs"] {
             fs::remove_file(node.dir().join(file)).or_else(gone)?;
         }
         revive(cluster, node)?;
