@@ -100,7 +100,7 @@ impl Plan {
             (Duration::from_millis(500), ttl / 2)
         } else {
             // Some end before the lease does, some after it.
-            (Duration::from_millis(500), ttl * 7 / 5)
+            (Duration::from_millis(500), ttl * 2)
         };
         let manner = if fault.is_of_links() && !self.means.namespaces {
             *self.rng.pick(&Manner::OF_LINKS)

@@ -45,7 +45,7 @@ pub const PLANTED: &[Planted] = &[
         mode: Mode::Async,
         faults: &[Fault::EtcdCut],
         breaches: &[Breach::BothWriting],
-        campaigns: 3,
+        campaigns: 6,
     },
     Planted {
         name: "a primary beside another leader goes on",
