@@ -63,6 +63,9 @@ pub struct Memory {
     pub primary_since: Option<Instant>,
     /// Whom it waits for, since when.
     pub sync_names: Option<Since>,
+    /// The last `synchronous_standby_names` that the server was told, whether it has taken it or not.
+    #[serde(default)]
+    pub sync_told: Option<String>,
     /// This agent has set `synchronous_standby_names`.
     pub set_sync_names: bool,
     /// A write of `sync` over this revision was sent. If it was not answered it may still be carried out, as long as the key
@@ -303,6 +306,7 @@ impl Memory {
         }
         if let Move::SetSyncNames(names) = &decision.plan.postgres {
             self.set_sync_names = names.is_some();
+            self.sync_told.clone_from(names);
         }
         match &decision.plan.postgres {
             Move::StartPrimary => {

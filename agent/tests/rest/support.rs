@@ -158,6 +158,7 @@ pub(crate) fn standby_sql() -> SqlFacts {
         server_version: 150_020,
         slots: vec![],
         leader_xmins: BTreeMap::new(),
+        log_gone: None,
         sync_names: String::new(),
         replication: vec![],
         pending_restart: vec![],

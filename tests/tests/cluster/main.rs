@@ -18,6 +18,7 @@ mod growth;
 mod guardian;
 mod logical;
 mod methods;
+mod missing_log;
 mod mixed;
 mod parameters;
 mod peer_tool;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use crate::cluster::Member;
 use crate::memory::Role;
 use crate::plan::{Lease, Move, Plan, Verdict};
-use crate::postgres::{DataDir, Job, StopMode, Upstream};
+use crate::postgres::{DataDir, Job, StopMode, Upkeep, Upstream};
 use crate::request::Request;
 use crate::slots;
 use crate::snapshot::Snapshot;
-use crate::units::MemberName;
+use crate::units::{Lsn, MemberName};
 
 /// How soon to look again at something that changes without an event.
 const SOON: Duration = Duration::from_millis(500);
@@ -214,12 +214,46 @@ pub(super) fn copy_slots(s: &Snapshot) -> Option<Verdict> {
     Some(Verdict::new(Plan::of(Lease::Keep, copy), why))
 }
 
+/// A standby that waits for log is told what it waits for: PostgreSQL itself tries again for ever, and says so in its log only.
+/// Nothing in it is lost to the cluster, but it takes a human: a copy of the whole may take a day.
+pub(super) fn report_missing_log(s: &Snapshot) -> Option<Verdict> {
+    let (leader, _, at) = waits_for_log(s)?;
+    let sql = s.standby()?;
+    (sql.log_gone == Some(at) && !sql.restores_from_archive).then(|| {
+        let why = format!(
+            "{leader} has removed its log from {at} on, which this member needs to follow: `regentctl reinit` copies it anew; where an \
+             archive has that log, set restore_command"
+        );
+        Verdict::new(Plan { upkeep: upkeep(s), ..Plan::stay() }, why)
+    })
+}
+
+/// Whom a standby that does not stream wants log from, and from where on.
+fn waits_for_log(s: &Snapshot) -> Option<(MemberName, String, Lsn)> {
+    let sql = s.standby().filter(|sql| !sql.streaming)?;
+    // Only who leads can tell: a standby does not know which log it will have.
+    let leads = |name: &MemberName| s.view().and_then(|view| view.leader.as_ref()).is_some_and(|key| key.name == *name);
+    match upstream(s) {
+        Upstream::Member { name, conn_url } if leads(&name) => {
+            Some((name, conn_url, sql.receive_lsn.max(sql.replay_lsn)?))
+        }
+        Upstream::Member { .. } | Upstream::Nobody => None,
+    }
+}
+
+fn upkeep(s: &Snapshot) -> Option<Upkeep> {
+    let needs = waits_for_log(s).map(|(_, conn_url, at)| (conn_url, at));
+    slots::upkeep(s).or_else(|| needs.map(|needs| Upkeep { needs: Some(needs), ..Upkeep::default() }))
+}
+
 /// A standby, following.
 pub(super) fn stay_standby(s: &Snapshot) -> Verdict {
     let leader = s.view().and_then(|view| view.leader.as_ref()).map(|key| key.name.to_string()).unwrap_or_default();
     let streams = s.standby().is_some_and(|sql| sql.streaming);
-    let plan = Plan { upkeep: slots::upkeep(s), ..Plan::stay() };
-    Verdict::new(plan, format!("a standby, {} {leader}", if streams { "streaming from" } else { "following" }))
+    Verdict::new(
+        Plan { upkeep: upkeep(s), ..Plan::stay() },
+        format!("a standby, {} {leader}", if streams { "streaming from" } else { "following" }),
+    )
 }
 
 #[cfg(test)]
@@ -337,6 +371,33 @@ mod tests {
         let s = starting().build();
         let next = s.memory.after(&s, &decide(&s), LeaseOutcome::NotTried);
         assert_eq!(next.upstream, Some(b), "and then it is told");
+    }
+
+    #[test]
+    fn report_missing_log() {
+        let waiting = |gone: Option<u64>| {
+            standby().but(move |s| {
+                let sql = s.postgres.sql.as_mut().expect("answers");
+                (sql.streaming, sql.receive_lsn, sql.replay_lsn) = (false, Some(Lsn(500)), Some(Lsn(400)));
+                sql.log_gone = gone.map(Lsn);
+            })
+        };
+        let asked = decide(&waiting(None).build());
+        assert_eq!(asked.rule, "stay_standby");
+        assert_eq!(
+            asked.plan.upkeep.and_then(|upkeep| upkeep.needs).map(|(_, at)| at),
+            Some(Lsn(500)),
+            "the leader is asked"
+        );
+        let gone = decide(&waiting(Some(500)).build());
+        assert_eq!((gone.rule, gone.plan.postgres), ("report_missing_log", Move::Stay));
+        assert!(gone.plan.upkeep.is_some(), "and asked again: the archive may bring it");
+        assert_eq!(decide(&waiting(Some(400)).build()).rule, "stay_standby", "it has moved on since");
+        let from_archive =
+            waiting(Some(500)).with(|s| s.postgres.sql.as_mut().expect("answers").restores_from_archive = true);
+        assert_eq!(decide(&from_archive).rule, "stay_standby");
+        let streaming = waiting(Some(500)).with(|s| s.postgres.sql.as_mut().expect("answers").streaming = true);
+        assert_eq!((decide(&streaming).rule, decide(&streaming).plan.upkeep), ("stay_standby", None));
     }
 
     #[test]

@@ -220,6 +220,7 @@ pub const FOLLOWER: Table = Table {
         follower::prepare_slots             ["P1 P2 P3 P4 P5 P6"] "a standby that cannot go on after a failover, as its log is gone; seconds without replication";
         follower::copy_slots                ["P8 P9"]   "a consumer of a logical slot that cannot go on after a failover";
         repair::discard_old_copy            ["DESIGN 6"] "a disk that fills up with copies nobody needs";
+        follower::report_missing_log        ["DESIGN 6"] "a standby that falls behind for ever, without a word";
     },
     otherwise: otherwise!(follower::stay_standby ["W P8 P10"] "needless action"),
 };
