@@ -13,7 +13,7 @@ else
 BIN := $(TARGET)/debug
 endif
 
-.PHONY: help packages build demo test fmt lint doc unit soak bench bench-failover
+.PHONY: help packages build demo test ui-test fmt lint doc unit soak bench bench-failover
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ demo: build ## Start three nodes, kill the primary, watch the cluster go on
 	@$(BIN)/demo
 
 test: packages fmt lint doc unit ## Everything that CI checks
+
+ui-test: ## The status page in a real browser (installs Chromium, which is large)
+	@WITH_BROWSER=yes deploy/install-packages.sh
+	cargo test --locked -p regent-tests --test cluster the_status_page -- --nocapture
 
 fmt:
 	cargo fmt --all --check

@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 
+use super::json;
+
 /// The health checks that have a name (rest-api.md section 5), and what they ask.
 const HEALTH: [(&str, &str); 19] = [
     ("/", "as /primary"),
@@ -30,7 +32,7 @@ const HEALTH: [(&str, &str); 19] = [
 
 /// The description, as it is served.
 pub(super) fn text() -> &'static str {
-    static TEXT: LazyLock<String> = LazyLock::new(|| document().to_string());
+    static TEXT: LazyLock<String> = LazyLock::new(|| json::text(&document()));
     &TEXT
 }
 

@@ -225,7 +225,10 @@ pub(super) fn operations(ask: &Ask<'_>) -> Response {
         return wire::json(StatusCode::OK, json::text(&shown));
     }
     let (state, why) = if id <= journal.begun() {
-        ("lost", "the agent has restarted since: what became of it is not known here. See /cluster and /history")
+        (
+            "lost",
+            "asked of another member, or before this agent was restarted: not known here. See /cluster and /history",
+        )
     } else {
         ("unknown", "no such operation, or one of long ago; the last are in /operations")
     };

@@ -62,7 +62,8 @@ impl<D: Dcs> Cluster<D> {
             };
             let said = serde_json::from_str::<Value>(&answer.body).unwrap_or_default();
             if said.get("state").is_some_and(|state| state == "lost") {
-                lost = Some(format!("lost; {name}: {}", cell(&said["result"])));
+                lost =
+                    Some("lost: no member knows it any more; the agent that was asked has restarted since".to_owned());
             }
             // The peer takes the path for a health check.
             let several = match said {

@@ -127,7 +127,7 @@ pub(crate) fn fits(value: &Value, schema: &'static Value) -> Result<(), String> 
             }
             "items" => value.as_array().into_iter().flatten().map(|child| (String::new(), child, wanted)).collect(),
             "minItems" | "maxItems" => {
-                let (length, bound) = (value.as_array().unwrap().len(), wanted.as_u64().unwrap() as usize);
+                let (length, bound) = (value.as_array().unwrap().len() as u64, wanted.as_u64().unwrap());
                 if if word == "minItems" { length < bound } else { length > bound } {
                     return no(format!("{word} is {bound}"));
                 }
