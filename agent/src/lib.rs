@@ -24,4 +24,5 @@ pub mod report;
 mod requests;
 mod srv;
 pub mod status;
+mod trust;
 pub mod watchdog;

@@ -221,7 +221,6 @@ fn serve(sources: Sources, mut local: LocalConfig, log: Log, judge: Judge) -> Re
             while let Some(command) = asked.recv().await {
                 match command {
                     // The loop is gone only when the process ends.
-                    api::Command::Reload => drop(commands.send(Command::Reload).await),
                     api::Command::Loop(command) => drop(commands.send(command).await),
                     // Nobody waits any more when the client has gone.
                     api::Command::Read { reply } => drop(reply.send(writer.read(WRITE_PATIENCE).await)),
@@ -326,14 +325,14 @@ fn signals(commands: mpsc::Sender<Command>) -> Result<impl Future<Output = ()>, 
             let command = tokio::select! {
                 _ = term.recv() => Command::Stop,
                 _ = interrupt.recv() => Command::Stop,
-                _ = hangup.recv() => Command::Reload,
+                _ = hangup.recv() => Command::Reload { reply: None },
             };
             match &command {
                 Command::Stop => {
                     tracing::info!("ordered to stop");
                     notify(sd_notify::NotifyState::Stopping);
                 }
-                Command::Reload => {
+                Command::Reload { .. } => {
                     let now = boot_time().0.as_micros();
                     let _ = sd_notify::notify(&[
                         sd_notify::NotifyState::Reloading,

@@ -29,5 +29,6 @@ mod standby_cluster;
 mod support;
 mod switchover;
 mod synchronous;
+mod ui;
 mod watchdog;
 mod zero_loss;
