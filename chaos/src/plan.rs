@@ -19,6 +19,8 @@ pub struct Means {
     pub nodes: usize,
     /// Regent's agents, which have a guardian.
     pub guardian: bool,
+    /// Commits wait for standbys.
+    pub synchronous: bool,
     /// The lease.
     pub ttl: Duration,
 }
@@ -32,6 +34,7 @@ impl Means {
             Needs::ThreeEtcd => self.etcd >= 3,
             Needs::OneEtcd => self.etcd == 1,
             Needs::Guardian => self.guardian,
+            Needs::Asynchronous => !self.synchronous,
         }
     }
 }
@@ -167,7 +170,8 @@ fn number(company: Company) -> u8 {
 mod tests {
     use super::*;
 
-    const MEANS: Means = Means { namespaces: false, etcd: 3, nodes: 3, guardian: true, ttl: Duration::from_secs(5) };
+    const MEANS: Means =
+        Means { namespaces: false, etcd: 3, nodes: 3, guardian: true, synchronous: true, ttl: Duration::from_secs(5) };
 
     #[test]
     fn a_seed_names_a_campaign() {

@@ -74,6 +74,7 @@ pub fn run(campaign: &Campaign, tell: &dyn Fn(&str)) -> Result<Report, Trouble> 
         etcd: settings.etcd,
         nodes: settings.nodes,
         guardian: !settings.peer,
+        synchronous: campaign.shape.mode != Mode::Async,
         ttl: Duration::from_secs(u64::from(settings.ttl)),
     };
     let began = Instant::now();

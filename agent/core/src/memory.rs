@@ -178,9 +178,11 @@ impl Memory {
         next
     }
 
-    /// Until when all of the topology, this member in it, promised to stay out of the race.
+    /// Until when all of the topology, this member in it, promised to stay out of the race. Nobody's word counts before the
+    /// `failsafe` key was seen: a write of it without an answer may not be there, and then it keeps no newcomer out of the race.
     #[must_use]
     pub fn promised_until(&self) -> Option<Instant> {
+        self.topology.modified?;
         let each = self.topology.members.keys().map(|name| self.promises.until.get(name).copied());
         each.collect::<Option<Vec<_>>>()?.into_iter().min()
     }
@@ -397,6 +399,16 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn nobodys_word_counts_before_the_failsafe_key_was_seen() {
+        let mut memory = super::Memory::default();
+        memory.topology.members = [("a".into(), String::new())].into();
+        memory.promises.until = [("a".into(), crate::units::Instant::default())].into();
+        assert_eq!(memory.promised_until(), None);
+        memory.topology.modified = Some(crate::units::Revision(7));
+        assert!(memory.promised_until().is_some());
+    }
+
     use super::*;
     use crate::fixture::{primary, standby};
     use crate::postgres::Probe;

@@ -98,6 +98,8 @@ pub enum Needs {
     OneEtcd,
     /// Regent: Patroni has no such part.
     Guardian,
+    /// Asynchronous replication: who names a candidate in a synchronous mode takes it with what it has (ha-rules section 11).
+    Asynchronous,
 }
 
 /// With what else it may happen at the same time.
@@ -124,7 +126,7 @@ impl Fault {
     fn row(self) -> (&'static str, Cost, Needs, Company) {
         use Company::{Alone, Any, NotBesideStillness, Stillness};
         use Cost::{Failover, FailoverOfPrimary, Nothing as Free};
-        use Needs::{Guardian, Namespaces, Nothing, OneEtcd, Proxies, ThreeEtcd};
+        use Needs::{Asynchronous, Guardian, Namespaces, Nothing, OneEtcd, Proxies, ThreeEtcd};
         match self {
             Fault::PostmasterKilled => ("postmaster killed", FailoverOfPrimary, Nothing, Any),
             Fault::PostmasterFrozen => ("postmaster stopped, then continued", FailoverOfPrimary, Nothing, Any),
@@ -178,7 +180,7 @@ impl Fault {
             Fault::PrePromoteHangs => ("pre_promote hangs", Free, Nothing, Any),
             Fault::CloneKilled => ("standby reinitialised, its tool killed", FailoverOfPrimary, Nothing, Any),
             Fault::Switchover => ("operator: switchover", Failover, Nothing, Any),
-            Fault::Failover => ("operator: failover to a standby", Failover, Nothing, Any),
+            Fault::Failover => ("operator: failover to a standby", Failover, Asynchronous, Any),
             Fault::Restart => ("operator: restart", FailoverOfPrimary, Nothing, Any),
             Fault::Reinitialize => ("operator: reinitialize a standby", FailoverOfPrimary, Nothing, Any),
             Fault::Configure => ("operator: another configuration", Free, Nothing, Any),
