@@ -24,5 +24,4 @@ pub mod report;
 mod requests;
 mod srv;
 pub mod status;
-mod trust;
 pub mod watchdog;

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use regent_dcs::trust;
 use regent_pgctl::pem;
 use rustls::ServerConfig;
 
 use crate::config::{RestConfig, Secret};
-use crate::trust;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]

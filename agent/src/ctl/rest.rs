@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use regent_dcs::trust;
 use regent_pgctl::pem;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -19,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::config::CtlConfig;
-use crate::{peers, trust};
+use crate::peers;
 
 /// A member's time to take a connection.
 const CONNECT: Duration = Duration::from_secs(5);

@@ -42,8 +42,6 @@ pub enum Breach {
     NotHealed,
     /// Epoch or promise fell (S8).
     PromiseFell,
-    /// An operation of the operator came to no end (L5).
-    NoEnd,
 }
 
 impl Breach {
@@ -60,7 +58,6 @@ impl Breach {
             Breach::NeedlessFailover => "L3",
             Breach::NotHealed => "L1, L2",
             Breach::PromiseFell => "S8",
-            Breach::NoEnd => "L5",
         }
     }
 }

@@ -10,6 +10,9 @@ use regent_tests::rng::Rng;
 use super::{Fault, Strike, Whom, links, machine, operator, store};
 use crate::cluster::Cluster;
 
+/// How long an agent that was ordered to end may take; it may be frozen.
+const STOP: Duration = Duration::from_secs(10);
+
 /// Ends what a fault began.
 pub type Undo = Box<dyn FnOnce(&Cluster) -> Result<(), Trouble>>;
 
@@ -130,8 +133,10 @@ fn start_again(node: &Node) -> Undo {
     let name = node.name().to_owned();
     Box::new(move |cluster: &Cluster| {
         let node = cluster.rig.node(&name)?;
-        // Who was ordered to end may take its time.
-        let _ = node.agent_ended(Duration::from_secs(30));
+        // Who was ordered to end may take its time, and no more than a service manager gives it.
+        if node.agent_ended(STOP).is_err() {
+            node.kill_agent();
+        }
         revive(cluster, node)
     })
 }

@@ -80,10 +80,14 @@ fn will_wait_for_others(s: &Snapshot) -> bool {
     s.memory.sync_told.as_ref().is_some_and(|told| s.sql().is_some_and(|sql| sql.sync_names != *told))
 }
 
-/// Whether this lists somebody who is not listed now.
-fn lists_more(s: &Snapshot, sync: Option<&SyncState>) -> bool {
+/// Whether more members may lead by this than now, or with fewer votes: that rests on what the server waits for.
+fn allows_more(s: &Snapshot, sync: Option<&SyncState>) -> bool {
     let listed = s.view().and_then(|view| view.sync.as_ref());
-    sync.is_some_and(|sync| sync.standbys.iter().any(|name| listed.is_none_or(|now| !lists(&now.standbys, name))))
+    sync.is_some_and(|sync| {
+        let newly = |name| listed.is_none_or(|now| !lists(&now.standbys, name));
+        sync.standbys.iter().any(newly)
+            || listed.is_some_and(|now| sync.quorum < now.quorum && !sync.standbys.is_empty())
+    })
 }
 
 /// Who may be promoted: a member less before the server stops waiting for it, one more after it has acknowledged. And the same
@@ -91,7 +95,7 @@ fn lists_more(s: &Snapshot, sync: Option<&SyncState>) -> bool {
 /// from then on.
 pub(super) fn publish_sync(s: &Snapshot) -> Option<Verdict> {
     let sync = match next(s)? {
-        Todo::Publish(sync) if lists_more(s, sync.as_ref()) && will_wait_for_others(s) => return None,
+        Todo::Publish(sync) if allows_more(s, sync.as_ref()) && will_wait_for_others(s) => return None,
         Todo::Publish(sync) => sync,
         Todo::WaitFor(_) if in_doubt(s) => s.view()?.sync.clone(),
         Todo::WaitFor(_) | Todo::Settle => return None,
@@ -274,6 +278,16 @@ mod tests {
         let job = crate::postgres::Job::SetSyncNames;
         under_way.job = Some(crate::postgres::RunningJob { job, since: under_way.now });
         assert_eq!(waited_for(&under_way), "Stay");
+        // Nor do fewer votes do.
+        let votes = |told: &'static str| {
+            primary().but(mode(SyncMode::Quorum)).but(listed("a", &["b", "c"], 1)).with(|s| {
+                waits("ANY 2 (b,c)", &[("b", "quorum"), ("c", "quorum")])(s);
+                s.config.synchronous_node_count = 2;
+                s.memory.sync_told = Some(told.to_owned());
+            })
+        };
+        assert_eq!(published(&votes("ANY 2 (b,c)")), "a: b,c q0");
+        assert_eq!(published(&votes("ANY 1 (b,c)")), "wait_for_standbys");
         // Nobody less is listed at once, whatever the server was told.
         let mut gone = s("c");
         listed("a", &["b"], 0)(&mut gone);

@@ -36,7 +36,7 @@ impl Trusted {
 ///
 /// # Errors
 /// None of them can be believed, for people.
-pub(crate) fn in_servers(
+pub fn in_servers(
     trusted: Vec<CertificateDer<'static>>,
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ServerCertVerifier>, String> {
@@ -49,7 +49,7 @@ pub(crate) fn in_servers(
 ///
 /// # Errors
 /// None of them can be believed, for people.
-pub(crate) fn in_clients(
+pub fn in_clients(
     trusted: Vec<CertificateDer<'static>>,
     provider: Arc<CryptoProvider>,
     optional: bool,
