@@ -394,9 +394,11 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
     /// Never past the moment at which a writer must stop: that decision waits for nobody. `None`: it has come.
     fn read_patience(&self, now: Instant) -> Option<Duration> {
         let lease = *self.channels.lease.borrow();
-        let holds = self.memory.holds.is_some() && self.memory.holds == lease.id && !self.effective.core.pause;
+        let holds = self.memory.holds.is_some() && self.memory.holds == lease.id;
         let writes = holds && matches!(self.memory.role, Role::Primary | Role::Promoted) || self.memory.bootstrapping;
         let ends = lease.ends.filter(|_| writes).max(self.memory.promised_until());
+        // In pause no writer must stop (M8): nothing is waited for, least of all a promise of an outage that is over.
+        let ends = ends.filter(|_| !self.effective.core.pause);
         let left = ends.map(|ends| now.until(ends.minus(self.effective.core.stop_budget)));
         // In failsafe mode the other half of what is left is for asking the members.
         let share = if self.effective.core.failsafe_mode { 2 } else { 1 };
