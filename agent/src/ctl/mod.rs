@@ -78,9 +78,12 @@ pub enum CtlError {
     /// `doctor` found something that must not stay so; it is printed.
     #[error("{0} dangers")]
     Dangers(usize),
-    /// Ctrl-C, or no answer to a question.
+    /// No answer to a question: the end of the input, or Ctrl-C.
     #[error("Aborted!")]
-    Aborted,
+    Unanswered,
+    /// Ctrl-C anywhere else.
+    #[error("Aborted!")]
+    Interrupted,
 }
 
 impl CtlError {
@@ -88,7 +91,8 @@ impl CtlError {
     #[must_use]
     pub fn line(&self) -> String {
         match self {
-            CtlError::Aborted => "\nAborted!".to_owned(),
+            CtlError::Unanswered => self.to_string(),
+            CtlError::Interrupted => format!("\n{self}"),
             CtlError::ConfigFile(_)
             | CtlError::Config(_)
             | CtlError::StoreUrl(_)
@@ -165,7 +169,7 @@ pub async fn run<D: Dcs>(
             if dangers == 0 { Ok(()) } else { Err(CtlError::Dangers(dangers)) }
         }
         Command::Version(asked) => {
-            print(&version::own())?;
+            print(&version::own(std::env::args_os().next().as_deref()))?;
             if asked.cluster_name.is_none() {
                 return refuse_group(asked.group);
             }
@@ -229,7 +233,7 @@ async fn rounds<D: Dcs>(
 async fn interruptible<T>(work: impl Future<Output = T>) -> Result<T, CtlError> {
     tokio::select! {
         biased;
-        _ = tokio::signal::ctrl_c() => Err(CtlError::Aborted),
+        _ = tokio::signal::ctrl_c() => Err(CtlError::Interrupted),
         done = work => Ok(done),
     }
 }

@@ -84,6 +84,9 @@ impl<D: Dcs> Cluster<D> {
         let read = self.begin().await?;
         let current = read.view.leader.as_ref().map(|key| key.name.clone());
         let fit = candidates(&read, current.as_ref());
+        if fit.is_empty() {
+            return fail("No candidates found to failover to");
+        }
         let candidate = match &asked.candidate {
             None if !asked.force => ask(&format!("Candidate {}", listed(&fit)), Some("")).await?,
             given => given.clone().unwrap_or_default(),
