@@ -13,6 +13,7 @@ mod explain;
 mod list;
 mod members;
 mod moment;
+mod operations;
 mod output;
 mod query;
 mod rest;
@@ -144,6 +145,7 @@ pub async fn run<D: Dcs>(
         Command::Watch(asked) => of(&asked.cluster).await?.look_on(asked).await,
         Command::Failover(asked) => of(&asked.cluster).await?.failover(asked).await,
         Command::Flush(asked) => way(Some(&asked.cluster_name), asked.group).await?.flush(asked).await,
+        Command::Operations(asked) => of(&asked.cluster).await?.operations(asked).await,
         Command::History(asked) => of(&asked.cluster).await?.history(asked.format).await,
         Command::Pause(asked) => of(&asked.cluster).await?.pause(true, asked.wait).await,
         Command::Resume(asked) => of(&asked.cluster).await?.pause(false, asked.wait).await,

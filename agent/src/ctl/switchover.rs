@@ -155,7 +155,8 @@ impl<D: Dcs> Cluster<D> {
                     Ok(answer) => {
                         let title = if request.failover { "Failover" } else { "Switchover" };
                         let status = answer.status.as_u16();
-                        return print(&format!("{title} failed, details: {status}, {}\n", answer.body));
+                        print(&format!("{title} failed, details: {status}, {}\n", answer.body))?;
+                        return self.hint(&answer);
                     }
                     Err(why) => format!("member {name} is not accessible: {why}"),
                 }
