@@ -55,7 +55,7 @@ soak: ## Simulate for MINUTES=60, ever new seeds; those that fail are added to t
 
 ui-test: ## The status page in a real browser (installs Chromium, which is large)
 	@WITH_BROWSER=yes deploy/install-packages.sh
-	cargo test --locked -p regent-tests --test cluster the_status_page -- --nocapture
+	REGENT_BROWSER=$${REGENT_BROWSER:-$$(command -v chromium)} cargo test --locked -p regent-tests --test cluster the_status_page -- --nocapture
 
 # The seed of a campaign, how many faults, and options of `regent-chaos run`: make chaos CHAOS="--namespaces --mode sync"
 FAULTS ?= 60

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use regent_tests::rig::{Rig, Trouble, stray};
+use regent_tests::rig::{Rig, Trouble, costs, stray};
 use regent_tests::rng::Rng;
 
 use crate::check::writers::Breath;
@@ -16,7 +16,7 @@ use crate::cluster::{Cluster, Mode, Shape};
 use crate::faults::{self, Fault, Undo};
 use crate::history::{Clock, History, Moment, Way};
 use crate::plan::{Means, Plan, Round};
-use crate::report::{Hit, Report, Told};
+use crate::report::{Costs, Hit, Report, Told};
 use crate::watch::{self, Watch};
 
 /// What to run, and for how long.
@@ -42,6 +42,8 @@ pub struct Campaign {
 const HEAL: Duration = Duration::from_secs(120);
 /// The same for anything else.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// How long agents are looked at before the first fault.
+const CALM: Duration = Duration::from_secs(10);
 /// What a server completes in the first breath of a node that stood still (docs/safety.md, case 4).
 const FIRST_BREATH: Duration = Duration::from_millis(150);
 
@@ -69,6 +71,7 @@ pub fn run(campaign: &Campaign, tell: &dyn Fn(&str)) -> Result<Report, Trouble> 
         known_lost: BTreeSet::new(),
     };
     course.works(20)?;
+    let costs = costs(&cluster.rig)?;
     let means = Means {
         namespaces: settings.namespaces,
         etcd: settings.etcd,
@@ -106,7 +109,30 @@ pub fn run(campaign: &Campaign, tell: &dyn Fn(&str)) -> Result<Report, Trouble> 
         keep_logs(&cluster.rig, &campaign.out)?;
     }
     let product = product(campaign)?;
-    Ok(Report::of(product, campaign, rounds, findings, &history, &changes, &breaths, clock.now()))
+    Ok(Report::of(product, campaign, costs, rounds, findings, &history, &changes, &breaths, clock.now()))
+}
+
+/// What the agents cost in [`CALM`].
+fn costs(rig: &Rig) -> Result<Costs, Trouble> {
+    let programs = rig.nodes().iter().flat_map(|node| stray::of(node.dir()));
+    // The guardian is the same program: its pages of the file are the agent's.
+    let memory = |program: &str| match program {
+        "regent" | "patroni" => Some("VmRSS:"),
+        "regent-guardian" => Some("RssAnon:"),
+        _ => None,
+    };
+    let agents: Vec<_> = programs.filter_map(|p| Some((p.pid, memory(&p.program)?))).collect();
+    let spent = || agents.iter().map(|(pid, _)| costs::cpu_time(*pid).as_secs_f64()).sum::<f64>();
+    let calls = || costs::etcd_calls(rig).map(|calls| calls.values().sum::<f64>());
+    let (cpu, etcd) = (spent(), calls()?);
+    sleep(CALM);
+    let minutes = CALM.as_secs_f64() / 60.0;
+    let memory = agents.iter().map(|(pid, what)| costs::memory_mb(*pid, what)).sum::<f64>();
+    Ok(Costs {
+        cpu: (spent() - cpu) / minutes,
+        memory: memory / rig.nodes().len() as f64,
+        etcd: (calls()? - etcd) / minutes,
+    })
 }
 
 fn product(campaign: &Campaign) -> Result<String, Trouble> {

@@ -96,3 +96,36 @@ fn what_it_reads_is_what_is_answered() {
         told.as_str().and_then(|told| told.split_once("named ")?.1.split_once(';')).unwrap().0.split(", ").collect();
     assert_eq!(kinds.into_iter().collect::<BTreeSet<_>>(), described);
 }
+
+/// How much a colour of the page stands out from another (WCAG 2, "contrast ratio").
+fn contrast(one: &str, other: &str) -> f64 {
+    let light = |color: &str| {
+        let digits: String = match color.strip_prefix('#').unwrap() {
+            short if short.len() == 3 => short.chars().flat_map(|digit| [digit, digit]).collect(),
+            long => long.to_owned(),
+        };
+        let part = |at: usize| f64::from(u8::from_str_radix(&digits[at..at + 2], 16).unwrap()) / 255.0;
+        let linear = |part: f64| if part <= 0.03928 { part / 12.92 } else { ((part + 0.055) / 1.055).powf(2.4) };
+        [(0, 0.2126), (2, 0.7152), (4, 0.0722)].iter().map(|(at, weight)| linear(part(*at)) * weight).sum::<f64>()
+    };
+    let (one, other) = (light(one), light(other));
+    (one.max(other) + 0.05) / (one.min(other) + 0.05)
+}
+
+/// Whatever a cluster's members say, it can be read, by day and by night.
+#[test]
+fn every_text_stands_out_from_its_ground() {
+    let page = page().body;
+    let schemes: Vec<_> = page.split(":root {").skip(1).filter_map(|rest| rest.split('}').next()).collect();
+    assert_eq!(schemes.len(), 2);
+    for scheme in schemes {
+        let color = |name: &str| all(scheme, &format!("--{name}: "), &[';']).into_iter().next().unwrap();
+        for text in ["text", "dim", "good", "bad", "warn", "mark"] {
+            let own = format!("{text}-soft");
+            for ground in ["page", "card", if text == "text" { "card" } else { &own }] {
+                let ratio = contrast(color(text), color(ground));
+                assert!(ratio >= 4.5, "{text} on {ground}: {ratio:.2}");
+            }
+        }
+    }
+}

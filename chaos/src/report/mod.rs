@@ -83,6 +83,17 @@ impl Told {
     }
 }
 
+/// What the agents cost while nothing happened but work.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Costs {
+    /// Seconds on a processor in a minute, all agents (and guardians) together.
+    pub cpu: f64,
+    /// Resident megabytes of one agent with its guardian, on average.
+    pub memory: f64,
+    /// Messages that etcd got in a minute, from all of them.
+    pub etcd: f64,
+}
+
 /// The whole campaign.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
@@ -98,6 +109,9 @@ pub struct Report {
     pub size: [usize; 2],
     /// Links were cut between namespaces; otherwise in proxies.
     pub namespaces: bool,
+    /// Before the first fault.
+    #[serde(default)]
+    pub costs: Option<Costs>,
     /// Round by round.
     pub rounds: Vec<Told>,
     /// Everything that must not be, in the order of time.
@@ -131,6 +145,7 @@ impl Report {
     pub(crate) fn of(
         product: String,
         campaign: &Campaign,
+        costs: Costs,
         rounds: Vec<Told>,
         mut findings: Vec<Finding>,
         history: &History,
@@ -170,6 +185,7 @@ impl Report {
             timing: [settings.ttl, settings.loop_wait, settings.retry_timeout],
             size: [settings.nodes, settings.etcd],
             namespaces: settings.namespaces,
+            costs: Some(costs),
             rounds,
             findings,
             both_writing: writers.both.as_secs_f64(),

@@ -23,15 +23,15 @@ fn spread(sorted: &[f64]) -> String {
 #[must_use]
 pub fn table(reports: &[Report]) -> String {
     let mut text = String::from(
-        "| | mode | ttl / loop_wait / retry_timeout | links | seed | faults (kinds) | failovers | gap by HAProxy, s (median / 95 % / 99 % / most) | gap direct, s | whole again after, s | rows acknowledged | rows lost | both writing, s | needless failovers | violations |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+        "| | mode | ttl / loop_wait / retry_timeout | links | seed | faults (kinds) | failovers | gap by HAProxy, s (median / 95 % / 99 % / most) | gap direct, s | whole again after, s | rows acknowledged | rows lost | both writing, s | needless failovers | violations | of the agents: CPU s a minute, all | memory MB, each | etcd messages a minute |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for report in reports {
         let [ttl, loop_wait, retry_timeout] = report.timing;
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "| {} | {} | {ttl} / {loop_wait} / {retry_timeout} | {} | {} | {} ({}) | {} | {} | {} | {} | {} | {} | {:.2} | {} | {} |",
+            "| {} | {} | {ttl} / {loop_wait} / {retry_timeout} | {} | {} | {} ({}) | {} | {} | {} | {} | {} | {} | {:.2} | {} | {} | {} |",
             report.product,
             mode(report.mode),
             if report.namespaces { "namespaces" } else { "proxies" },
@@ -46,7 +46,10 @@ pub fn table(reports: &[Report]) -> String {
             report.lost(),
             report.both_writing,
             report.needless(),
-            report.findings.len()
+            report.findings.len(),
+            report.costs.map_or("– | – | –".to_owned(), |costs| {
+                format!("{:.1} | {:.0} | {:.0}", costs.cpu, costs.memory, costs.etcd)
+            })
         );
     }
     text

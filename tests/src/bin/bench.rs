@@ -2,7 +2,6 @@
 
 #![expect(clippy::print_stdout, reason = "a program that shows something")]
 
-use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -14,7 +13,8 @@ use nix::sys::signal::Signal;
 use regent_core::fixture::{cut_off, primary, secs, standby};
 use regent_core::rules::decide;
 use regent_core::snapshot::Snapshot;
-use regent_tests::rig::{Node, Rig, Settings, Trouble, http, stray};
+use regent_tests::rig::costs::{cpu_time, etcd_calls, memory_mb};
+use regent_tests::rig::{Node, Rig, Settings, Trouble, stray};
 use regent_tests::simulation;
 
 /// How long each load lasts.
@@ -110,7 +110,27 @@ fn processes() -> Result<(), Trouble> {
     rig.etcd.signal(Signal::SIGSTOP);
     let silent = crowded("GET /primary in a crowd, etcd stopped", rig.nodes().first().map_or(port, |n| n.ports().rest));
     rig.etcd.signal(Signal::SIGCONT);
-    silent
+    silent?;
+    cloning(&rig)
+}
+
+/// The same on a node that is being cloned, slowly.
+fn cloning(rig: &Rig) -> Result<(), Trouble> {
+    let patience = Duration::from_secs(120);
+    let primary = rig.wait_whole(patience)?;
+    let node = rig.others(primary).next().ok_or_else(|| Trouble::new("no standby"))?;
+    let text = std::fs::read_to_string(node.config())?;
+    rig.write(&node.config(), &text.replacen("postgresql:\n", "postgresql:\n  basebackup:\n  - max-rate: 1M\n", 1))?;
+    rig.regentctl(&["reload", "demo", node.name(), "--force"])?;
+    rig.regentctl(&["reinit", "demo", node.name(), "--force"])?;
+    let state = || node.get("/patroni").map(|answer| answer.json()["state"].clone());
+    let clones = || match state() {
+        Ok(state) if state == "creating replica" => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    rig.wait(patience, "a clone begins", |_| clones())?;
+    crowded("GET /primary in a crowd, a clone running", node.ports().rest)?;
+    clones().map_err(|state| Trouble::new(format!("the clone had ended before the load did: {state}")))
 }
 
 /// The same of the peer, where `PEER_PATRONI` says where it is.
@@ -161,38 +181,6 @@ fn idle_cost(rig: &Rig, primary: &str, idle: Duration) -> Result<(), Trouble> {
         }
     }
     Ok(())
-}
-
-/// Messages that etcd's members have received so far, by method.
-fn etcd_calls(rig: &Rig) -> Result<BTreeMap<String, f64>, Trouble> {
-    let mut calls = BTreeMap::new();
-    for member in rig.etcd.endpoints() {
-        let page = http::get(member, "/metrics", Duration::from_secs(3))?.body;
-        for line in page.lines().filter_map(|line| line.strip_prefix("grpc_server_msg_received_total{grpc_method=\"")) {
-            let Some((method, rest)) = line.split_once('"') else { continue };
-            let count = rest.rsplit_once(' ').and_then(|(_, count)| count.parse::<f64>().ok()).unwrap_or(0.0);
-            *calls.entry(method.to_owned()).or_default() += count;
-        }
-    }
-    Ok(calls)
-}
-
-/// Time on a processor so far, of all threads (nanoseconds, `/proc/PID/task/TID/schedstat`: the ticks of stat are too coarse).
-fn cpu_time(pid: i32) -> Duration {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let spent = threads.filter_map(|thread| {
-        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(spent.sum())
-}
-
-/// A line of `/proc/PID/status` that tells kilobytes.
-fn memory_mb(pid: i32, what: &str) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap_or_default();
-    let kilobytes: u32 = line.trim().trim_end_matches(" kB").parse().unwrap_or(0);
-    f64::from(kilobytes) / 1024.0
 }
 
 /// Asks `GET /primary` over kept-alive connections for [`LOAD`], and prints rate and latencies.

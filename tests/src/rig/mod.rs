@@ -14,6 +14,7 @@ use std::fmt;
 
 pub mod canary;
 mod cluster;
+pub mod costs;
 pub mod etcd;
 pub mod haproxy;
 pub mod http;

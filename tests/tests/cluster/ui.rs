@@ -1,5 +1,5 @@
-//! The status page in a real browser: Chromium, spoken to over its debugging pipe. `make ui-test` installs it; without it the test
-//! says that it was skipped (what needs no browser is in `agent/tests/rest/ui.rs`).
+//! The status page in a real browser: Chromium, spoken to over its debugging pipe. `make ui-test` installs it and names it in
+//! `REGENT_BROWSER`; otherwise the test says that it was skipped (what needs no browser is in `agent/tests/rest/ui.rs`).
 //!
 //! `REGENT_SCREENSHOTS=docs/ui` writes the pictures of the documentation.
 
@@ -167,12 +167,6 @@ const FAINT: &str = r"(() => {
   return faint.join(', ');
 })()";
 
-fn browser() -> Option<PathBuf> {
-    let names = ["chromium", "chromium-browser", "google-chrome"];
-    let dirs: Vec<_> = std::env::split_paths(&std::env::var_os("PATH")?).collect();
-    names.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name))).find(|path| path.is_file())
-}
-
 /// The row of a member, and the text of one of its cells.
 fn cell(member: &str, label: &str) -> String {
     format!("document.querySelector('[data-is=\"{member}\"] [data-label=\"{label}\"]').innerText.trim()")
@@ -180,8 +174,8 @@ fn cell(member: &str, label: &str) -> String {
 
 #[test]
 fn the_status_page_is_good_to_look_at_and_to_use() -> Result<(), Trouble> {
-    let Some(program) = browser() else {
-        loudly("SKIPPED the_status_page_is_good_to_look_at_and_to_use: no Chromium; make ui-test installs it");
+    let Some(program) = std::env::var_os("REGENT_BROWSER").map(PathBuf::from) else {
+        loudly("SKIPPED the_status_page_is_good_to_look_at_and_to_use: make ui-test installs a browser and runs it");
         return Ok(());
     };
     let _turn = turn();
