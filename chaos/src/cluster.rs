@@ -19,7 +19,7 @@ use regent_tests::rig::settings::{NodeAddress, NodePorts};
 use regent_tests::rig::sql::Target;
 use regent_tests::rig::{Node, Rig, Settings, Trouble};
 
-use crate::clients::{Doors, TABLES};
+use crate::clients::{Doors, FEED, TABLES};
 use crate::toxiproxy::Toxiproxy;
 
 /// Whether and how commits wait for standbys.
@@ -199,6 +199,9 @@ fn configured(
     if mode == Mode::Quorum {
         text = text.replace("synchronous_mode: true", "synchronous_mode: quorum");
     }
+    text = text.replace("wal_level: replica", "wal_level: logical");
+    let feed = format!("slots: {{{FEED}: {{type: logical, database: postgres, plugin: pgoutput}}}}");
+    text = text.replace("  dcs:\n", &format!("  dcs:\n    {feed}\n"));
     let dir = node.dir().display();
     // A member that lost log, or whose rewind was broken off, needs a clone, and leave for it.
     text = text.replace(

@@ -3,6 +3,7 @@
 //! All times are of one clock, in microseconds since the campaign began. An operation whose outcome is unknown may have
 //! happened or not, then or later; only a definite refusal means that it did not.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -145,6 +146,8 @@ pub struct History {
     pub counts: Counts,
     /// Health checks.
     pub checks: Checks,
+    /// Rows that the reader of the logical slot got.
+    pub received: BTreeSet<i64>,
 }
 
 impl History {

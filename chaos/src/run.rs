@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use regent_tests::rig::{Rig, Trouble, costs, stray};
+use regent_tests::rig::{Node, Rig, Trouble, costs, stray};
 use regent_tests::rng::Rng;
 
 use crate::check::writers::Breath;
 use crate::check::{Breach, Finding, answers, lists, money, rows, writers};
-use crate::clients::{ACCOUNTS, Crew, MONEY};
+use crate::clients::{ACCOUNTS, Crew, FEED, MONEY};
 use crate::cluster::{Cluster, Mode, Shape};
 use crate::faults::{self, Fault, Undo};
 use crate::history::{Clock, History, Moment, Way};
@@ -42,6 +42,12 @@ pub struct Campaign {
 const HEAL: Duration = Duration::from_secs(120);
 /// The same for anything else.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a round waits for the copies of the logical slot: a copy, a restart, and their proof.
+const FEED_PATIENCE: Duration = Duration::from_secs(30);
+/// What an agent says that is promoted without a good copy of it (docs/operations.md, logical slots).
+const NOT_READY: &str = "the logical slot is not ready here";
+/// One question to a server or an agent that is well.
+const ASK: Duration = Duration::from_secs(3);
 /// How long agents are looked at before the first fault.
 const CALM: Duration = Duration::from_secs(10);
 /// What a server completes in the first breath of a node that stood still (docs/safety.md, case 4).
@@ -69,6 +75,7 @@ pub fn run(campaign: &Campaign, tell: &dyn Fn(&str)) -> Result<Report, Trouble> 
         breaths: Vec::new(),
         restored: false,
         known_lost: BTreeSet::new(),
+        forgiven: BTreeSet::new(),
     };
     course.works(20)?;
     let costs = costs(&cluster.rig)?;
@@ -215,6 +222,8 @@ struct Course<'a> {
     /// An older state of etcd came back: what it had been told since is forgotten.
     restored: bool,
     known_lost: BTreeSet<i64>,
+    /// Rows that the reader of the logical slot missed after an agent had warned of it.
+    forgiven: BTreeSet<i64>,
 }
 
 /// Who leads, on which timeline.
@@ -245,7 +254,9 @@ impl Course<'_> {
     }
 
     fn round(&mut self, number: usize, round: &Round) -> Result<Told, Trouble> {
+        self.feed_ready();
         let before = self.reign()?;
+        let logs: Vec<usize> = self.cluster.rig.nodes().iter().map(|node| node.agent_log().len()).collect();
         let began = self.clock.now();
         self.say(&format!("round {number}: {}", round.words()));
         let (hits, troubles) = self.strike_all(round);
@@ -268,6 +279,9 @@ impl Course<'_> {
         let writers = self.crew.so_far(|history| writers::check(&history.rows, &self.breaths));
         findings.extend(writers.findings.into_iter().filter(|finding| finding.at >= began));
         let lost = if healed.is_ok() { self.lost(&mut findings)? } else { 0 };
+        if healed.is_ok() {
+            self.read_on(&logs, &mut findings)?;
+        }
         let [gap_proxy, gap_direct] = [Way::Proxy, Way::Direct]
             .map(|way| self.crew.so_far(|history| history.gap(way, began, ended).as_secs_f64()));
         let told = Told {
@@ -347,6 +361,46 @@ impl Course<'_> {
         for hit in frozen {
             self.breaths.push(Breath { node: hit.node, from: hit.ended, lasts: FIRST_BREATH });
         }
+    }
+
+    /// Waits a while until every standby has a copy of the logical slot that is of use: otherwise each failover costs a warning.
+    fn feed_ready(&self) {
+        let there = format!("select count(*) from pg_replication_slots where slot_name = '{FEED}'");
+        let ready = |node: &Node| {
+            let said = node.get("/patroni").is_ok_and(|answer| answer.json()["regent"]["slots_not_ready"].is_null());
+            said && node.server().value(&there, ASK).is_ok_and(|count| count == "1")
+        };
+        let all = |rig: &Rig| match rig.nodes().iter().find(|node| !ready(node)) {
+            None => Ok(()),
+            Some(node) => Err(node.name().to_owned()),
+        };
+        let _ = self.cluster.rig.wait(FEED_PATIENCE, "the slot is everywhere", all);
+    }
+
+    /// Waits until the reader of the logical slot has every row. It may miss some where the agent that was promoted without a good
+    /// copy of the slot said so.
+    fn read_on(&mut self, logs: &[usize], findings: &mut Vec<Finding>) -> Result<(), Trouble> {
+        let there = end_state(&self.cluster.rig)?.rows;
+        let nodes = self.cluster.rig.nodes().iter().zip(logs);
+        let warned =
+            |(node, from): (&Node, &usize)| node.agent_log().get(*from..).is_some_and(|log| log.contains(NOT_READY));
+        let warned = nodes.into_iter().any(warned);
+        let missing = || self.crew.so_far(|history| rows::unread(&there, &history.received, &self.forgiven));
+        let all = |_: &Rig| if missing().is_empty() { Ok(()) } else { Err(String::new()) };
+        let patience = if warned { FEED_PATIENCE } else { PATIENCE };
+        if self.cluster.rig.wait(patience, "the reader of the slot has every row", all).is_ok() {
+            return Ok(());
+        }
+        let missing = missing();
+        if warned {
+            self.say(&format!("the reader of the slot missed {} rows, as an agent had warned", missing.len()));
+        } else {
+            let some: Vec<_> = missing.iter().take(5).collect();
+            let proof = format!("{} rows are missing, the first {some:?}, and no agent had warned", missing.len());
+            findings.push(Finding { breach: Breach::FeedGap, at: self.clock.now(), proof });
+        }
+        self.forgiven.extend(missing);
+        Ok(())
     }
 
     /// Acknowledged rows that have gone since the last round.

@@ -34,6 +34,8 @@ pub enum Breach {
     Money,
     /// A counter went back.
     WentBack,
+    /// The consumer of a logical slot misses rows, and no agent warned of it (ha-rules P8).
+    FeedGap,
     /// A health check said "primary" while another node wrote (P5).
     CheckLied,
     /// Leadership changed although nothing happened that may cost it (L3).
@@ -54,6 +56,7 @@ impl Breach {
             Breach::Lost => "S3",
             Breach::LostBeyondBound => "S9",
             Breach::Phantom | Breach::Cycle | Breach::IncompatibleRead | Breach::Money | Breach::WentBack => "–",
+            Breach::FeedGap => "P8",
             Breach::CheckLied => "P5",
             Breach::NeedlessFailover => "L3",
             Breach::NotHealed => "L1, L2",

@@ -33,6 +33,12 @@ pub fn phantoms(rows: &Rows, there: &BTreeSet<i64>) -> Vec<Finding> {
         .collect()
 }
 
+/// Rows that are there and that the reader of the logical slot did not get.
+#[must_use]
+pub fn unread<'a>(there: &'a BTreeSet<i64>, received: &'a BTreeSet<i64>, forgiven: &'a BTreeSet<i64>) -> Vec<i64> {
+    there.iter().filter(|id| !received.contains(id) && !forgiven.contains(id)).copied().collect()
+}
+
 /// With asynchronous replication only the end of a timeline may be lost: what was acknowledged within `bound` before its last
 /// acknowledgement.
 #[must_use]
@@ -81,6 +87,13 @@ mod tests {
         assert_eq!(lost(&rows, &there).iter().map(|(_, row, _)| row.id).collect::<Vec<_>>(), [1]);
         assert_eq!(phantoms(&rows, &BTreeSet::from([1, 2, 4])), []);
         assert_eq!(phantoms(&rows, &BTreeSet::from([3, 9])).len(), 2);
+    }
+
+    #[test]
+    fn what_a_reader_misses_is_named() {
+        let [there, received, forgiven] = [[1, 2, 3], [1, 9, 9], [2, 9, 9]].map(BTreeSet::from);
+        assert_eq!(unread(&there, &received, &forgiven), [3]);
+        assert_eq!(unread(&there, &there, &BTreeSet::new()), [0; 0]);
     }
 
     #[test]

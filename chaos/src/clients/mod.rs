@@ -5,6 +5,7 @@
 //!   lists   serializable transactions that append and read        through HAProxy
 //!   money   transfers; looks at all accounts                      through HAProxy; on standbys too
 //!   counts  increments                                            through HAProxy's other check form
+//!   feed    reads a logical slot of the rows                      through HAProxy
 //!   checks  GET /primary                                          each node's REST API
 //! ```
 
@@ -26,7 +27,7 @@ use tokio_postgres::config::TargetSessionAttrs;
 
 use crate::history::{Clock, History, Way};
 use link::{Link, Patience, config};
-pub use work::{ACCOUNTS, MONEY, TABLES};
+pub use work::{ACCOUNTS, FEED, MONEY, TABLES};
 
 /// Where clients connect to.
 #[derive(Clone, Debug)]
@@ -158,6 +159,7 @@ async fn all(shared: Arc<Shared>, doors: Doors, seed: u64) {
     for i in 0..2 {
         crew.push(tokio::task::spawn_local(work::counts(link_for(doors.primary_by_tcp), Rng::new(seed ^ (0x31 + i)))));
     }
+    crew.push(tokio::task::spawn_local(work::consume(link_for(doors.primary))));
     for (i, rest) in doors.rest.iter().enumerate() {
         crew.push(tokio::task::spawn_local(checks::ask(Arc::clone(&shared), i, *rest)));
     }

@@ -1,8 +1,11 @@
 //! What clients do, one function for each kind of them.
 
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
+use regent_tests::rig::sql::inserted;
 use regent_tests::rng::Rng;
+use tokio::time::sleep;
 
 use super::link::{Answer, Link};
 use crate::history::{Op, Outcome, Row, Step, Way};
@@ -15,6 +18,7 @@ pub const MONEY: i64 = 800;
 /// The tables that clients work on.
 pub const TABLES: &str = "
     create table chaos_rows (id bigint primary key);
+    create publication feed for table chaos_rows;
     create table chaos_lists (key bigint primary key, list bigint[] not null);
     create table chaos_bank (id bigint primary key, balance bigint not null);
     insert into chaos_bank select id, 100 from generate_series(1, 8) as id;
@@ -151,4 +155,33 @@ pub(super) async fn counts(mut link: Link, mut rng: Rng) {
         let op = Op { sent, ended: link.now(), asked: key, outcome };
         link.shared.history().counts.push(op);
     }
+}
+
+/// The permanent logical slot that is read.
+pub const FEED: &str = "feed";
+/// Between two looks at it: each decodes again what the last one did.
+const FEED_PACE: Duration = Duration::from_millis(200);
+
+/// Reads the slot on whoever is the primary: keeps what it got, then confirms it. What is not confirmed comes again.
+pub(super) async fn consume(mut link: Link) {
+    let peek = format!(
+        "select lsn, data from pg_logical_slot_peek_binary_changes('{FEED}', null, 1000, 'proto_version', '1', \
+         'publication_names', 'feed') where not pg_is_in_recovery()"
+    );
+    while link.ready().await {
+        sleep(FEED_PACE).await;
+        let Outcome::Done(changes) = link.ask(&peek).await else { continue };
+        let rows = changes.iter().filter_map(|change| inserted(&bytes(change.get(1)?)?));
+        link.shared.history().received.extend(rows);
+        if let Some(last) = changes.last().and_then(|change| change.first()) {
+            // Unconfirmed, it comes again.
+            let _ = link.ask(&format!("select pg_replication_slot_advance('{FEED}', '{last}')")).await;
+        }
+    }
+}
+
+/// What `\x0102` stands for.
+fn bytes(hex: &str) -> Option<Vec<u8>> {
+    let digits = hex.strip_prefix("\\x")?;
+    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect()
 }

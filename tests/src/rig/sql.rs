@@ -91,3 +91,13 @@ pub(super) fn explain(e: &tokio_postgres::Error) -> String {
         |db| format!("{}: {}", db.severity(), db.message()),
     )
 }
+
+/// The first column of a row, where this message of `pgoutput` is its insertion (PostgreSQL documentation, "Logical
+/// Replication Message Formats").
+#[must_use]
+pub fn inserted(message: &[u8]) -> Option<i64> {
+    let tuple = message.strip_prefix(b"I")?.get(4..)?.strip_prefix(b"N")?.get(2..)?;
+    let (length, text) = tuple.strip_prefix(b"t")?.split_at_checked(4)?;
+    let length = u32::from_be_bytes(length.try_into().ok()?);
+    std::str::from_utf8(text.get(..usize::try_from(length).ok()?)?).ok()?.parse().ok()
+}

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use regent_tests::rig::sql::Target;
+use regent_tests::rig::sql::{Target, inserted};
 use regent_tests::rig::writer::{make_table, rows_on};
 use regent_tests::rig::{Node, Rig, Settings, Trouble, Writer, http};
 use serde_json::json;
@@ -180,14 +180,6 @@ async fn converse(from: Target, received: &Mutex<Received>, until: &AtomicBool) 
         timeout(ANSWER, client.simple_query(&confirm)).await.map_err(silent)?.map_err(wrong)?;
     }
     Ok(())
-}
-
-/// The first column of an insertion (PostgreSQL documentation, "Logical Replication Message Formats").
-fn inserted(message: &[u8]) -> Option<i64> {
-    let tuple = message.strip_prefix(b"I")?.get(4..)?.strip_prefix(b"N")?.get(2..)?;
-    let (length, text) = tuple.strip_prefix(b"t")?.split_at_checked(4)?;
-    let length = u32::from_be_bytes(length.try_into().ok()?);
-    std::str::from_utf8(text.get(..usize::try_from(length).ok()?)?).ok()?.parse().ok()
 }
 
 /// The primary goes, in a different way each time. What was killed is started again once another one leads.
