@@ -278,7 +278,9 @@ fn clients_of_the_field_are_served_through_a_failover() -> Result<(), Trouble> {
     })?;
     patch(&rig, &json!({"pause": null, "postgresql": {"parameters": {"max_connections": 60}}}))?;
     rig.regentctl(&["switchover", "--scheduled", "2040-01-01T10:00+00:00", "--force"])?;
-    checked(&tool, sync, "cluster_has_scheduled_action", 2)?;
+    rig.wait(PATIENCE, "the checks see what is scheduled", |_| {
+        checked(&tool, sync, "cluster_has_scheduled_action", 2).map_err(|e| e.to_string())
+    })?;
     rig.regentctl(&["flush", "demo", "switchover"])?;
     cast(&rig)?;
 

@@ -77,6 +77,13 @@ fn masked(line: &str, text: &str) -> String {
         if moving && (text.starts_with(['+', '|']) || text.contains(" cluster is unlocked: ")) {
             continue;
         }
+        // The peer names those one can choose in any order.
+        if text.starts_with("Which member do you want to") {
+            let mut words: Vec<&str> = text.split([' ', ',', '[', ']']).collect();
+            words.sort_unstable();
+            lines.push(words.join(" "));
+            continue;
+        }
         let words = text.replace('\t', " \u{21e5} ");
         let words = words.split_whitespace().map(|word| {
             let digits = |c: char| if c.is_ascii_digit() { '0' } else { c };
