@@ -13,7 +13,7 @@ else
 BIN := $(TARGET)/debug
 endif
 
-.PHONY: help packages build demo test ui-test fmt lint doc unit soak chaos chaos-planted bench bench-failover
+.PHONY: help packages clients build demo test ui-test fmt lint doc unit soak chaos chaos-planted bench bench-failover
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ help: ## Show this
 packages: ## Install what is missing (etcd, PostgreSQL, HAProxy, protoc; with sudo when not root)
 	@deploy/install-packages.sh
 
+clients: ## Install the programs that only tests use (Prometheus, PgBouncer, keepalived, jq)
+	@tests/install-clients.sh
+
 build: packages ## Build all programs
 	@echo "building (the first time takes a few minutes)"
 	cargo build --locked --workspace --bins $(PROFILE)
@@ -31,7 +34,7 @@ build: packages ## Build all programs
 demo: build ## Start three nodes, kill the primary, watch the cluster go on
 	@$(BIN)/demo
 
-test: packages fmt lint doc unit ## Everything that CI checks
+test: packages clients fmt lint doc unit ## Everything that CI checks
 
 fmt:
 	cargo fmt --all --check

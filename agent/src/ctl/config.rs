@@ -89,7 +89,7 @@ fn content(file: &str) -> Result<Vec<u8>, CtlError> {
     } else {
         std::fs::File::open(file).and_then(|mut open| open.read_to_end(&mut bytes))
     };
-    read.map_err(|error| CtlError::Failed(format!("cannot read {file}: {error}")))?;
+    read.map_err(|error| CtlError::Usage(format!("cannot read {file}: {error}")))?;
     Ok(bytes)
 }
 

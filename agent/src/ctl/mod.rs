@@ -73,7 +73,7 @@ pub enum CtlError {
     /// It cannot be done, in the contract's words.
     #[error("{0}")]
     Failed(String),
-    /// The words of the command line do not fit together: status 2.
+    /// The words of the command line do not fit together, or name a file that cannot be read: status 2.
     #[error("{0}")]
     Usage(String),
     /// `doctor` found something that must not stay so; it is printed.

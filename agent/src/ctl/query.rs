@@ -51,7 +51,7 @@ impl<D: Dcs> Cluster<D> {
                 } else {
                     std::fs::File::open(file).and_then(|mut open| open.read_to_string(&mut text))
                 };
-                read.map_err(|error| CtlError::Failed(format!("cannot read {file}: {error}")))?;
+                read.map_err(|error| CtlError::Usage(format!("cannot read {file}: {error}")))?;
                 text
             }
         };

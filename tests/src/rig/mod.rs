@@ -20,7 +20,7 @@ pub mod haproxy;
 pub mod http;
 pub mod net;
 pub mod node;
-mod ports;
+pub mod ports;
 pub mod process;
 pub mod programs;
 pub mod settings;

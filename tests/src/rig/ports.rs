@@ -13,7 +13,7 @@ const COUNT: u16 = 12_000;
 static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
 /// A port that nobody listens on, and that no other rig of this process was given.
-pub(super) fn free() -> Result<u16, Trouble> {
+pub fn free() -> Result<u16, Trouble> {
     let mut taken = TAKEN.lock().map_err(|_| Trouble::new("the list of ports is poisoned"))?;
     // Test programs that run side by side start to search at different places.
     let start = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(COUNT)).unwrap_or(0);

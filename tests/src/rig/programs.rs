@@ -14,6 +14,9 @@ use super::Trouble;
 /// What to do when a program is missing.
 const REMEDY: &str = "deploy/install-packages.sh installs it";
 
+/// The same of a client that only tests use.
+const CLIENTS_REMEDY: &str = "tests/install-clients.sh installs it";
+
 /// The oldest and the newest PostgreSQL that Regent serves.
 const MAJORS: std::ops::RangeInclusive<u32> = 13..=18;
 
@@ -51,9 +54,9 @@ impl Programs {
             }
         };
         Ok(Programs {
-            etcd: on_path("etcd")?,
-            etcdctl: on_path("etcdctl")?,
-            haproxy: on_path("haproxy")?,
+            etcd: on_path("etcd", REMEDY)?,
+            etcdctl: on_path("etcdctl", REMEDY)?,
+            haproxy: on_path("haproxy", REMEDY)?,
             pg_bin: pg_bin()?,
             regent: ours("regent")?,
             regentctl: ours("regentctl")?,
@@ -69,6 +72,14 @@ impl Programs {
     }
 }
 
+/// A program of the field that is tested against a cluster: `promtool`, `pgbouncer`, ...
+///
+/// # Errors
+/// It is not installed; how it can be.
+pub fn client(name: &str) -> Result<PathBuf, Trouble> {
+    on_path(name, CLIENTS_REMEDY)
+}
+
 /// Patroni, to be measured beside; Regent never needs it.
 ///
 /// # Errors
@@ -79,11 +90,11 @@ pub fn peer() -> Result<PathBuf, Trouble> {
 }
 
 /// A program on `PATH` or in a directory of system programs, which an ordinary user's `PATH` often leaves out.
-fn on_path(name: &str) -> Result<PathBuf, Trouble> {
+fn on_path(name: &str, remedy: &str) -> Result<PathBuf, Trouble> {
     let path = env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from);
     let found = env::split_paths(&path).chain(more).map(|dir| dir.join(name)).find(|path| is_program(path));
-    found.ok_or_else(|| Trouble::new(format!("{name} is not installed; {REMEDY}")))
+    found.ok_or_else(|| Trouble::new(format!("{name} is not installed; {remedy}")))
 }
 
 fn pg_bin() -> Result<PathBuf, Trouble> {
@@ -95,7 +106,8 @@ fn pg_bin() -> Result<PathBuf, Trouble> {
     if let Some(dir) = dirs.find(|dir| is_program(&dir.join("initdb"))) {
         return Ok(dir);
     }
-    let initdb = on_path("initdb").map_err(|_| Trouble::new(format!("no PostgreSQL is installed; {REMEDY}")))?;
+    let initdb =
+        on_path("initdb", REMEDY).map_err(|_| Trouble::new(format!("no PostgreSQL is installed; {REMEDY}")))?;
     Ok(initdb.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 
@@ -152,6 +164,12 @@ impl Account {
         let user = user
             .ok_or_else(|| Trouble::new(format!("PostgreSQL refuses root and there is no user postgres; {REMEDY}")))?;
         Ok(Account(Some((user.uid, user.gid))))
+    }
+
+    /// The account of this process, whatever it is.
+    #[must_use]
+    pub fn own_user() -> Self {
+        Account(None)
     }
 
     /// Makes `command` run as this user.

@@ -17,14 +17,14 @@ use crate::support::{configure, loudly, nothing_lost, number, turn};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The peer: its agent, where the servers' user can run it, and its control tool.
-struct Peer {
-    agent: PathBuf,
-    tool: PathBuf,
+pub(crate) struct Peer {
+    pub(crate) agent: PathBuf,
+    pub(crate) tool: PathBuf,
 }
 
 impl Peer {
     /// `None`, and loudly: it cannot be had here.
-    fn of(rig: &Rig, test: &str) -> Result<Option<Peer>, Trouble> {
+    pub(crate) fn of(rig: &Rig, test: &str) -> Result<Option<Peer>, Trouble> {
         let tool = match patronictl() {
             Ok(tool) => tool,
             Err(why) => {

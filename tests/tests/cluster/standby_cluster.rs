@@ -14,7 +14,7 @@ fn site() -> Settings {
 }
 
 /// The part of a configuration that makes its cluster follow `remote`.
-fn following(remote: &Node) -> Value {
+pub(crate) fn following(remote: &Node) -> Value {
     json!({"host": remote.host().address().to_string(), "port": remote.ports().postgres})
 }
 
