@@ -19,13 +19,15 @@ gauge   patroni_postgres_timeline  patroni_dcs_last_seen  patroni_pending_restar
 gauge   patroni_postgres_state  [patroni_failover_priority]
 ";
 
-/// The names of an object are these, in this order, and where a word has `=` its value is that.
+/// The names of an object are these, in this order, and where a word has `=` its value is that. A name with `?` may be missing.
 fn named(object: &Value, words: &str) -> Result<(), String> {
     let mut found: Vec<&str> = object.as_object().ok_or("no object")?.keys().map(String::as_str).collect();
     // A key of our own may come last.
     found.retain(|name| *name != "regent");
+    let here = |word: &&str| word.strip_suffix('?').is_none_or(|name| found.contains(&name));
+    let words = words.split_whitespace().filter(here).map(|word| word.trim_end_matches('?'));
     let pairs: Vec<(&str, Option<&str>)> =
-        words.split_whitespace().map(|word| word.split_once('=').map_or((word, None), |(k, v)| (k, Some(v)))).collect();
+        words.map(|word| word.split_once('=').map_or((word, None), |(k, v)| (k, Some(v)))).collect();
     let wanted: Vec<&str> = pairs.iter().map(|(name, _)| *name).collect();
     if found != wanted {
         return Err(format!("{found:?}, not {wanted:?}, in {object}"));
