@@ -13,7 +13,7 @@ else
 BIN := $(TARGET)/debug
 endif
 
-.PHONY: help packages build demo test fmt lint doc unit soak bench bench-failover
+.PHONY: help packages build demo test ui-test fmt lint doc unit soak chaos chaos-planted bench bench-failover
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,20 @@ MINUTES ?= 60
 soak: ## Simulate for MINUTES=60, ever new seeds; those that fail, or go where none went, are added to tests/corpus.txt
 	REGENT_MINUTES=$(MINUTES) REGENT_FIRST_SEED=$(or $(FIRST_SEED),$(shell date +%s)000) REGENT_CORPUS=$(CURDIR)/tests/corpus.txt \
 	cargo test --locked --profile soak -p regent-tests --test simulation seeds -- --nocapture
+
+ui-test: ## The status page in a real browser (installs Chromium, which is large)
+	@WITH_BROWSER=yes deploy/install-packages.sh
+	cargo test --locked -p regent-tests --test cluster the_status_page -- --nocapture
+
+# The seed of a campaign, how many faults, and options of `regent-chaos run`: make chaos CHAOS="--namespaces --mode sync"
+FAULTS ?= 60
+CHAOS ?=
+chaos: build ## Let 60 real faults happen to a real cluster, judge what its clients saw, write a report (10 minutes)
+	$(BIN)/regent-chaos run --faults $(FAULTS) $(if $(SEED),--seed $(SEED)) $(CHAOS)
+
+chaos-planted: packages ## Show that agents with known bugs are found by such campaigns (half an hour)
+	cargo build --locked --workspace --bins --features regent-chaos/planted
+	$(TARGET)/debug/regent-chaos planted $(TARGET)/debug/regent-planted
 
 # async or sync
 MODE ?= async

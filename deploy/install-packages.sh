@@ -5,6 +5,7 @@
 # Works as root and as a user with sudo. Stops and changes no service. With nothing missing it is done at once.
 #   deploy/install-packages.sh            install
 #   deploy/install-packages.sh --check    only say what is missing; exit 1 if anything is
+# WITH_BROWSER=yes adds Chromium, which is large, for the test of the status page (make ui-test).
 set -euo pipefail
 
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -45,6 +46,7 @@ look() {
     has setpriv || MISSING+=(util-linux)
     postgres || MISSING+=(postgresql)
     python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || MISSING+=(python3-venv)
+    [ -z "${WITH_BROWSER:-}" ] || has chromium || MISSING+=(chromium)
     has cargo || MISSING+=(rustup)
 }
 

@@ -63,7 +63,10 @@ pub enum Command {
     /// Stop PostgreSQL, hand over, exit (SIGTERM, SIGINT).
     Stop,
     /// Read the configuration again (SIGHUP, `POST /reload`).
-    Reload,
+    Reload {
+        /// Told whether it is in force, or why the old one stays.
+        reply: Option<oneshot::Sender<Result<(), String>>>,
+    },
     /// Do this to PostgreSQL.
     Request {
         /// What.
@@ -660,7 +663,11 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
                 biased;
                 command = self.channels.commands.recv() => match command {
                     Some(Command::Stop) => { self.order = Order::Stop; true }
-                    Some(Command::Reload) => { self.reload(); true }
+                    Some(Command::Reload { reply }) => {
+                        let outcome = self.reload();
+                        drop(reply.map(|reply| reply.send(outcome)));
+                        true
+                    }
                     Some(Command::Request { request, reply }) => { self.requests.take(request, reply); true }
                     Some(Command::Unschedule { reply }) => {
                         // Nobody waits any more when the client has gone.
@@ -726,15 +733,14 @@ impl<D: Dcs, P: Postgres, C: Clock, N: Network> Agent<D, P, C, N> {
         news
     }
 
-    fn reload(&mut self) {
-        match self.layers.reload().and_then(|()| self.layers.effective(self.dynamic.as_ref())) {
-            Ok(effective) => {
-                tracing::info!("configuration reloaded");
-                self.put_in_force(effective);
-                self.unapplied = true; // SIGHUP always rewrites the files and reloads (config.md 10).
-            }
-            Err(problem) => tracing::error!("the old configuration stays in force: {problem}"),
-        }
+    fn reload(&mut self) -> Result<(), String> {
+        let read = self.layers.reload().and_then(|()| self.layers.effective(self.dynamic.as_ref()));
+        let effective =
+            read.inspect_err(|problem| tracing::error!("the old configuration stays in force: {problem}"))?;
+        tracing::info!("configuration reloaded");
+        self.put_in_force(effective);
+        self.unapplied = true; // SIGHUP always rewrites the files and reloads (config.md 10).
+        Ok(())
     }
 }
 

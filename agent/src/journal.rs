@@ -1,5 +1,6 @@
 //! What happened here lately: the last decisions with what they were taken on, and every change that people watch for, in one
-//! numbered sequence. Written by the loop, read by REST (`/decisions`, `/events`) from memory.
+//! numbered sequence. Written by the loop, and by REST for what operators ask; read by REST (`/decisions`, `/events`,
+//! `/operations`) from memory.
 //!
 //! Numbers go on rising over restarts of the agent: they begin at the wall clock of its start, in microseconds. So a reader
 //! that names the last number it has seen gets what came after it, also from the next process.
@@ -45,6 +46,17 @@ pub enum Event {
         /// As it is.
         to: Value,
     },
+    /// Something that an operator asked for begins or ends.
+    Operation {
+        /// The number of its beginning; `None`: this is it.
+        id: Option<u64>,
+        /// What was asked for.
+        what: &'static str,
+        /// `running`, or how it ended.
+        state: &'static str,
+        /// What is to be said of it.
+        text: String,
+    },
 }
 
 /// The shared sequence.
@@ -54,7 +66,10 @@ pub struct Journal(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     kept: Mutex<Kept>,
+    /// Written under the lock of `kept`: both the loop and REST add to it.
     last: watch::Sender<u64>,
+    /// Before the first number of this agent.
+    begun: u64,
 }
 
 #[derive(Debug, Default)]
@@ -70,18 +85,18 @@ impl Journal {
     #[must_use]
     pub fn begun_at(wall: SystemTime) -> Journal {
         let micros = wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-        let last = watch::Sender::new(u64::try_from(micros).unwrap_or(0));
-        Journal(Arc::new(Inner { kept: Mutex::default(), last }))
+        let begun = u64::try_from(micros).unwrap_or(0);
+        Journal(Arc::new(Inner { kept: Mutex::default(), last: watch::Sender::new(begun), begun }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, event: Event, seen: Option<Arc<Snapshot>>, wall: SystemTime) {
-        let number = *self.0.last.borrow() + 1;
+    fn add(&self, event: Event, seen: Option<Arc<Snapshot>>, wall: SystemTime) -> u64 {
         let at = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut kept = self.lock();
+        let number = *self.0.last.borrow() + 1;
         kept.entries.push_back(Arc::new(Entry { number, at, event }));
         kept.observed.extend(seen.map(|seen| (number, seen)));
         while kept.entries.len() > KEPT {
@@ -90,8 +105,19 @@ impl Journal {
         while kept.observed.len() > OBSERVED {
             kept.observed.pop_front();
         }
-        drop(kept);
         self.0.last.send_replace(number);
+        number
+    }
+
+    /// Something that is neither: the number of its entry.
+    pub fn note(&self, event: Event, wall: SystemTime) -> u64 {
+        self.add(event, None, wall)
+    }
+
+    /// All numbers of this agent are larger; smaller ones are of the processes before it.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        self.0.begun
     }
 
     /// A decision that is another one than the last.
@@ -125,11 +151,12 @@ impl Journal {
         (newer, lost)
     }
 
-    /// The last decisions, latest first, each with what it was taken on as long as that is kept.
+    /// The last decisions with a number below this one, latest first, each with what it was taken on as long as that is kept.
     #[must_use]
-    pub fn decisions(&self, count: usize) -> Vec<(Arc<Entry>, Option<Arc<Snapshot>>)> {
+    pub fn decisions(&self, below: u64, count: usize) -> Vec<(Arc<Entry>, Option<Arc<Snapshot>>)> {
         let kept = self.lock();
-        let decisions = kept.entries.iter().rev().filter(|entry| matches!(entry.event, Event::Decision(_)));
+        let decision = |entry: &&Arc<Entry>| entry.number < below && matches!(entry.event, Event::Decision(_));
+        let decisions = kept.entries.iter().rev().filter(decision);
         let seen = |entry: &Arc<Entry>| {
             kept.observed.iter().find(|(number, _)| *number == entry.number).map(|(_, seen)| Arc::clone(seen))
         };
@@ -169,6 +196,7 @@ impl Entry {
         match self.event {
             Event::Decision(_) => "decision",
             Event::Change { what, .. } => what,
+            Event::Operation { .. } => "operation",
         }
     }
 
@@ -182,6 +210,9 @@ impl Entry {
                 json!({"rule": rule, "why": why, "plan": plan})
             }
             Event::Change { what, from, to } => json!({"what": what, "from": from, "to": to}),
+            Event::Operation { id, what, state, text } => {
+                json!({"operation": what, "id": id.unwrap_or(self.number), "state": state, "text": text})
+            }
         };
         let head = [("number".to_owned(), self.number.into()), ("time".to_owned(), time(self.at).into())];
         head.into_iter().chain(more.as_object().cloned().unwrap_or_default()).collect()
@@ -189,7 +220,7 @@ impl Entry {
 }
 
 /// ISO 8601 in UTC, to the millisecond.
-fn time(at: Duration) -> String {
+pub(crate) fn time(at: Duration) -> String {
     let millis = i64::try_from(at.as_millis()).unwrap_or(0);
     jiff::Timestamp::from_millisecond(millis).unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
@@ -229,7 +260,7 @@ mod tests {
         for _ in 0..OBSERVED + 1 {
             journal.decided(&decide(&seen), &seen, UNIX_EPOCH + Duration::from_millis(1_500));
         }
-        let decisions = journal.decisions(usize::MAX);
+        let decisions = journal.decisions(u64::MAX, usize::MAX);
         assert_eq!(decisions.iter().filter(|(_, seen)| seen.is_some()).count(), OBSERVED);
         let (latest, kept) = &decisions[0];
         assert_eq!(kept.as_deref(), Some(&seen), "the latest");

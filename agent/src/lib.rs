@@ -19,6 +19,7 @@ pub mod layers;
 pub mod lease;
 pub mod logging;
 pub mod peers;
+pub mod program;
 pub mod report;
 mod requests;
 mod srv;

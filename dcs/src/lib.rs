@@ -14,6 +14,7 @@ use regent_core::units::{LeaseId, MemberName, Revision, SystemId};
 pub mod etcd;
 pub mod keys;
 pub mod memory;
+pub mod trust;
 mod txn;
 
 /// The distributed configuration store, as one agent sees it.

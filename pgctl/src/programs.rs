@@ -3,17 +3,17 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use crate::PgError;
 use crate::datadir::{Installed, SUPPORTED};
@@ -22,6 +22,8 @@ use crate::settings::Programs;
 
 /// How long what a command printed before it ended may take to arrive.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+/// The same for one whose whole group has ended: only a slow machine keeps us from all of it.
+const LAST_BYTES: Duration = Duration::from_secs(5);
 /// A line that is longer counts as several.
 const LONGEST_LINE: usize = 64 * 1024;
 /// How many of a program's last lines an error shows.
@@ -88,80 +90,118 @@ fn name_of(command: &Command) -> String {
     Path::new(command.as_std().get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
+/// What becomes of processes that a program leaves behind when it ends.
+#[derive(Clone, Copy)]
+enum Behind {
+    /// They die: a pg_basebackup that was killed leaves one that writes on, and holds what we read from.
+    Dies,
+    /// They are the user's.
+    Stays,
+}
+
 /// Runs a program to its end and returns what it printed on standard output; `on_line` sees each line of its standard
-/// error. Takes as long as it takes: the caller bounds it. If the future is dropped, the program and its children die.
+/// error. Takes as long as it takes: the caller bounds it. If the future is dropped, the program dies; with it, as when it
+/// ends, its children do.
 pub(crate) async fn run(mut command: Command, mut on_line: impl FnMut(&str)) -> Result<String, PgError> {
     let program = name_of(&command);
-    command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| not_started(&command, &e))?;
-    let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+    let mut child = in_own_group(&mut command).spawn().map_err(|e| not_started(&command, &e))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let mut last = VecDeque::new();
+    let mut last = LastLines::default();
     let errors = lines(stderr, |line| {
         on_line(line);
-        if last.len() == LAST_LINES {
-            last.pop_front();
-        }
-        last.push_back(line.to_owned());
+        last.push(line);
     });
     let mut printed = String::new();
     let output = lines(stdout, |line| {
         printed.push_str(line);
         printed.push('\n');
     });
-    let ((), ()) = tokio::join!(errors, output);
-    let status = child.wait().await;
-    group.0 = None;
-    match status {
-        Ok(status) if status.success() => Ok(printed),
-        Ok(status) => {
-            let output = Vec::from(last).join("; ");
-            Err(PgError::Program { program, status: status.to_string(), output })
-        }
-        Err(e) => Err(PgError::Program { program, status: e.to_string(), output: String::new() }),
-    }
+    let status = end_of(
+        child,
+        async {
+            let ((), ()) = tokio::join!(errors, output);
+        },
+        Behind::Dies,
+    )
+    .await;
+    succeeded(program, status, &last).map(|()| printed)
 }
 
 /// As [`run`] for a user's command: `on_line` sees all that it prints, and what it leaves running in the background is neither
 /// waited for nor ended.
 pub(crate) async fn run_script(mut command: Command, on_line: impl FnMut(&str) + Send) -> Result<(), PgError> {
     let program = command.as_std().get_program().to_string_lossy().into_owned();
-    command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| {
+    let mut child = in_own_group(&mut command).spawn().map_err(|e| {
         PgError::Refused(format!("cannot run {program}: {e}; it must be there and executable for the agent's user"))
     })?;
-    let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let printed = Mutex::new((on_line, VecDeque::new()));
+    let printed = Mutex::new((on_line, LastLines::default()));
     let note = |line: &str| {
         let (on_line, last) = &mut *printed.lock().unwrap_or_else(PoisonError::into_inner);
         on_line(line);
-        if last.len() == LAST_LINES {
-            last.pop_front();
-        }
-        last.push_back(line.to_owned());
+        last.push(line);
     };
-    {
-        let output = async {
-            tokio::join!(lines(stdout, &note), lines(stderr, &note));
-        };
-        tokio::pin!(output);
-        tokio::select! {
-            biased;
-            () = &mut output => {}
-            _ = child.wait() => drop(tokio::time::timeout(LAST_WORDS, &mut output).await),
+    let output = async {
+        let ((), ()) = tokio::join!(lines(stdout, &note), lines(stderr, &note));
+    };
+    let status = end_of(child, output, Behind::Stays).await;
+    let (_, last) = &*printed.lock().unwrap_or_else(PoisonError::into_inner);
+    succeeded(program, status, last)
+}
+
+fn in_own_group(command: &mut Command) -> &mut Command {
+    command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped())
+}
+
+/// Waits until a program has ended and `output`, all that it printed, has been read.
+async fn end_of(mut child: Child, output: impl Future<Output = ()>, behind: Behind) -> io::Result<ExitStatus> {
+    let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+    tokio::pin!(output);
+    let status = tokio::select! {
+        biased;
+        () = &mut output => child.wait().await,
+        status = child.wait() => {
+            let patience = match behind {
+                Behind::Dies => {
+                    group.kill();
+                    LAST_BYTES
+                }
+                Behind::Stays => LAST_WORDS,
+            };
+            // Whoever left the group may hold the other end.
+            let _ = tokio::time::timeout(patience, &mut output).await;
+            status
         }
+    };
+    match behind {
+        Behind::Dies => group.kill(),
+        Behind::Stays => group.0 = None,
     }
-    let status = child.wait().await;
-    group.0 = None;
-    let output = || {
-        let (_, last) = &*printed.lock().unwrap_or_else(PoisonError::into_inner);
-        Vec::from(last.clone()).join("; ")
-    };
+    status
+}
+
+fn succeeded(program: String, status: io::Result<ExitStatus>, last: &LastLines) -> Result<(), PgError> {
     match status {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(PgError::Program { program, status: status.to_string(), output: output() }),
+        Ok(status) => Err(PgError::Program { program, status: status.to_string(), output: last.joined() }),
         Err(e) => Err(PgError::Program { program, status: e.to_string(), output: String::new() }),
+    }
+}
+
+/// A program's last lines.
+#[derive(Default)]
+struct LastLines(VecDeque<String>);
+
+impl LastLines {
+    fn push(&mut self, line: &str) {
+        if self.0.len() == LAST_LINES {
+            self.0.pop_front();
+        }
+        self.0.push_back(line.to_owned());
+    }
+
+    fn joined(&self) -> String {
+        Vec::from(self.0.clone()).join("; ")
     }
 }
 
@@ -182,12 +222,18 @@ pub(crate) fn not_started(command: &Command, cause: &std::io::Error) -> PgError 
 /// Kills a process group when dropped while it may still run.
 struct Group(Option<Pid>);
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(leader) = self.0 {
-            // It may have ended in this very moment: then there is nobody to signal, and nothing to be done.
+impl Group {
+    fn kill(&mut self) {
+        if let Some(leader) = self.0.take() {
+            // All may have ended: then there is nobody to signal, and nothing to be done.
             let _ = kill_process_group(leader, Signal::KILL);
         }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -392,6 +438,21 @@ mod tests {
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
         while crate::postmaster::is_alive(grandchild) {
             assert!(std::time::Instant::now() < deadline, "{grandchild} lives on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// A pg_basebackup that is killed leaves its second process at work, which has our pipe as well.
+    #[tokio::test]
+    async fn what_a_killed_program_leaves_at_work_dies_with_it() {
+        let mut pid = None;
+        let job = run(shell("sleep 1000 & echo $! >&2; kill -9 $$"), |line| pid = line.parse::<u32>().ok());
+        let ended = tokio::time::timeout(Duration::from_secs(60), job).await.expect("it waits for what was left");
+        assert!(matches!(ended, Err(PgError::Program { status, .. }) if status.contains("signal: 9")));
+        let left = pid.expect("it said whom it leaves");
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while crate::postmaster::is_alive(left) {
+            assert!(std::time::Instant::now() < deadline, "{left} lives on");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

@@ -454,6 +454,7 @@ fn facts_of(row: &SimpleQueryRow) -> Result<SqlFacts, String> {
         server_version: optional(row, "server_version")?.unwrap_or_default(),
         slots: Vec::new(),
         leader_xmins: BTreeMap::new(),
+        log_gone: None,
         sync_names: text(row, "sync_names"),
         replication: Vec::new(),
         pending_restart: Vec::new(),

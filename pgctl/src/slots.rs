@@ -40,6 +40,8 @@ pub(crate) struct Upkept {
     gone: BTreeSet<String>,
     /// `catalog_xmin` of the leader's slots.
     leader_xmins: BTreeMap<String, u32>,
+    /// From this position on the leader has removed its log.
+    log_gone: Option<Lsn>,
     /// The last failure, to log it once.
     complained: Option<String>,
 }
@@ -151,6 +153,12 @@ impl Server {
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
+        if let Some((conn_url, from)) = &upkeep.needs {
+            // A leader that cannot be asked now is asked again: it is no failure.
+            if let Ok(has) = has_log(&settings, conn_url, *from).await {
+                locked(&self.shared.upkept).log_gone = (!has).then_some(*from);
+            }
+        }
         outcome
     }
 
@@ -180,6 +188,7 @@ impl Server {
         sql.slots.iter_mut().for_each(|slot| slot.lost |= upkept.gone.contains(&slot.name));
         if sql.in_recovery {
             sql.leader_xmins.clone_from(&upkept.leader_xmins);
+            sql.log_gone = upkept.log_gone;
         }
         sql
     }
@@ -332,6 +341,22 @@ async fn leader_xmins(settings: &Settings, conn_url: &str) -> Result<BTreeMap<St
     let xmin =
         |row: &tokio_postgres::SimpleQueryRow| Some((row.get("name")?.to_owned(), row.get("xmin")?.parse().ok()?));
     Ok(rows.iter().filter_map(xmin).collect())
+}
+
+/// Whether the leader still has its log from a position on. Log is recycled in order, so the segment with that position, on whatever
+/// timeline, stands for all of it; what it has not written yet it has not removed.
+async fn has_log(settings: &Settings, conn_url: &str, from: Lsn) -> Result<bool, PgError> {
+    let address = Address::of_url(conn_url)?;
+    let what = "asking for log";
+    let client = query::member(settings, &address, what).await?;
+    // At the edge of two segments pg_walfile_name names the earlier one; what is needed is the later one.
+    let next = Lsn(from.0.saturating_add(1));
+    let sql = format!(
+        "SELECT '{next}'::pg_lsn > pg_current_wal_lsn() OR EXISTS (SELECT FROM pg_ls_dir('pg_wal', true, false) AS name
+                 WHERE substr(name, 9) = substr(pg_walfile_name('{next}'), 9)) AS has"
+    );
+    let rows = query::execute(&client, &sql, &format!("{what} of {address}"), ASK).await?;
+    Ok(rows.first().and_then(|row| row.get("has")) != Some("f"))
 }
 
 /// Puts a slot there, whole, or leaves what was there.

@@ -746,8 +746,11 @@ fn a_logical_slot_is_copied_and_moved_on() {
         a.sql(&a.settings.superuser, "SELECT pg_replication_slot_advance('x', pg_current_wal_lsn())").await.unwrap();
         let slots = a.server.observe(LOOK).await.sql.unwrap().slots;
         let to = slots.iter().find(|slot| slot.name == "x").unwrap().position.unwrap();
-        let upkeep =
-            Upkeep { advance: [("x".to_owned(), ("postgres".to_owned(), to))].into(), ask: Some(a.conn_url()) };
+        let upkeep = Upkeep {
+            advance: [("x".to_owned(), ("postgres".to_owned(), to))].into(),
+            ask: Some(a.conn_url()),
+            needs: None,
+        };
         see(&b, "is moved on, and knows what the leader holds back", |state| {
             b.server.look_after_slots(&upkeep);
             let asked = state.sql.as_ref().is_some_and(|sql| sql.leader_xmins.contains_key("x"));

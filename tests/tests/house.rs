@@ -367,7 +367,9 @@ fn no_source_names_the_place_where_it_was_written() {
 fn libraries_print_nothing() {
     for directory in ["agent/core/src", "agent/src", "dcs/src", "pgctl/src", "tests/src", "chaos/src"] {
         for path in rust_files(&root().join(directory)) {
-            let is_program = path.ends_with("main.rs") || path.components().any(|part| part.as_os_str() == "bin");
+            let is_program = path.ends_with("main.rs")
+                || path.ends_with("program.rs")
+                || path.components().any(|part| part.as_os_str() == "bin");
             let source = read(&path);
             let shipped = source.split("#[cfg(test)]").next().unwrap_or_default();
             let prints = ["println!", "print!(", "dbg!("].iter().find(|print| shipped.contains(*print));

@@ -78,6 +78,7 @@ fn sql(in_recovery: bool) -> SqlFacts {
         server_version: 150_000,
         slots: ["b", "c"].map(slot).into(),
         leader_xmins: std::collections::BTreeMap::new(),
+        log_gone: None,
         sync_names: String::new(),
         replication: Vec::new(),
         pending_restart: Vec::new(),

@@ -9,7 +9,7 @@ use crate::callbacks::{self, Told};
 use crate::cluster::Member;
 use crate::failsafe::{Promises, Topology};
 use crate::plan::{Decision, KeyWrite, Lease, Move};
-use crate::postgres::{DataDir, FinishedJob, Job, Probe, Process, StopMode};
+use crate::postgres::{DataDir, FinishedJob, Job, Probe, Process, StopMode, Upstream};
 use crate::request::Request;
 use crate::snapshot::{Order, Seat, Snapshot};
 use crate::sync::Since;
@@ -24,6 +24,9 @@ pub struct Memory {
     pub holds: Option<LeaseId>,
     /// The last view that had a leader (DL2).
     pub last_led: Option<LastLed>,
+    /// Whom the server was last told to follow, since this agent started.
+    #[serde(default)]
+    pub upstream: Option<Upstream>,
     /// A start was tried and the server has not been seen accepting connections since (C9).
     pub recovering: bool,
     /// How long the start under way may take, where an operator said so (T3).
@@ -60,6 +63,9 @@ pub struct Memory {
     pub primary_since: Option<Instant>,
     /// Whom it waits for, since when.
     pub sync_names: Option<Since>,
+    /// The last `synchronous_standby_names` that the server was told, whether it has taken it or not.
+    #[serde(default)]
+    pub sync_told: Option<String>,
     /// This agent has set `synchronous_standby_names`.
     pub set_sync_names: bool,
     /// A write of `sync` over this revision was sent. If it was not answered it may still be carried out, as long as the key
@@ -172,9 +178,11 @@ impl Memory {
         next
     }
 
-    /// Until when all of the topology, this member in it, promised to stay out of the race.
+    /// Until when all of the topology, this member in it, promised to stay out of the race. Nobody's word counts before the
+    /// `failsafe` key was seen: a write of it without an answer may not be there, and then it keeps no newcomer out of the race.
     #[must_use]
     pub fn promised_until(&self) -> Option<Instant> {
+        self.topology.modified?;
         let each = self.topology.members.keys().map(|name| self.promises.until.get(name).copied());
         each.collect::<Option<Vec<_>>>()?.into_iter().min()
     }
@@ -300,23 +308,27 @@ impl Memory {
         }
         if let Move::SetSyncNames(names) = &decision.plan.postgres {
             self.set_sync_names = names.is_some();
+            self.sync_told.clone_from(names);
         }
         match &decision.plan.postgres {
             Move::StartPrimary => {
                 self.recovering = true;
                 self.role = Role::Primary;
             }
-            Move::StartStandby(_) => {
+            Move::StartStandby(upstream) => {
+                self.upstream = Some(upstream.clone());
                 self.recovering = true;
                 (self.copying, self.comes_back) = (false, false);
                 self.role = Role::Replica;
             }
             Move::Restart { standby_of, timeout } => {
+                self.upstream.clone_from(standby_of);
                 self.recovering = true;
                 self.start_timeout = *timeout;
                 self.role = if standby_of.is_none() { Role::Primary } else { Role::Replica };
             }
-            Move::CopySlots { slots, from, .. } => {
+            Move::CopySlots { slots, from, upstream, .. } => {
+                self.upstream = Some(upstream.clone());
                 self.recovering = true;
                 self.role = Role::Replica;
                 for name in slots.keys() {
@@ -344,6 +356,7 @@ impl Memory {
                 let before = self.rewinds.as_ref().filter(|rewinds| rewinds.from == *from).map_or(0, |r| r.tries);
                 self.rewinds = Some(Rewinds { from: from.clone(), tries: before.saturating_add(1) });
             }
+            Move::Follow(upstream) => self.upstream = Some(upstream.clone()),
             Move::Clone { .. } => {
                 self.copying |= matches!(seen.request, Some(Request::Reinitialize { .. }));
             }
@@ -355,7 +368,6 @@ impl Memory {
             | Move::GiveUpData { .. }
             | Move::DiscardOldCopy
             | Move::Stop(_)
-            | Move::Follow(_)
             | Move::Checkpoint
             | Move::ChangeSlots(_)
             | Move::ResumeReplay
@@ -387,6 +399,16 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn nobodys_word_counts_before_the_failsafe_key_was_seen() {
+        let mut memory = super::Memory::default();
+        memory.topology.members = [("a".into(), String::new())].into();
+        memory.promises.until = [("a".into(), crate::units::Instant::default())].into();
+        assert_eq!(memory.promised_until(), None);
+        memory.topology.modified = Some(crate::units::Revision(7));
+        assert!(memory.promised_until().is_some());
+    }
+
     use super::*;
     use crate::fixture::{primary, standby};
     use crate::postgres::Probe;

@@ -169,6 +169,9 @@ pub struct SqlFacts {
     /// Standby: `catalog_xmin` of the leader's slots, by name, when the leader was last asked ([`Upkeep::ask`]).
     #[serde(default)]
     pub leader_xmins: BTreeMap<String, u32>,
+    /// Standby: from this position on the leader has removed its log, as it said when it was last asked ([`Upkeep::needs`]).
+    #[serde(default)]
+    pub log_gone: Option<Lsn>,
     /// `synchronous_standby_names`
     pub sync_names: String,
     /// WAL senders.
@@ -212,13 +215,16 @@ pub struct SlotChanges {
     pub advance: Vec<(String, Lsn)>,
 }
 
-/// What a standby does about its logical slots beside all else, on connections of its own: decoding takes its time.
+/// What a standby does beside all else, on connections of its own, about its logical slots (decoding takes its time) and the log
+/// that it waits for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upkeep {
     /// Moved forward to this position, or as far as this server has replayed; with the database of each.
     pub advance: BTreeMap<String, (String, Lsn)>,
     /// `conn_url` of the leader, to ask what its slots hold back ([`SqlFacts::leader_xmins`]); `None`: it is not asked.
     pub ask: Option<String>,
+    /// `conn_url` of the leader, to ask whether it still has its log from this position on ([`SqlFacts::log_gone`]).
+    pub needs: Option<(String, Lsn)>,
 }
 
 impl SlotChanges {

@@ -46,8 +46,10 @@ pub fn changes(s: &Snapshot, sql: &SqlFacts) -> SlotChanges {
                 changes.create.push(name.clone());
             }
             Some(slot) => {
+                // No further than this server has replayed: PostgreSQL would stop there, and this would be asked for again at once.
+                let reachable = wanted.at.map(|at| sql.replay_lsn.map_or(at, |replayed| at.min(replayed)));
                 let to =
-                    wanted.at.filter(|to| !wanted.used && slot.position.is_some_and(|at| segment(at) < segment(*to)));
+                    reachable.filter(|to| !wanted.used && slot.position.is_some_and(|at| segment(at) < segment(*to)));
                 changes.advance.extend(to.map(|to| (name.clone(), to)));
             }
         }
@@ -234,6 +236,7 @@ mod tests {
     #[test]
     fn a_standby_moves_its_slots_on_with_the_cluster() {
         let at = |position| with(Slot { position: Some(Lsn(position)), ..slot("c") });
+        let standby = || standby().but(|s| s.postgres.sql.as_mut().expect("answers").replay_lsn = Some(Lsn(300 << 20)));
         for (ours, theirs, advance) in [
             (1_000, 100 << 20, vec![("c".to_owned(), Lsn(100 << 20))]),
             (1_000, 15 << 20, vec![]),
@@ -242,6 +245,10 @@ mod tests {
             let s = standby().but(at(ours)).with(status(&[("c", theirs)], &[]));
             assert_eq!(of(&s).advance, advance, "{ours} {theirs}");
         }
+        let behind = standby().but(at(1_000)).but(status(&[("c", 100 << 20)], &[])).with(|s| {
+            s.postgres.sql.as_mut().expect("answers").replay_lsn = Some(Lsn(2_000));
+        });
+        assert_eq!(of(&behind), SlotChanges::default(), "it has not replayed so much, and cannot");
         let led = primary().but(at(1_000)).with(status(&[("c", 100 << 20)], &[]));
         assert_eq!(of(&led), SlotChanges::default(), "c does that itself");
         let cascades = |s: &mut Snapshot| {

@@ -149,6 +149,7 @@ fn server(member: &Member, system_id: Option<SystemId>) -> PgState {
         server_version: 0,
         slots: Vec::new(),
         leader_xmins: BTreeMap::new(),
+        log_gone: None,
         sync_names: String::new(),
         replication: Vec::new(),
         pending_restart: Vec::new(),

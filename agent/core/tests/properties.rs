@@ -170,6 +170,7 @@ fn sql() -> impl Strategy<Value = SqlFacts> {
             server_version: 150_000,
             slots: vec![Slot { name: "b".into(), ..Slot::default() }],
             leader_xmins: std::collections::BTreeMap::new(),
+            log_gone: None,
             sync_names: String::new(),
             replication: Vec::new(),
             pending_restart: Vec::new(),
@@ -257,6 +258,7 @@ fn memory() -> impl Strategy<Value = Memory> {
             (bootstrapping, promise),
         )| {
             Memory {
+                upstream: met.then_some(Upstream::Nobody),
                 role,
                 holds,
                 last_led,
@@ -274,6 +276,7 @@ fn memory() -> impl Strategy<Value = Memory> {
                 primary_since: None,
                 sync_names: None,
                 set_sync_names: false,
+                sync_told: None,
                 sync_written_over: None,
                 ordered_since: None,
                 start_timeout: None,

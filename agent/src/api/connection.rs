@@ -7,7 +7,7 @@
 //!              silence   nonsense        silence            oldest that asks for nothing
 //! ```
 //!
-//! Waiting costs a slot and nothing else, and when the slots are used up the oldest waiting connection is cut in favour of
+//! Waiting, also for a body, costs a slot and nothing else, and when the slots are used up the oldest waiting connection is cut in favour of
 //! the new one. So a thousand silent clients cannot keep a load balancer's check from its answer (rest-api.md W1).
 
 use std::collections::BTreeMap;
@@ -94,13 +94,13 @@ impl Door {
         // The task cannot end before it is noted below: this thread runs it, and only once we wait again.
         let task = tokio::spawn(async move {
             let _seat = seat;
-            let who = |certified| Client { address, certified };
+            let who = |certified| Client { address, certified, busy: is_busy };
             let spoken = match tls {
-                None => converse(stream, router, head_time, is_busy, who(false)).await,
+                None => converse(stream, router, head_time, who(false)).await,
                 Some(tls) => match timeout(head_time, TlsAcceptor::from(tls.config).accept(stream)).await {
                     Ok(Ok(stream)) => {
                         let certified = stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty());
-                        converse(stream, router, head_time, is_busy, who(certified)).await
+                        converse(stream, router, head_time, who(certified)).await
                     }
                     Ok(Err(error)) => Err(error.into()),
                     Err(late) => Err(late.into()),
@@ -171,7 +171,6 @@ async fn converse<S>(
     mut stream: S,
     router: Router,
     head_time: Duration,
-    busy: Arc<AtomicBool>,
     client: Client,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
 where
@@ -183,8 +182,8 @@ where
         Opening::Refused(status) => return Ok(timeout(head_time, refuse(stream, status)).await??),
     };
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(client);
-        let (mut router, busy) = (router.clone(), Arc::clone(&busy));
+        request.extensions_mut().insert(client.clone());
+        let (mut router, busy) = (router.clone(), Arc::clone(&client.busy));
         async move {
             busy.store(true, Ordering::Relaxed);
             let answer = router.call(request).await;

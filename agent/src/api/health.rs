@@ -10,7 +10,7 @@ use super::json;
 use super::routes::Ask;
 
 /// One row of the contract's table 5.1.
-struct Check {
+pub(super) struct Check {
     path: Match,
     /// 200 iff this holds, and the tag filter lets it pass.
     holds: fn(&Ask<'_>) -> bool,
@@ -33,7 +33,7 @@ use Match::{Contains, ContainsWithout, Is};
 /// The first row that fits the path decides; `/` counts as `/primary`; none: 503.
 ///
 /// The leader's side of the `read-only-*` family follows `/primary` (W9).
-const CHECKS: [Check; 11] = [
+pub(super) const CHECKS: [Check; 11] = [
     Check { path: Contains(&["standby_leader", "standby-leader"]), holds: standby_leader, tags: false },
     Check { path: Contains(&["leader"]), holds: leader, tags: false },
     Check { path: Contains(&["master", "primary", "read-write"]), holds: primary, tags: false },
@@ -63,9 +63,14 @@ impl Match {
 
 /// The health check of this path.
 pub(super) fn check(path: &str, ask: &Ask<'_>) -> StatusCode {
-    let path = if path == "/" { "/primary" } else { path };
-    let row = CHECKS.iter().find(|row| row.path.fits(path));
+    let row = row(path).and_then(|row| CHECKS.get(row));
     code(row.is_some_and(|row| (row.holds)(ask) && (!row.tags || tags_match(ask))))
+}
+
+/// Which row of the table is for this path.
+pub(super) fn row(path: &str) -> Option<usize> {
+    let path = if path == "/" { "/primary" } else { path };
+    CHECKS.iter().position(|row| row.path.fits(path))
 }
 
 /// `/liveness`: the agent's loop runs.

@@ -5,7 +5,7 @@
 //!            listen ──► connection ──► routes ─┬─► health, document, cluster, metrics ──► wire ──► client
 //!   (accept, limits)  (first line,    (table)  │        all read one Moment:
 //!                      hyper)                  │        the Status, seen at this very instant
-//!                                              └─► commands ──► the agent's loop
+//!                                              └─► operations ──► commands ──► the agent's loop
 //! ```
 //!
 //! **Invariant:** between a read and its answer nothing waits on PostgreSQL, etcd, a file or the loop. The server has a
@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use regent_core::units::Instant;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::agent;
 use crate::config::LocalConfig;
@@ -38,7 +38,9 @@ mod json;
 mod listen;
 mod metrics;
 mod moment;
+mod openapi;
 mod operate;
+mod operations;
 mod params;
 mod pgtime;
 mod requests;
@@ -60,8 +62,6 @@ pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 /// What the API asks of the agent's loop. The answer to the client has already been given, unless a variant says so.
 #[derive(Debug)]
 pub enum Command {
-    /// Read the configuration file again and apply it (rest-api.md section 13).
-    Reload,
     /// For the loop.
     Loop(agent::Command),
     /// Read etcd now: the client waits for the answer.
@@ -141,8 +141,11 @@ struct App {
     failsafe: Door,
     status: watch::Receiver<Arc<Status>>,
     journal: Journal,
+    operations: operations::Operations,
     policy: watch::Receiver<Arc<Policy>>,
     commands: mpsc::Sender<Command>,
+    /// Calls that are being carried out.
+    calls: Semaphore,
     clock: Clock,
     /// A `lag=` that cannot be read was logged; once is enough (rest-api.md W11).
     told_of_bad_lag: AtomicBool,
@@ -179,7 +182,10 @@ pub fn spawn(
     let seen = policy_seen.clone();
     let Sources { status, journal, failsafe } = sources;
     let told_of_bad_lag = AtomicBool::new(false);
-    let app = App { failsafe, status, journal, policy: policy_seen, commands, clock, told_of_bad_lag };
+    let operations = operations::Operations::default();
+    let calls = Semaphore::new(routes::CALLS_AT_ONCE);
+    let app =
+        App { failsafe, status, journal, operations, policy: policy_seen, commands, calls, clock, told_of_bad_lag };
     let door = connection::Door {
         listener,
         policy: seen,

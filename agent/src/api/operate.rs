@@ -1,18 +1,23 @@
-//! `POST` and `DELETE /restart`, `POST /reinitialize` (rest-api.md sections 14, 16): checked, handed to the loop, waited for.
+//! `POST` and `DELETE /restart`, `POST /reinitialize`, `POST /reload` (rest-api.md sections 13, 14, 16): checked, handed to the
+//! loop, waited for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::response::Response;
 use http::StatusCode;
 use regent_core::cluster::Schedule;
 use regent_core::request::{Request, Restart};
+use regent_core::units::Instant;
 use serde_json::{Map, Value};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
-use super::requests::{Refusal, moment};
-use super::{App, Command, wire};
+use super::operations::{Came, End, Ended};
+use super::requests::{Refusal, moment, next};
+use super::{App, Command};
 use crate::agent::{self, ALREADY_SCHEDULED};
+use crate::journal::{Event, Journal};
 use crate::status::Status;
 
 /// The loop takes a command within this time.
@@ -26,10 +31,8 @@ fn refusal<T>(status: StatusCode, text: impl Into<String>) -> Result<T, Refusal>
     Err((status, text.into()))
 }
 
-fn answer(outcome: Result<(StatusCode, String), Refusal>) -> Response {
-    match outcome {
-        Ok((status, text)) | Err((status, text)) => wire::message(status, text),
-    }
+fn came(outcome: Result<Came, Refusal>) -> Came {
+    outcome.unwrap_or_else(|(status, text)| Came::to(Ended::Refused, status, text))
 }
 
 /// Hands a request to the loop; what comes back is its outcome, as far as the loop tells it.
@@ -42,11 +45,12 @@ fn ask(app: &App, request: Request) -> Result<oneshot::Receiver<Result<(), Strin
 }
 
 /// `POST /restart` with this body.
-pub(super) async fn restart(app: &App, body: &Map<String, Value>) -> Response {
-    answer(restarted(app, body).await)
+pub(super) async fn restart(app: Arc<App>, body: Map<String, Value>) -> Came {
+    came(restarted(&app, &body).await)
 }
 
-async fn restarted(app: &App, body: &Map<String, Value>) -> Result<(StatusCode, String), Refusal> {
+async fn restarted(app: &Arc<App>, body: &Map<String, Value>) -> Result<Came, Refusal> {
+    let busy = StatusCode::SERVICE_UNAVAILABLE;
     let status = app.status.borrow().clone();
     if body.contains_key("schedule") && status.pause {
         return refusal(StatusCode::INTERNAL_SERVER_ERROR, "Can't schedule restart in the paused state");
@@ -54,29 +58,41 @@ async fn restarted(app: &App, body: &Map<String, Value>) -> Result<(StatusCode, 
     let mut restart = read(body)?;
     let timeout_given = restart.timeout;
     if restart.schedule.is_some() {
-        restart.started_at = status.sql.as_ref().map(|sql| sql.started_at.clone());
+        restart.started_at = started_at(&status);
         return match timeout(TAKEN, ask(app, Request::Restart(restart))?).await {
             Ok(Ok(Ok(()))) => {
+                let taken = (app.clock)();
                 shown(app, |status| status.scheduled_restart.is_some()).await;
-                Ok((StatusCode::ACCEPTED, "Restart scheduled".to_owned()))
+                let fires = settles(Arc::clone(app), taken, started_at(&status), "restarted");
+                Ok(Came::later(StatusCode::ACCEPTED, "Restart scheduled", Box::pin(fires)))
             }
             Ok(Ok(Err(text))) if text == ALREADY_SCHEDULED => refusal(StatusCode::CONFLICT, text),
-            Ok(Ok(Err(text))) => refusal(StatusCode::SERVICE_UNAVAILABLE, text),
-            Ok(Err(_)) | Err(_) => refusal(StatusCode::SERVICE_UNAVAILABLE, "the agent does not take commands"),
+            Ok(Ok(Err(text))) => refusal(busy, text),
+            Ok(Err(_)) | Err(_) => refusal(busy, "the agent does not take commands"),
         };
     }
     if let Some(action) = &status.action {
-        return refusal(StatusCode::SERVICE_UNAVAILABLE, format!("{action} already in progress"));
+        return refusal(busy, format!("{action} already in progress"));
     }
     match ask(app, Request::Restart(restart))?.await {
-        Ok(Ok(())) => comes_up(app, status.at, timeout_given.unwrap_or(START)).await,
-        Ok(Err(text)) if is_ours(&text) => refusal(StatusCode::SERVICE_UNAVAILABLE, text),
+        Ok(Ok(())) => {
+            let mut up = Box::pin(comes_up(Arc::clone(app), status.at));
+            Ok(match timeout(timeout_given.unwrap_or(START), &mut up).await {
+                Ok((ended, text)) => Came::to(ended, StatusCode::OK, text),
+                Err(_) => Came::later(busy, "postgres is still starting", up),
+            })
+        }
+        Ok(Err(text)) if is_ours(&text) => refusal(busy, text),
         Ok(Err(text)) => {
             tracing::warn!("the restart that was asked for failed: {text}");
-            refusal(StatusCode::SERVICE_UNAVAILABLE, "restart failed")
+            Ok(Came { end: Ok((Ended::Failed, text)), ..Came::to(Ended::Failed, busy, "restart failed") })
         }
-        Err(_) => refusal(StatusCode::SERVICE_UNAVAILABLE, "restart failed"),
+        Err(_) => Ok(Came::to(Ended::Failed, busy, "restart failed")),
     }
+}
+
+fn started_at(status: &Status) -> Option<String> {
+    status.sql.as_ref().map(|sql| sql.started_at.clone())
 }
 
 /// Words of the contract that clients look for.
@@ -86,22 +102,44 @@ fn is_ours(text: &str) -> bool {
 }
 
 /// It was started; does it accept connections?
-async fn comes_up(
-    app: &App,
-    asked: regent_core::units::Instant,
-    within: Duration,
-) -> Result<(StatusCode, String), Refusal> {
-    let deadline = Instant::now() + within;
+async fn comes_up(app: Arc<App>, asked: Instant) -> End {
     let mut published = app.status.clone();
     loop {
         let status = published.borrow_and_update().clone();
         if status.at > asked && status.sql.is_some() && status.action.is_none() {
-            return Ok((StatusCode::OK, "restarted successfully".to_owned()));
+            return (Ended::Done, "restarted successfully".to_owned());
         }
-        if timeout_at(deadline, published.changed()).await.is_err() {
-            return refusal(StatusCode::SERVICE_UNAVAILABLE, "postgres is still starting");
-        }
+        next(&mut published).await;
     }
+}
+
+/// What the loop took at this moment is neither planned nor under way any more, and the server answers: `done` if it is not
+/// the server that it was.
+async fn settles(app: Arc<App>, taken: Instant, before: Option<String>, done: &str) -> End {
+    let begun = *app.journal.news().borrow();
+    let mut published = app.status.clone();
+    loop {
+        let status = published.borrow_and_update().clone();
+        let planned = status.scheduled_restart.is_some() || status.action.is_some();
+        if status.at > taken && !planned && status.sql.is_some() {
+            return if started_at(&status) == before {
+                (Ended::Failed, refused_since(&app.journal, begun))
+            } else {
+                (Ended::Done, done.to_owned())
+            };
+        }
+        next(&mut published).await;
+    }
+}
+
+/// Why the loop refused what it had taken.
+fn refused_since(journal: &Journal, begun: u64) -> String {
+    let (since, _) = journal.after(begun);
+    let refusal = since.iter().rev().find_map(|entry| match &entry.event {
+        Event::Decision(decision) => decision.plan.refuse.clone(),
+        Event::Change { .. } | Event::Operation { .. } => None,
+    });
+    refusal.unwrap_or_else(|| "it was taken back".to_owned())
 }
 
 /// The filters, in the order of the request; the first error is reported (14.1).
@@ -173,25 +211,45 @@ async fn shown(app: &App, accepted: impl Fn(&Status) -> bool) {
 }
 
 /// `DELETE /restart`
-pub(super) async fn unschedule(app: &App) -> Response {
+pub(super) async fn unschedule(app: Arc<App>) -> Came {
     let (reply, outcome) = oneshot::channel();
     let sent = app.commands.try_send(Command::Loop(agent::Command::Unschedule { reply })).is_ok();
     match timeout(TAKEN, outcome).await {
         Ok(Ok(true)) if sent => {
-            shown(app, |status| status.scheduled_restart.is_none()).await;
-            wire::message(StatusCode::OK, "scheduled restart deleted")
+            shown(&app, |status| status.scheduled_restart.is_none()).await;
+            Came::to(Ended::Done, StatusCode::OK, "scheduled restart deleted")
         }
-        Ok(Ok(false)) if sent => wire::message(StatusCode::NOT_FOUND, "no restarts are scheduled"),
-        Ok(_) | Err(_) => wire::message(StatusCode::SERVICE_UNAVAILABLE, "the agent does not take commands"),
+        Ok(Ok(false)) if sent => Came::to(Ended::Refused, StatusCode::NOT_FOUND, "no restarts are scheduled"),
+        Ok(_) | Err(_) => Came::to(Ended::Failed, StatusCode::SERVICE_UNAVAILABLE, "the agent does not take commands"),
+    }
+}
+
+/// `POST /reload`: answered at once.
+pub(super) async fn reload(app: Arc<App>) -> Came {
+    let (reply, outcome) = oneshot::channel();
+    let refused = |text: &str| Came::to(Ended::Refused, StatusCode::SERVICE_UNAVAILABLE, text);
+    match app.commands.try_send(Command::Loop(agent::Command::Reload { reply: Some(reply) })) {
+        Ok(()) => {
+            let end = async {
+                match outcome.await {
+                    Ok(Ok(())) => (Ended::Done, "configuration reloaded".to_owned()),
+                    Ok(Err(problem)) => (Ended::Failed, format!("the old configuration stays in force: {problem}")),
+                    Err(_) => (Ended::Failed, "the agent is shutting down".to_owned()),
+                }
+            };
+            Came::later(StatusCode::ACCEPTED, "reload scheduled", Box::pin(end))
+        }
+        Err(TrySendError::Full(_)) => refused("the agent has too many commands to carry out; try again"),
+        Err(TrySendError::Closed(_)) => refused("the agent is shutting down"),
     }
 }
 
 /// `POST /reinitialize` with this body.
-pub(super) async fn reinitialize(app: &App, body: &Map<String, Value>) -> Response {
-    answer(reinitialized(app, body).await)
+pub(super) async fn reinitialize(app: Arc<App>, body: Map<String, Value>) -> Came {
+    came(reinitialized(&app, &body).await)
 }
 
-async fn reinitialized(app: &App, body: &Map<String, Value>) -> Result<(StatusCode, String), Refusal> {
+async fn reinitialized(app: &Arc<App>, body: &Map<String, Value>) -> Result<Came, Refusal> {
     let wish = |key: &str| body.get(key).is_some_and(on);
     let (force, from_leader) = (wish("force"), wish("from_leader") || wish("from-leader"));
     let status = app.status.borrow().clone();
@@ -210,8 +268,10 @@ async fn reinitialized(app: &App, body: &Map<String, Value>) -> Result<(StatusCo
         Ok(Ok(Err(text))) => return no(&text),
         Ok(Err(_)) | Err(_) => return no("the agent does not take commands"),
     }
+    let taken = (app.clock)();
     shown(app, |status| status.action.is_some()).await;
-    Ok((StatusCode::OK, "reinitialize started".to_owned()))
+    let copied = settles(Arc::clone(app), taken, started_at(&status), "copied anew, and the server answers");
+    Ok(Came::later(StatusCode::OK, "reinitialize started", Box::pin(copied)))
 }
 
 /// As Python's readers of flags take it.

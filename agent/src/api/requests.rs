@@ -2,9 +2,9 @@
 //! etcd's `failover` key, and its outcome is read off the Status. What comes of it is the loops' business.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::response::Response;
 use http::StatusCode;
 use regent_core::cluster::ClusterView;
 use regent_core::config::SyncMode;
@@ -14,16 +14,20 @@ use regent_core::units::{MemberName, Revision};
 use regent_dcs::keys::{ScheduleError, schedule};
 use regent_dcs::{Read, Write, Written};
 use serde_json::{Map, Value};
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
 
+use super::operations::{Came, End, Ended};
 use super::{App, Command, wire};
 use crate::peers;
+use crate::status::Status;
 
 /// How long possible targets are asked (rest-api.md 15.3).
 const ASK: Duration = Duration::from_secs(2);
 /// How long a write to etcd may take.
 const WRITE: Duration = Duration::from_secs(10);
+/// How far the clocks of two members may be apart.
+const SKEW: Duration = Duration::from_secs(5);
 
 /// Which of the two calls.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,17 +58,19 @@ struct Asked {
     action: Action,
     leader: Option<MemberName>,
     candidate: Option<MemberName>,
-    scheduled_at: Option<String>,
+    /// In the form of the contract, and on the wall clock.
+    scheduled_at: Option<(String, Duration)>,
 }
 
-/// The answer to a request with this body.
-pub(super) async fn request(app: &App, action: Action, body: &Map<String, Value>) -> Response {
-    match carry_out(app, action, body).await {
-        Ok((status, text)) | Err((status, text)) => wire::message(status, text),
+/// What a request with this body comes to.
+pub(super) async fn request(app: Arc<App>, action: Action, body: Map<String, Value>) -> Came {
+    match carry_out(&app, action, &body).await {
+        Ok(came) => came,
+        Err((status, text)) => Came::to(Ended::Refused, status, text),
     }
 }
 
-async fn carry_out(app: &App, action: Action, body: &Map<String, Value>) -> Result<(StatusCode, String), Refusal> {
+async fn carry_out(app: &Arc<App>, action: Action, body: &Map<String, Value>) -> Result<Came, Refusal> {
     let status = app.status.borrow().clone();
     let asked = read(action, body, status.pause)?;
     let Some(view) = &status.view else { return Err(unreachable()) };
@@ -72,15 +78,24 @@ async fn carry_out(app: &App, action: Action, body: &Map<String, Value>) -> Resu
         feasible(&asked, view, status.synchronous_mode).await?;
     }
     let (leader, candidate) = (asked.leader.clone(), asked.candidate.clone());
-    let write = Write::RequestFailover { leader, candidate, scheduled_at: asked.scheduled_at.clone() };
-    let Some(Written::Done(written)) = order(app, write).await else {
+    let scheduled_at = asked.scheduled_at.as_ref().map(|(text, _)| text.clone());
+    let Some(Written::Done(written)) = order(app, Write::RequestFailover { leader, candidate, scheduled_at }).await
+    else {
         return Err((StatusCode::SERVICE_UNAVAILABLE, "failed to write failover key into DCS".to_owned()));
     };
-    if asked.scheduled_at.is_some() {
-        return Ok((StatusCode::ACCEPTED, "Switchover scheduled".to_owned()));
-    }
     let before = view.leader.as_ref().map(|key| key.name.clone());
-    Ok(outcome(app, &asked, before, written, status.loop_wait).await)
+    if let Some((_, at)) = asked.scheduled_at {
+        let fires = fires(Arc::clone(app), asked, before, written, at);
+        return Ok(Came::later(StatusCode::ACCEPTED, "Switchover scheduled", Box::pin(fires)));
+    }
+    let patience = 2 * status.loop_wait.max(Duration::from_secs(10));
+    let unknown = format!("{} status unknown", asked.action.title());
+    let mut outcome = Box::pin(outcome(Arc::clone(app), asked, before, written));
+    Ok(match timeout(patience, &mut outcome).await {
+        Ok((Ended::Done, text)) => Came::to(Ended::Done, StatusCode::OK, text),
+        Ok((ended, text)) => Came::to(ended, StatusCode::SERVICE_UNAVAILABLE, text),
+        Err(_) => Came::later(StatusCode::SERVICE_UNAVAILABLE, &unknown, outcome),
+    })
 }
 
 fn unreachable() -> Refusal {
@@ -106,7 +121,7 @@ fn read(action: Action, body: &Map<String, Value>, paused: bool) -> Result<Asked
     if when.is_some() && paused {
         return bad("Can't schedule switchover in the paused state");
     }
-    let scheduled_at = when.map(|when| moment(when, "switchover")).transpose()?.map(|(text, _)| text);
+    let scheduled_at = when.map(|when| moment(when, "switchover")).transpose()?;
     if paused && candidate.is_none() {
         return bad("Switchover is possible only to a specific candidate in a paused state");
     }
@@ -127,8 +142,7 @@ pub(super) fn moment(when: &Value, action: &str) -> Result<(String, Duration), R
             (StatusCode::BAD_REQUEST, format!("Timezone information is mandatory for the scheduled {action}"))
         }
     })?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let at = read.at.filter(|at| *at >= now);
+    let at = read.at.filter(|at| *at >= wall());
     Ok((read.text, at.ok_or_else(|| unprocessable(&format!("Cannot schedule {action} in the past")))?))
 }
 
@@ -188,57 +202,88 @@ pub(super) async fn order(app: &App, write: Write) -> Option<Written> {
 }
 
 /// 15.6: what became of it, as soon as a Status tells.
-async fn outcome(
-    app: &App,
-    asked: &Asked,
-    before: Option<MemberName>,
-    written: Revision,
-    loop_wait: Duration,
-) -> (StatusCode, String) {
-    let deadline = Instant::now() + 2 * loop_wait.max(Duration::from_secs(10));
+async fn outcome(app: Arc<App>, asked: Asked, before: Option<MemberName>, written: Revision) -> End {
     let mut published = app.status.clone();
-    let title = asked.action.title();
-    let done = match asked.action {
-        Action::Switchover => "Switched over",
-        Action::Failover => "Failed over",
-    };
     loop {
         let status = published.borrow_and_update().clone();
         if let Some(view) = status.view.as_ref().filter(|view| view.revision >= written) {
             let holder = view.leader.as_ref().map(|key| &key.name);
-            match (holder.filter(|holder| Some(*holder) != before.as_ref()), &asked.candidate) {
-                (Some(now), Some(wanted)) if now != wanted => {
-                    return (StatusCode::OK, format!("{done} to \"{now}\" instead of \"{wanted}\""));
-                }
-                (Some(now), Some(_) | None) => {
-                    let done = done.to_lowercase();
-                    return (StatusCode::OK, format!("Successfully {done} to \"{now}\""));
-                }
+            match holder.filter(|holder| Some(*holder) != before.as_ref()) {
+                Some(now) => return (Ended::Done, told(&asked, now)),
                 // The winner takes the key before it takes the request off the table: so this one was dropped.
-                (None, Some(_) | None) if view.failover.is_none() && holder.is_some() => {
-                    return (StatusCode::SERVICE_UNAVAILABLE, format!("{title} failed"));
+                None if view.failover.is_none() && holder.is_some() => {
+                    return (Ended::Failed, format!("{} failed", asked.action.title()));
                 }
-                (None, Some(_) | None) => {}
+                None => {}
             }
         }
-        if timeout_at(deadline, published.changed()).await.is_err() {
-            return (StatusCode::SERVICE_UNAVAILABLE, format!("{title} status unknown"));
-        }
+        next(&mut published).await;
     }
 }
 
-/// `DELETE /switchover` (15.7).
-pub(super) async fn cancel(app: &App) -> Response {
-    let status = app.status.borrow().clone();
-    let Some(view) = &status.view else {
-        let (code, text) = unreachable();
-        return wire::message(code, text);
+/// In the words of the contract.
+fn told(asked: &Asked, now: &MemberName) -> String {
+    let done = match asked.action {
+        Action::Switchover => "Switched over",
+        Action::Failover => "Failed over",
     };
+    match &asked.candidate {
+        Some(wanted) if now != wanted => format!("{done} to \"{now}\" instead of \"{wanted}\""),
+        Some(_) | None => format!("Successfully {} to \"{now}\"", done.to_lowercase()),
+    }
+}
+
+/// A later Status. When the loop is gone, none comes: this process is about to end, and what waits with it.
+pub(super) async fn next(published: &mut watch::Receiver<Arc<Status>>) {
+    if published.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// What becomes of a scheduled switchover: its request is on the table until it is carried out, refused, replaced or taken back.
+async fn fires(app: Arc<App>, asked: Asked, mut before: Option<MemberName>, written: Revision, at: Duration) -> End {
+    let due = || wall() + SKEW >= at;
+    let mut published = app.status.clone();
+    loop {
+        let status = published.borrow_and_update().clone();
+        if let Some(view) = status.view.as_ref().filter(|view| view.revision >= written) {
+            let holder = view.leader.as_ref().map(|key| &key.name);
+            let stands = view.failover.as_ref().is_some_and(|request| request.modified == written);
+            match holder.filter(|holder| Some(*holder) != before.as_ref()) {
+                Some(now) if !stands && due() => return (Ended::Done, told(&asked, now)),
+                // Another one leads before its time has come; whether that is the end of it the holder decides.
+                Some(now) if stands && !due() => before = Some(now.clone()),
+                Some(_) | None if stands => {}
+                Some(_) | None => {
+                    let gone = "taken back, replaced, or refused by the leader, whose /decisions tell why";
+                    return (Ended::Failed, gone.to_owned());
+                }
+            }
+        }
+        next(&mut published).await;
+    }
+}
+
+fn wall() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// `DELETE /switchover` (15.7).
+pub(super) async fn cancel(app: Arc<App>) -> Came {
+    let no = |(code, text)| Came::to(Ended::Refused, code, text);
+    let status = app.status.borrow().clone();
+    let Some(view) = &status.view else { return no(unreachable()) };
     let scheduled = view.failover.as_ref().filter(|asked| asked.schedule.is_some());
-    let Some(asked) = scheduled else { return wire::message(StatusCode::NOT_FOUND, "no switchover is scheduled") };
-    match order(app, Write::ClearFailover { seen: asked.modified }).await {
-        Some(Written::Done(_)) => wire::message(StatusCode::OK, "scheduled switchover deleted"),
-        Some(Written::Refused) => wire::error_page(StatusCode::CONFLICT, "somebody changed it meanwhile; look again"),
-        None => wire::message(StatusCode::SERVICE_UNAVAILABLE, "failed to write failover key into DCS"),
+    let Some(asked) = scheduled else {
+        return no((StatusCode::NOT_FOUND, "no switchover is scheduled".to_owned()));
+    };
+    match order(&app, Write::ClearFailover { seen: asked.modified }).await {
+        Some(Written::Done(_)) => Came::to(Ended::Done, StatusCode::OK, "scheduled switchover deleted"),
+        Some(Written::Refused) => {
+            let why = "somebody changed it meanwhile; look again";
+            let answer = wire::error_page(StatusCode::CONFLICT, why);
+            Came { answer, end: Ok((Ended::Refused, why.to_owned())) }
+        }
+        None => Came::to(Ended::Failed, StatusCode::SERVICE_UNAVAILABLE, "failed to write failover key into DCS"),
     }
 }

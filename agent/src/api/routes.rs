@@ -1,25 +1,27 @@
 //! Which request goes where (rest-api.md section 3), and the order of the checks on the way.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::header::{CONTENT_LENGTH, HeaderValue, WARNING, WWW_AUTHENTICATE};
+use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, Uri};
 use regent_core::failsafe::Notice;
 use serde_json::Value;
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::timeout;
 
 use super::config::Change;
 use super::moment::Moment;
+use super::operations::{follow, operations};
 use super::params::Params;
 use super::requests::{self, Action};
 use super::tls::Client;
-use super::{App, Command, cluster, config, document, events, health, json, metrics, operate, wire};
+use super::{App, cluster, config, document, events, health, json, metrics, openapi, operate, wire};
 
 /// A question that is answered from the Status.
 pub(super) struct Ask<'a> {
@@ -27,10 +29,12 @@ pub(super) struct Ask<'a> {
     pub(super) moment: Moment<'a>,
     pub(super) params: Params,
     pub(super) headers: &'a HeaderMap,
+    /// What follows the first segment of the path.
+    pub(super) rest: &'a str,
 }
 
 /// Reads: GET, and HEAD and OPTIONS with the same code and no body. Everything else is a health check of the whole path.
-const READS: [(&str, Reader); 13] = [
+pub(super) const READS: [(&str, Reader); 15] = [
     ("liveness", |ask| wire::bare(health::liveness(ask))),
     ("readiness", |ask| wire::bare(health::readiness(ask))),
     ("patroni", |ask| wire::json(StatusCode::OK, json::text(&document::document(&ask.moment)))),
@@ -42,15 +46,17 @@ const READS: [(&str, Reader); 13] = [
     ("decisions", events::decisions),
     ("events", events::events),
     ("explain", events::explain),
+    ("openapi.json", |_| wire::json(StatusCode::OK, openapi::text().to_owned())),
+    ("operations", operations),
     ("ui", |_| wire::page(include_str!("ui.html"))),
     ("contract", |ask| wire::json(StatusCode::OK, json::text(&ask.moment.status.contract))),
 ];
 
-type Reader = fn(&Ask<'_>) -> Response;
+pub(super) type Reader = fn(&Ask<'_>) -> Response;
 
 /// Calls that change something, or will.
-const CALLS: [(Method, &str, Call); 13] = [
-    (Method::POST, "reload", Call::Send(|| Command::Reload, "reload scheduled")),
+pub(super) const CALLS: [(Method, &str, Call); 13] = [
+    (Method::POST, "reload", Call::Reload),
     (Method::POST, "sigterm", Call::Nothing(StatusCode::ACCEPTED, "shutdown scheduled")),
     (Method::POST, "citus", Call::NothingWithBody(StatusCode::OK, "OK")),
     (Method::POST, "mpp", Call::NothingWithBody(StatusCode::OK, "OK")),
@@ -67,9 +73,9 @@ const CALLS: [(Method, &str, Call); 13] = [
 
 /// What a call does.
 #[derive(Clone, Copy)]
-enum Call {
-    /// Sends this to the loop and answers 202 with the text.
-    Send(fn() -> Command, &'static str),
+pub(super) enum Call {
+    /// Has the configuration file read again; its body is ignored.
+    Reload,
     /// Has no effect by its contract (rest-api.md section 18).
     Nothing(StatusCode, &'static str),
     /// The same, and needs a body that is a JSON object.
@@ -93,6 +99,9 @@ enum Call {
 /// A client has this long to send a body; the bodies of the contract are a few kilobytes.
 const BODY_TIME: Duration = Duration::from_secs(10);
 const MAX_BODY: usize = 1 << 20;
+/// So many calls are carried out at a time: health checks always find a connection that can be cut in their favour. Members'
+/// own calls (`/failsafe`) are not counted.
+pub(super) const CALLS_AT_ONCE: usize = 64;
 
 /// The service of every connection. All paths go to one handler: the contract's rules (leading slashes, first segment,
 /// substrings) are not a path router's.
@@ -114,8 +123,9 @@ fn read(app: &App, uri: &Uri, headers: &HeaderMap) -> Response {
     let status = app.status.borrow().clone();
     let now = (app.clock)();
     let moment = Moment::new(&status, app.failsafe.agreement(now), now);
-    let ask = Ask { app, moment, params: Params::of(uri), headers };
-    match READS.iter().find(|(name, _)| *name == segment(uri)) {
+    let (segment, rest) = segments(uri);
+    let ask = Ask { app, moment, params: Params::of(uri), headers, rest };
+    match READS.iter().find(|(name, _)| *name == segment) {
         Some((_, reader)) => reader(&ask),
         None => wire::json(health::check(path(uri), &ask), json::text(&document::document(&ask.moment))),
     }
@@ -129,9 +139,10 @@ fn path(uri: &Uri) -> &str {
     }
 }
 
-/// The first segment of the path, leading slashes stripped.
-fn segment(uri: &Uri) -> &str {
-    path(uri).trim_start_matches('/').split('/').next().unwrap_or_default()
+/// The first segment of the path, leading slashes stripped, and what follows it.
+fn segments(uri: &Uri) -> (&str, &str) {
+    let path = path(uri).trim_start_matches('/');
+    path.split_once('/').unwrap_or((path, ""))
 }
 
 fn cluster_document(ask: &Ask<'_>) -> Response {
@@ -160,11 +171,11 @@ fn failsafe_document(ask: &Ask<'_>) -> Response {
 }
 
 /// Failsafe mode is on, the body is good, and this member neither writes nor may be promoted next: it agrees.
-async fn agree(app: &App, parts: &http::request::Parts, body: Body) -> Response {
+async fn agree(app: &App, parts: &Parts, body: Body) -> Response {
     if !app.status.borrow().failsafe_mode {
         return wire::error_page(StatusCode::BAD_GATEWAY, "failsafe mode is off");
     }
-    let notice = match json_object(&parts.headers, body).await {
+    let notice = match json_object(parts, body).await {
         Ok(object) => serde_json::from_value::<Notice>(Value::Object(object)),
         Err((status, why)) => return wire::error_page(status, why),
     };
@@ -192,12 +203,17 @@ fn stored(ask: &Ask<'_>, status: StatusCode, value: &Value) -> Response {
     answer
 }
 
-async fn call(app: &App, policy: &super::Policy, parts: &http::request::Parts, body: Body) -> Response {
-    let segment = segment(&parts.uri);
+async fn call(app: &Arc<App>, policy: &super::Policy, parts: &Parts, body: Body) -> Response {
+    let (segment, _) = segments(&parts.uri);
     let known = CALLS.iter().find(|(method, name, _)| *method == parts.method && *name == segment);
-    let Some((_, _, call)) = known else {
+    let Some((_, name, call)) = known else {
         return wire::error_page(StatusCode::NOT_IMPLEMENTED, "unsupported method for this path");
     };
+    let counted = !matches!(call, Call::Agree);
+    let permit = if counted { Some(app.calls.try_acquire()) } else { None };
+    if let Some(Err(_)) = permit {
+        return wire::message(StatusCode::SERVICE_UNAVAILABLE, "the agent has too many calls to answer; try again");
+    }
     if let Some(refusal) = stranger(app, policy, parts).await {
         return wire::message(StatusCode::FORBIDDEN, refusal);
     }
@@ -206,37 +222,40 @@ async fn call(app: &App, policy: &super::Policy, parts: &http::request::Parts, b
         answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"Patroni\""));
         return answer;
     }
+    let by = parts.extensions.get::<Client>().map(|client| client.address);
+    let (asked, none) = (Arc::clone(app), serde_json::Map::new());
+    let bad = |(status, why)| wire::error_page(status, why);
     match *call {
-        Call::Send(command, text) => send(app, command(), text),
         Call::Nothing(status, text) => wire::message(status, text),
-        Call::NothingWithBody(status, text) => match json_object(&parts.headers, body).await {
+        Call::NothingWithBody(status, text) => match json_object(parts, body).await {
             Ok(_) => wire::message(status, text),
-            Err((status, why)) => wire::error_page(status, why),
+            Err(refused) => bad(refused),
         },
-        Call::Request(action) => match json_object(&parts.headers, body).await {
-            Ok(body) => requests::request(app, action, &body).await,
-            Err((status, why)) => wire::error_page(status, why),
-        },
-        Call::Configure(change) => match json_object(&parts.headers, body).await {
+        Call::Configure(change) => match json_object(parts, body).await {
             Ok(body) => config::change(app, change, &body).await,
-            Err((status, why)) => wire::error_page(status, why),
+            Err(refused) => bad(refused),
         },
-        Call::Cancel => requests::cancel(app).await,
         Call::Agree => agree(app, parts, body).await,
-        Call::Restart => match optional_object(&parts.headers, body).await {
-            Ok(body) => operate::restart(app, &body).await,
-            Err((status, why)) => wire::error_page(status, why),
+        Call::Reload => follow(app, name, by, &none, operate::reload(asked)).await,
+        Call::Request(action) => match json_object(parts, body).await {
+            Ok(body) => follow(app, name, by, &body.clone(), requests::request(asked, action, body)).await,
+            Err(refused) => bad(refused),
         },
-        Call::Unschedule => operate::unschedule(app).await,
-        Call::Reinitialize => match optional_object(&parts.headers, body).await {
-            Ok(body) => operate::reinitialize(app, &body).await,
-            Err((status, why)) => wire::error_page(status, why),
+        Call::Cancel => follow(app, "cancel switchover", by, &none, requests::cancel(asked)).await,
+        Call::Restart => match optional_object(parts, body).await {
+            Ok(body) => follow(app, name, by, &body.clone(), operate::restart(asked, body)).await,
+            Err(refused) => bad(refused),
+        },
+        Call::Unschedule => follow(app, "cancel restart", by, &none, operate::unschedule(asked)).await,
+        Call::Reinitialize => match optional_object(parts, body).await {
+            Ok(body) => follow(app, name, by, &body.clone(), operate::reinitialize(asked, body)).await,
+            Err(refused) => bad(refused),
         },
     }
 }
 
 /// Why a client may change nothing, by where it comes from and what it showed.
-async fn stranger(app: &App, policy: &super::Policy, parts: &http::request::Parts) -> Option<&'static str> {
+async fn stranger(app: &App, policy: &super::Policy, parts: &Parts) -> Option<&'static str> {
     let client = parts.extensions.get::<Client>();
     let status = app.status.borrow().clone();
     let allowed = match client {
@@ -248,45 +267,43 @@ async fn stranger(app: &App, policy: &super::Policy, parts: &http::request::Part
     (!allowed).then_some("Access is denied").or((wants && !certified).then_some("client certificate required"))
 }
 
-/// Hands a command to the loop without waiting for it.
-fn send(app: &App, command: Command, accepted: &str) -> Response {
-    let busy = StatusCode::SERVICE_UNAVAILABLE;
-    match app.commands.try_send(command) {
-        Ok(()) => wire::message(StatusCode::ACCEPTED, accepted),
-        Err(TrySendError::Full(_)) => wire::message(busy, "the agent has too many commands to carry out; try again"),
-        Err(TrySendError::Closed(_)) => wire::message(busy, "the agent is shutting down"),
-    }
-}
+type Object = serde_json::Map<String, Value>;
 
 /// The body of a call that needs none (rest-api.md section 11): nothing at all is `{}`.
-async fn optional_object(
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<serde_json::Map<String, Value>, (StatusCode, &'static str)> {
+async fn optional_object(parts: &Parts, body: Body) -> Result<Object, (StatusCode, &'static str)> {
     let bad = (StatusCode::BAD_REQUEST, "the body must be a JSON object");
-    if !headers.contains_key(CONTENT_LENGTH) {
-        return Ok(serde_json::Map::new());
+    if !parts.headers.contains_key(CONTENT_LENGTH) {
+        return Ok(Object::new());
     }
-    let bytes = timeout(BODY_TIME, axum::body::to_bytes(body, MAX_BODY)).await.map_err(|_| bad)?.map_err(|_| bad)?;
+    let bytes = bytes(parts, body).await.ok_or(bad)?;
     match serde_json::from_slice(&bytes) {
-        _ if bytes.is_empty() => Ok(serde_json::Map::new()),
+        _ if bytes.is_empty() => Ok(Object::new()),
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) | Err(_) => Err(bad),
     }
 }
 
 /// The body of a call that needs one (rest-api.md section 11): a JSON object with something in it.
-async fn json_object(
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<serde_json::Map<String, Value>, (StatusCode, &'static str)> {
-    if !headers.contains_key(CONTENT_LENGTH) {
+async fn json_object(parts: &Parts, body: Body) -> Result<Object, (StatusCode, &'static str)> {
+    if !parts.headers.contains_key(CONTENT_LENGTH) {
         return Err((StatusCode::LENGTH_REQUIRED, "the request has no Content-Length"));
     }
     let bad = (StatusCode::BAD_REQUEST, "the body must be a JSON object that is not empty");
-    let bytes = timeout(BODY_TIME, axum::body::to_bytes(body, MAX_BODY)).await.map_err(|_| bad)?.map_err(|_| bad)?;
-    match serde_json::from_slice(&bytes) {
+    match serde_json::from_slice(&bytes(parts, body).await.ok_or(bad)?) {
         Ok(Value::Object(object)) if !object.is_empty() => Ok(object),
         Ok(_) | Err(_) => Err(bad),
     }
+}
+
+/// A body, unless it is too long or too slow. A client that is still to send it waits like one that is still to ask.
+async fn bytes(parts: &Parts, body: Body) -> Option<Bytes> {
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return None;
+    }
+    let busy = parts.extensions.get::<Client>().map(|client| &client.busy);
+    let set = |on| busy.inspect(|busy| busy.store(on, Ordering::Relaxed));
+    set(false);
+    let bytes = timeout(BODY_TIME, axum::body::to_bytes(body, MAX_BODY)).await;
+    set(true);
+    bytes.ok()?.ok()
 }

@@ -3,20 +3,23 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use regent_dcs::trust;
 use regent_pgctl::pem;
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::ServerConfig;
 
 use crate::config::{RestConfig, Secret};
 
 /// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Client {
     /// Its address; an IPv4 address is one, also on a listener for both.
     pub(super) address: IpAddr,
     /// It showed a certificate that `restapi.cafile` vouches for.
     pub(super) certified: bool,
+    /// Its request is being answered; while it is only waited for, the connection may be cut in favour of another.
+    pub(super) busy: Arc<AtomicBool>,
 }
 
 /// Certificate, key and whom to believe, as read from their files.
@@ -52,18 +55,17 @@ impl Tls {
         if let Some(suites) = &rest.ciphers {
             provider.cipher_suites.clone_from(suites);
         }
-        let builder = ServerConfig::builder_with_provider(Arc::new(provider)).with_safe_default_protocol_versions();
+        let provider = Arc::new(provider);
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
         let builder = builder.map_err(|error| format!("restapi.ciphers: {error}"))?;
         let builder = match (verify, &rest.cafile) {
             ("none", _) => builder.with_no_client_auth(),
             (_, None) => return Err(format!("restapi.verify_client is {verify}, and there is no restapi.cafile")),
             (_, Some(cafile)) => {
-                let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(pem::certificates("restapi.cafile", cafile)?);
-                let verifier = WebPkiClientVerifier::builder(Arc::new(roots));
-                let verifier = if verify == "optional" { verifier.allow_unauthenticated() } else { verifier };
-                let verifier = verifier.build().map_err(|error| format!("restapi.cafile {cafile}: {error}"))?;
-                builder.with_client_cert_verifier(verifier)
+                let trusted = pem::certificates("restapi.cafile", cafile)?;
+                let verifier = trust::in_clients(trusted, provider, verify == "optional");
+                builder
+                    .with_client_cert_verifier(verifier.map_err(|error| format!("restapi.cafile {cafile}: {error}"))?)
             }
         };
         let mut config = builder

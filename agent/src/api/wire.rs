@@ -46,7 +46,7 @@ pub(super) fn message(status: StatusCode, text: impl Into<String>) -> Response {
 /// A page for a person with a browser: it fetches from here and from nowhere else, and nobody may frame it.
 pub(super) fn page(html: &'static str) -> Response {
     let mut answer = respond(StatusCode::OK, Some("text/html; charset=utf-8"), html.to_owned());
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'none'";
     answer.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     answer
 }

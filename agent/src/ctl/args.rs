@@ -56,6 +56,8 @@ pub enum Command {
     History(HistoryArgs),
     /// List the members of a cluster
     List(ListArgs),
+    /// Say what was asked of the agents, and what became of it
+    Operations(OperationsArgs),
     /// Disable auto failover
     Pause(PauseArgs),
     /// Promote cluster, make it run standalone
@@ -214,6 +216,22 @@ pub struct WatchArgs {
     /// Look so many times, and end
     #[arg(short = 'n', long, value_name = "NUMBER")]
     pub rounds: Option<u32>,
+}
+
+/// Arguments of `operations`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  regentctl operations demo\n  regentctl operations demo 1795220293004217 --wait")]
+pub struct OperationsArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Only this one, with its phases
+    pub id: Option<u64>,
+    /// Wait for its end; status 1 unless it is done
+    #[arg(short, long, requires = "id")]
+    pub wait: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
 }
 
 /// Arguments of `history`.

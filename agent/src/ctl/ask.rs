@@ -55,5 +55,6 @@ async fn line() -> Result<String, CtlError> {
         let read = std::io::stdin().read_line(&mut line);
         drop(sender.send(read.map(|bytes| (bytes > 0).then_some(line))));
     });
-    interruptible(answer).await?.map_err(|_| CtlError::Aborted)??.ok_or(CtlError::Aborted)
+    let nobody = |_| CtlError::Unanswered;
+    interruptible(answer).await.map_err(nobody)?.map_err(|_| CtlError::Unanswered)??.ok_or(CtlError::Unanswered)
 }

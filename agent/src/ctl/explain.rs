@@ -201,7 +201,7 @@ fn table(explained: &Value) -> String {
     draw(&title, &headings, &members(explained).map(row).collect::<Vec<_>>())
 }
 
-fn cell(value: &Value) -> String {
+pub(super) fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),

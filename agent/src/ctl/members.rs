@@ -141,6 +141,9 @@ impl<D: Dcs> Cluster<D> {
                 StatusCode::CONFLICT => format!("Failed: another restart is already scheduled on member {name}\n"),
                 _ => format!("Failed: restart for member {name}, {}\n", answer.refusal()),
             })?;
+            if !answer.status.is_success() {
+                self.hint(&answer)?;
+            }
         }
         Ok(())
     }
@@ -183,6 +186,7 @@ impl<D: Dcs> Cluster<D> {
                 started.push((name, member));
             } else {
                 print(&format!("Failed: reinitialize for member {name}, {}\n", answer.refusal()))?;
+                self.hint(&answer)?;
             }
         }
         if asked.wait { self.wait_for_copies(started).await } else { Ok(()) }

@@ -13,6 +13,7 @@ mod explain;
 mod list;
 mod members;
 mod moment;
+mod operations;
 mod output;
 mod query;
 mod rest;
@@ -78,9 +79,12 @@ pub enum CtlError {
     /// `doctor` found something that must not stay so; it is printed.
     #[error("{0} dangers")]
     Dangers(usize),
-    /// Ctrl-C, or no answer to a question.
+    /// No answer to a question: the end of the input, or Ctrl-C.
     #[error("Aborted!")]
-    Aborted,
+    Unanswered,
+    /// Ctrl-C anywhere else.
+    #[error("Aborted!")]
+    Interrupted,
 }
 
 impl CtlError {
@@ -88,7 +92,8 @@ impl CtlError {
     #[must_use]
     pub fn line(&self) -> String {
         match self {
-            CtlError::Aborted => "\nAborted!".to_owned(),
+            CtlError::Unanswered => self.to_string(),
+            CtlError::Interrupted => format!("\n{self}"),
             CtlError::ConfigFile(_)
             | CtlError::Config(_)
             | CtlError::StoreUrl(_)
@@ -140,6 +145,7 @@ pub async fn run<D: Dcs>(
         Command::Watch(asked) => of(&asked.cluster).await?.look_on(asked).await,
         Command::Failover(asked) => of(&asked.cluster).await?.failover(asked).await,
         Command::Flush(asked) => way(Some(&asked.cluster_name), asked.group).await?.flush(asked).await,
+        Command::Operations(asked) => of(&asked.cluster).await?.operations(asked).await,
         Command::History(asked) => of(&asked.cluster).await?.history(asked.format).await,
         Command::Pause(asked) => of(&asked.cluster).await?.pause(true, asked.wait).await,
         Command::Resume(asked) => of(&asked.cluster).await?.pause(false, asked.wait).await,
@@ -165,7 +171,7 @@ pub async fn run<D: Dcs>(
             if dangers == 0 { Ok(()) } else { Err(CtlError::Dangers(dangers)) }
         }
         Command::Version(asked) => {
-            print(&version::own())?;
+            print(&version::own(std::env::args_os().next().as_deref()))?;
             if asked.cluster_name.is_none() {
                 return refuse_group(asked.group);
             }
@@ -229,7 +235,7 @@ async fn rounds<D: Dcs>(
 async fn interruptible<T>(work: impl Future<Output = T>) -> Result<T, CtlError> {
     tokio::select! {
         biased;
-        _ = tokio::signal::ctrl_c() => Err(CtlError::Aborted),
+        _ = tokio::signal::ctrl_c() => Err(CtlError::Interrupted),
         done = work => Ok(done),
     }
 }

@@ -10,9 +10,10 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use regent_dcs::trust;
 use regent_pgctl::pem;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -40,6 +41,8 @@ pub(super) struct Rest {
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) body: String,
+    /// By which the member knows what it was asked for.
+    pub(super) operation: Option<u64>,
 }
 
 impl Answer {
@@ -117,22 +120,90 @@ where
     driver.spawn(connection);
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
     let status = response.status();
+    let operation = response.headers().get("regent-operation").and_then(|id| id.to_str().ok()?.parse().ok());
     let body = Limited::new(response.into_body(), LARGEST).collect().await.map_err(|error| error.to_string())?;
-    Ok(Answer { status, body: String::from_utf8_lossy(&body.to_bytes()).into_owned() })
+    Ok(Answer { status, body: String::from_utf8_lossy(&body.to_bytes()).into_owned(), operation })
 }
 
 /// Believes `ctl.cacert`, else the system's store; shows `ctl.certfile` where a server asks for one.
 fn verifying(ctl: &CtlConfig) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
     let system = || SYSTEM_STORES.iter().find(|path| Path::new(path).exists()).map(ToString::to_string);
-    if let Some(store) = ctl.cacert.clone().or_else(system) {
-        roots.add_parsable_certificates(pem::certificates("ctl.cacert", &store)?);
-    }
-    let config = ClientConfig::builder().with_root_certificates(roots);
+    let none = "https needs ctl.cacert, as there is no system store of certificates; or set ctl.insecure";
+    let store = ctl.cacert.clone().or_else(system).ok_or(none)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = trust::in_servers(pem::certificates("ctl.cacert", &store)?, Arc::clone(&provider));
+    let verifier = verifier.map_err(|error| format!("ctl.cacert {store}: {error}"))?;
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.map_err(|error| error.to_string())?.dangerous().with_custom_certificate_verifier(verifier);
     match peers::identity(ctl)? {
         None => Ok(config.with_no_client_auth()),
         Some((chain, key)) => {
             config.with_client_auth_cert(chain, key).map_err(|error| format!("ctl.certfile: {error}"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use rustls::ServerConfig;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// A self-signed certificate that is a CA's too, for this name: PEM files in `dir`, and what is in them.
+    fn all_at_once(dir: &Path, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>, CtlConfig) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let der = params.self_signed(&key).unwrap().der().clone();
+        let file = |end: &str, kind: &str, der: &[u8]| {
+            let text = STANDARD.encode(der);
+            let path: PathBuf = dir.join(format!("{name}.{end}"));
+            std::fs::write(&path, format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let (crt, keyfile) = (file("crt", "CERTIFICATE", &der), file("key", "PRIVATE KEY", &key.serialize_der()));
+        let ctl = CtlConfig {
+            cacert: Some(crt.clone()),
+            certfile: Some(crt),
+            keyfile: Some(keyfile),
+            ..CtlConfig::default()
+        };
+        (vec![der], PrivateKeyDer::try_from(key.serialize_der()).unwrap(), ctl)
+    }
+
+    #[tokio::test]
+    async fn one_self_signed_certificate_may_be_all_at_once() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let (chain, key, ctl) = all_at_once(dir.path(), "localhost");
+        let (_, _, stranger) = all_at_once(dir.path(), "elsewhere");
+        let nameless = CtlConfig { cacert: ctl.cacert.clone(), ..CtlConfig::default() };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let clients = trust::in_clients(chain.clone(), provider, false).unwrap();
+        let server = ServerConfig::builder().with_client_cert_verifier(clients).with_single_cert(chain, key).unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nyes").await;
+                let _ = stream.shutdown().await;
+            }
+        });
+        let call = async |ctl: &CtlConfig, host: &str| {
+            let url = format!("https://{host}:{port}/patroni");
+            Rest::new(ctl).call(Method::GET, &url, "/", None, CONNECT).await.map(|answer| answer.body)
+        };
+        assert_eq!(call(&ctl, "localhost").await.as_deref(), Ok("yes"));
+        let refused = [call(&stranger, "localhost").await, call(&ctl, "127.0.0.1").await];
+        assert!(refused.iter().all(Result::is_err), "another certificate, another name: {refused:?}");
+        assert!(call(&nameless, "localhost").await.is_err(), "a client without a certificate");
     }
 }

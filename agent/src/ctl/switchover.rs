@@ -84,6 +84,9 @@ impl<D: Dcs> Cluster<D> {
         let read = self.begin().await?;
         let current = read.view.leader.as_ref().map(|key| key.name.clone());
         let fit = candidates(&read, current.as_ref());
+        if fit.is_empty() {
+            return fail("No candidates found to failover to");
+        }
         let candidate = match &asked.candidate {
             None if !asked.force => ask(&format!("Candidate {}", listed(&fit)), Some("")).await?,
             given => given.clone().unwrap_or_default(),
@@ -152,7 +155,8 @@ impl<D: Dcs> Cluster<D> {
                     Ok(answer) => {
                         let title = if request.failover { "Failover" } else { "Switchover" };
                         let status = answer.status.as_u16();
-                        return print(&format!("{title} failed, details: {status}, {}\n", answer.body));
+                        print(&format!("{title} failed, details: {status}, {}\n", answer.body))?;
+                        return self.hint(&answer);
                     }
                     Err(why) => format!("member {name} is not accessible: {why}"),
                 }

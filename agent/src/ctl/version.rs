@@ -1,6 +1,8 @@
 //! `version`: of this program, and of members by their REST API (cli.md 4.6).
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::Path;
 use std::time::Duration;
 
 use http::Method;
@@ -8,13 +10,18 @@ use regent_core::units::MemberName;
 use serde_json::Value;
 
 use super::rest::Rest;
+use crate::api::CONTRACT_VERSION;
 
 /// One member's time to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// The line of this program.
-pub(super) fn own() -> String {
-    format!("regentctl version {}\n", env!("CARGO_PKG_VERSION"))
+/// The line of this program, by the name it was called. By the peer's it tells the level that it speaks, which playbooks read there
+/// (cli-reference.md 19).
+pub(super) fn own(called: Option<&OsStr>) -> String {
+    match called.map(Path::new).and_then(Path::file_name) {
+        Some(name) if name == "patronictl" => format!("patronictl version {CONTRACT_VERSION}\n"),
+        _ => format!("regentctl version {}\n", env!("CARGO_PKG_VERSION")),
+    }
 }
 
 /// An empty line, and one for each member that has an address, all asked at the same time.
@@ -74,6 +81,17 @@ mod tests {
 
     use super::*;
     use crate::config::CtlConfig;
+
+    #[test]
+    fn by_the_peers_name_it_tells_the_level_that_it_speaks() {
+        for (called, want) in [
+            (Some("/usr/bin/patronictl"), "patronictl version 4.1.5\n".to_owned()),
+            (Some("regentctl"), format!("regentctl version {}\n", env!("CARGO_PKG_VERSION"))),
+            (None, format!("regentctl version {}\n", env!("CARGO_PKG_VERSION"))),
+        ] {
+            assert_eq!(own(called.map(OsStr::new)), want, "{called:?}");
+        }
+    }
 
     #[test]
     fn versions_are_told_from_a_status() {

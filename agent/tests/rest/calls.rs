@@ -1,5 +1,6 @@
 //! Calls that change something, and who may make them.
 
+use regent::agent;
 use regent::api::{Command, Credentials, Policy, ServerTokens};
 use regent::status::Status;
 use regent_core::cluster::FailsafeKey;
@@ -18,7 +19,7 @@ fn reload_goes_to_the_loop_and_is_answered_at_once() {
     let answer = post(&node, "POST", "/reload", "\r\n");
     assert_eq!((answer.code, answer.body.as_str()), (202, "reload scheduled"));
     assert_eq!(answer.header("Content-Type"), Some("text/html"));
-    assert!(matches!(node.commands.try_recv(), Ok(Command::Reload)));
+    assert!(matches!(node.commands.try_recv(), Ok(Command::Loop(agent::Command::Reload { reply: Some(_) }))));
     assert_eq!(post(&node, "POST", "/reload", "Content-Length: 4\r\n\r\n{bad").code, 202, "the body is ignored");
 
     // Nobody takes the commands: a full queue and a dead loop are told, never waited for.

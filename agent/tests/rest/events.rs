@@ -36,7 +36,35 @@ fn the_last_decisions_come_with_what_they_were_taken_on() {
     let again: Snapshot = serde_json::from_value(shown[0]["observation"].clone()).unwrap();
     assert_eq!(again, seen);
     assert_eq!(json_of(&node.get("/decisions?limit=1").body).as_array().unwrap().len(), 1);
-    assert_eq!(node.code("/decisions?limit=all"), 400);
+    for hostile in ["all", "0", "-1", "257", "1e9", "99999999999999999999999", "%00", "1%3B"] {
+        assert_eq!(node.code(&format!("/decisions?limit={hostile}")), 400, "{hostile}");
+    }
+    assert_eq!(node.code("/decisions?before=now"), 400);
+}
+
+#[test]
+fn decisions_are_told_in_pieces_and_none_is_missed() {
+    let node = Node::with(leader());
+    let mut seen = standby().build();
+    // Large enough that few fit into one answer.
+    let name = "n".repeat(60_000);
+    seen.config.name = name.as_str().into();
+    for _ in 0..12 {
+        decides(&node, &seen);
+    }
+    let (mut path, mut numbers) = ("/decisions?limit=256".to_owned(), Vec::new());
+    for _ in 0..20 {
+        let answer = node.get(&path);
+        assert!(answer.body.len() <= 256 << 10, "{} bytes", answer.body.len());
+        numbers.extend(json_of(&answer.body).as_array().unwrap().iter().map(|one| one["number"].as_u64().unwrap()));
+        let Some(next) = answer.header("Link") else { break };
+        let (target, relation) = next.trim_start_matches('<').split_once('>').unwrap();
+        assert_eq!(relation, r#"; rel="next""#);
+        target.clone_into(&mut path);
+    }
+    assert_eq!(numbers, (1..=12).rev().collect::<Vec<_>>());
+    let two = json_of(&node.get("/decisions?limit=2&before=5").body);
+    assert_eq!((two.as_array().unwrap().len(), &two[0]["number"]), (2, &json!(4)));
 }
 
 /// The lines of the stream up to an empty one.
@@ -131,6 +159,12 @@ fn the_reasons_for_and_against_each_candidate_are_the_rules_own() {
     assert_eq!(standing(&shown), [r#""n2" true "run_for_leader" 0"#, r#""n3" false "wait_nofailover" 10"#]);
     let asked = json_of(&node.get("/explain?candidate=n2").body);
     assert_eq!(standing(&asked)[0], r#""n2" true "run_as_candidate" 0"#);
+    // The leader sees who streams from it at this moment.
+    let mut status = cluster();
+    if let Some(sql) = &mut status.sql {
+        sql.replication[0].position = Some(Lsn(67_108_900));
+    }
+    assert_eq!(standing(&json_of(&Node::with(status).get("/explain").body))[0], r#""n2" true "run_for_leader" 60"#);
     let unread = Node::with(Status { last_view: None, ..leader() });
     assert_eq!(unread.code("/explain"), 503);
 }

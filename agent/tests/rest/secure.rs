@@ -16,12 +16,14 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use super::support::*;
 
+fn pem(kind: &str, der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")
+}
+
 /// A certificate authority and what it signed, as PEM files: `ca`, `server`, `client`, each with `.crt` and `.key`.
 fn certificates(dir: &Path) {
-    let write = |name: &str, kind: &str, der: &[u8]| {
-        let text = base64::engine::general_purpose::STANDARD.encode(der);
-        std::fs::write(dir.join(name), format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")).unwrap();
-    };
+    let write = |name: &str, kind: &str, der: &[u8]| std::fs::write(dir.join(name), pem(kind, der)).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -160,6 +162,42 @@ fn client_certificates_are_asked_for_as_configured() {
     std::fs::write(dir.path().join("server.key"), "nothing").unwrap();
     let broken = tls(dir.path(), "").unwrap_err();
     assert!(broken.contains("server.key"), "{broken}");
+}
+
+/// In the place of the client's certificate one that signed itself and is a CA's, as `openssl req -x509` makes them, known to
+/// the server or not, over or not.
+fn self_signed_client(dir: &Path, known: bool, over: bool) {
+    certificates(dir);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "all at once");
+    if over {
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    }
+    let own = pem("CERTIFICATE", params.self_signed(&key).unwrap().der());
+    std::fs::write(dir.join("client.crt"), &own).unwrap();
+    std::fs::write(dir.join("client.key"), pem("PRIVATE KEY", &key.serialize_der())).unwrap();
+    if known {
+        let trusted = std::fs::read_to_string(dir.join("ca.crt")).unwrap() + &own;
+        std::fs::write(dir.join("ca.crt"), trusted).unwrap();
+    }
+}
+
+#[test]
+fn a_client_certificate_that_is_itself_a_ca_is_believed_if_it_is_in_the_ca_file() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    for (known, over, believed) in [(true, false, true), (false, false, false), (true, true, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        self_signed_client(dir.path(), known, over);
+        for verify in ["required", "optional"] {
+            let tls = tls(dir.path(), &format!("verify_client: {verify}")).unwrap();
+            let node = Node::with_policy(replica(), Policy { tls, ..Policy::default() });
+            let answered = ask(&node, dir.path(), RELOAD, true).map(|answer| answer.code).ok();
+            assert_eq!(answered, believed.then_some(202), "{verify}, known: {known}, over: {over}");
+            assert_eq!(ask(&node, dir.path(), CHECK, false).is_ok(), verify == "optional", "without one, as ever");
+        }
+    }
 }
 
 #[test]

@@ -82,13 +82,11 @@ impl Node {
         stream
     }
 
-    /// Sends these bytes and reads until the server closes.
+    /// Sends these bytes and reads until the server closes. The answer is as `/openapi.json` says.
     pub(crate) fn raw(&self, request: impl AsRef<[u8]>) -> String {
-        let mut stream = self.connect();
-        stream.write_all(request.as_ref()).unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).unwrap();
-        String::from_utf8(answer).unwrap()
+        let answer = exchange(self.address(), request.as_ref());
+        super::described::check(request.as_ref(), &answer);
+        answer
     }
 
     pub(crate) fn ask(&self, method: &str, path: &str) -> Answer {
@@ -104,14 +102,21 @@ impl Node {
     }
 }
 
-/// Sends this to a server and reads until it closes; from any thread.
+/// The same from any thread.
 pub(crate) fn send(address: SocketAddr, request: &str) -> String {
+    let answer = exchange(address, request.as_bytes());
+    super::described::check(request.as_bytes(), &answer);
+    answer
+}
+
+/// ... and whatever the description says.
+pub(crate) fn exchange(address: SocketAddr, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(secs(20))).unwrap();
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    String::from_utf8(answer).unwrap()
 }
 
 /// A complete answer.
@@ -158,6 +163,7 @@ pub(crate) fn standby_sql() -> SqlFacts {
         server_version: 150_020,
         slots: vec![],
         leader_xmins: BTreeMap::new(),
+        log_gone: None,
         sync_names: String::new(),
         replication: vec![],
         pending_restart: vec![],

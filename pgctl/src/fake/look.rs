@@ -116,6 +116,7 @@ fn facts(world: &World, index: usize, server: &Server, cluster: &Cluster) -> Sql
         server_version: SERVER_VERSION,
         slots: cluster.slots.iter().map(|(name, there)| slot(name, there, active.get(name))).collect(),
         leader_xmins: if standby { world.nodes[index].leader_xmins.clone() } else { BTreeMap::new() },
+        log_gone: world.nodes[index].log_gone.filter(|_| standby),
         sync_names: cluster.sync_names.clone(),
         replication: world.nodes.iter().filter(receives).map(sender).collect(),
         pending_restart: Vec::new(),

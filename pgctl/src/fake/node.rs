@@ -254,6 +254,15 @@ impl FakePostgres {
         self.node(|node| node.replay_paused = true);
     }
 
+    /// Removes all log that is written, whoever may need it.
+    pub fn recycle_log(&self) {
+        self.node(|node| {
+            if let Data::Present(cluster) = &node.data {
+                node.log_from = cluster.log.end();
+            }
+        });
+    }
+
     /// The next `count` starts fail.
     pub fn fail_starts(&self, count: u32) {
         self.node(|node| node.failing_starts = count);
@@ -767,13 +776,17 @@ impl Postgres for FakePostgres {
                     cluster.slots.entry(name.clone()).and_modify(|slot| slot.at = slot.at.max((*to).min(end)));
                 }
             }
-            upkeep.ask.as_ref().and_then(|conn_url| world.find(conn_url))
+            let leader = upkeep.ask.as_ref().or(upkeep.needs.as_ref().map(|(conn_url, _)| conn_url));
+            leader.and_then(|conn_url| world.find(conn_url))
         }) else {
             return;
         };
         self.with(|world, index| {
             if let Some(source) = source.filter(|source| world.unusable_source(index, *source, None).is_none()) {
                 world.nodes[index].leader_xmins = world.xmins(source);
+                let removed = world.nodes[source].log_from;
+                world.nodes[index].log_gone =
+                    upkeep.needs.as_ref().map(|(_, from)| *from).filter(|from| *from < removed);
             }
         });
     }

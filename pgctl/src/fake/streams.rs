@@ -192,7 +192,8 @@ impl World {
         }
         let (Data::Present(theirs), Some(sender)) = (&source.data, &source.server) else { return None };
         let same = theirs.control.system_id == cluster.control.system_id;
-        if !same || !cluster.log.is_prefix_of(&theirs.log) {
+        let removed = cluster.log.end() < source.log_from;
+        if !same || removed || !cluster.log.is_prefix_of(&theirs.log) {
             return None;
         }
         match (old.filter(|link| link.pid == sender.pid), sender.phase) {

@@ -87,6 +87,10 @@ pub(super) struct Node {
     pub(super) called: Vec<(Duration, Callback)>,
     /// What the leader's slots hold back, as it said last.
     pub(super) leader_xmins: BTreeMap<String, u32>,
+    /// It has removed its log up to here.
+    pub(super) log_from: Lsn,
+    /// From here on the leader has none, as it said last.
+    pub(super) log_gone: Option<Lsn>,
     /// A directory was moved aside.
     pub(super) old_copy: bool,
     pub(super) settings: Option<Settings>,
@@ -214,6 +218,8 @@ impl World {
             failing_pre_promotes: 0,
             called: Vec::new(),
             leader_xmins: BTreeMap::new(),
+            log_from: Lsn::default(),
+            log_gone: None,
             old_copy: false,
             settings: None,
             build: None,

@@ -21,6 +21,11 @@ use regent_tests::simulation;
 const LOAD: Duration = Duration::from_secs(10);
 /// Connections that ask at once, each the next question when the last is answered.
 const CONNECTIONS: usize = 8;
+/// Connections that are of no use: a third silent, a third that trickle a request line, a third that trickle headers.
+const CROWD: usize = 2_000;
+/// Health checks a second beside them, each over a connection of its own, as HAProxy's are, from so many threads.
+const CHECKS: u32 = 500;
+const CHECKERS: u32 = 10;
 
 fn main() -> ExitCode {
     let built = if cfg!(debug_assertions) { "UNOPTIMISED: not for the record" } else { "optimised" };
@@ -32,7 +37,7 @@ fn main() -> ExitCode {
     println!("{:<58} {:>16}", "figure", "value");
     decisions();
     simulated();
-    match processes() {
+    match processes().and_then(|()| peer()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(trouble) => {
             println!("{trouble}");
@@ -96,9 +101,29 @@ fn processes() -> Result<(), Trouble> {
     let port = primary.ports().rest;
     load("GET /primary, PostgreSQL running", port)?;
     primary.signal_server(Signal::SIGSTOP);
-    let stopped = load("GET /primary, PostgreSQL stopped by SIGSTOP", port);
+    let stopped = load("GET /primary, PostgreSQL stopped by SIGSTOP", port)
+        .and_then(|()| crowded("GET /primary in a crowd, PostgreSQL stopped", port));
     primary.signal_server(Signal::SIGCONT);
-    stopped
+    stopped?;
+    rig.wait_whole(Duration::from_secs(120))?;
+    crowded("GET /primary in a crowd", rig.leader()?.ports().rest)?;
+    rig.etcd.signal(Signal::SIGSTOP);
+    let silent = crowded("GET /primary in a crowd, etcd stopped", rig.nodes().first().map_or(port, |n| n.ports().rest));
+    rig.etcd.signal(Signal::SIGCONT);
+    silent
+}
+
+/// The same of the peer, where `PEER_PATRONI` says where it is.
+fn peer() -> Result<(), Trouble> {
+    if std::env::var_os("PEER_PATRONI").is_none() {
+        println!("PEER_PATRONI=/path/to/bin/patroni adds the same figures of Patroni");
+        return Ok(());
+    }
+    let rig = Rig::new(Settings { nodes: 1, haproxy: false, peer: true, ttl: 20, ..Settings::default() })?;
+    rig.start_all()?;
+    let port = rig.wait_primary(Duration::from_secs(120))?.ports().rest;
+    load("Patroni, GET /primary", port)?;
+    crowded("Patroni, GET /primary in a crowd", port)
 }
 
 /// What agent and guardian cost together while nothing happens, and what they ask of etcd.
@@ -179,24 +204,109 @@ fn load(name: &str, port: u16) -> Result<(), Trouble> {
         answers.extend(asker.join().map_err(|_| Trouble::new("an asker panicked"))??);
     }
     let rate = answers.len() as f64 / start.elapsed().as_secs_f64();
+    figure(&format!("{name}: requests per second"), &format!("{rate:.0}"));
+    latencies(name, answers);
+    Ok(())
+}
+
+fn latencies(name: &str, mut answers: Vec<(Duration, u16)>) {
     answers.sort_unstable_by_key(|(latency, _)| *latency);
     let at = |percent: usize| answers.get((answers.len() * percent / 100).min(answers.len().saturating_sub(1)));
     let show = |percent| at(percent).map_or_else(String::new, |(t, _)| format!("{:.2} ms", t.as_secs_f64() * 1e3));
     let mut codes: Vec<u16> = answers.iter().map(|(_, code)| *code).collect();
     codes.sort_unstable();
     codes.dedup();
-    figure(&format!("{name}: requests per second"), &format!("{rate:.0}"));
     figure(&format!("{name}: 99th percentile"), &show(99));
     figure(&format!("{name}: slowest"), &show(100));
     figure(&format!("{name}: status codes seen"), &format!("{codes:?}"));
+}
+
+/// [`CHECKS`] health checks a second among a [`CROWD`], for [`LOAD`]: latencies, each from the moment it was due, and how many
+/// got no answer.
+fn crowded(name: &str, port: u16) -> Result<(), Trouble> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(std::io::Error::from)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(std::io::Error::from)?;
+    let begin = Instant::now() + Duration::from_secs(2);
+    let crowd = thread::spawn(move || crowd(port, begin + LOAD));
+    let check_all = move || {
+        let (mut due, mut answers, mut lost) = (begin, Vec::new(), 0);
+        while due < begin + LOAD {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            match check(port) {
+                Ok(code) => answers.push((due.elapsed(), code)),
+                Err(_) => lost += 1,
+            }
+            due += Duration::from_secs(1) * CHECKERS / CHECKS;
+        }
+        (answers, lost)
+    };
+    let checkers: Vec<_> = (0..CHECKERS).map(|_| thread::spawn(check_all)).collect();
+    let (mut answers, mut lost) = (Vec::new(), 0);
+    for checker in checkers {
+        let (some, gone) = checker.join().map_err(|_| Trouble::new("a checker panicked"))?;
+        answers.extend(some);
+        lost += gone;
+    }
+    let stood = crowd.join().map_err(|_| Trouble::new("the crowd panicked"))?;
+    figure(&format!("{name}: connections in the crowd, at the least"), &format!("{stood}"));
+    figure(&format!("{name}: checks without an answer"), &format!("{lost}"));
+    latencies(name, answers);
     Ok(())
+}
+
+/// One check over a connection of its own: its code.
+fn check(port: u16) -> Result<u16, Trouble> {
+    let within = Duration::from_secs(5);
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), within)?;
+    stream.set_read_timeout(Some(within))?;
+    stream.write_all(b"GET /primary HTTP/1.0\r\n\r\n")?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text)?;
+    Ok(code(&text))
+}
+
+/// Keeps a [`CROWD`] of connections until `end`, new ones in the place of those that are cut; the least that stood at a time.
+fn crowd(port: u16, end: Instant) -> usize {
+    let connect = || {
+        let stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), secs(1)).ok()?;
+        stream.set_nonblocking(true).ok()?;
+        Some(stream)
+    };
+    let request = b"GET /primary?lag=10MB&tag_datacenter=west HTTP/1.1\r\nHost: crowd\r\nX-Long: long\r\n".as_slice();
+    let mut all: Vec<(Option<TcpStream>, usize)> = (0..CROWD).map(|_| (connect(), 0)).collect();
+    let mut least = CROWD;
+    while Instant::now() < end {
+        for (n, (stream, sent)) in all.iter_mut().enumerate() {
+            let cut = |stream: &mut TcpStream| match stream.read(&mut [0; 512]) {
+                Ok(count) => count == 0,
+                Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+            };
+            if stream.as_mut().is_none_or(cut) {
+                (*stream, *sent) = (connect(), 0);
+            }
+            // The last third is past its request line from the beginning.
+            let from = if n % 3 == 2 { (*sent).max(60) } else { *sent };
+            let more = if *sent == 0 { request.get(..from + 1) } else { request.get(from..from + 1) };
+            if let (true, Some(stream), Some(more)) = (n % 3 > 0, stream, more) {
+                *sent = from + stream.write(more).map_or(0, |_| 1);
+            }
+        }
+        least = least.min(all.iter().filter(|(stream, _)| stream.is_some()).count());
+        thread::sleep(Duration::from_millis(500));
+    }
+    least
 }
 
 /// One connection's questions until `end`: latency and status code of each.
 fn ask(port: u16, end: Instant) -> Result<Vec<(Duration, u16)>, Trouble> {
-    let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let connect = || {
+        let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok::<_, std::io::Error>(stream)
+    };
+    let mut stream = connect()?;
     let mut answers = Vec::new();
     let mut text = Vec::new();
     let mut chunk = [0; 4096];
@@ -204,21 +314,34 @@ fn ask(port: u16, end: Instant) -> Result<Vec<(Duration, u16)>, Trouble> {
         let sent = Instant::now();
         stream.write_all(b"GET /primary HTTP/1.1\r\nHost: bench\r\n\r\n")?;
         text.clear();
-        while !whole(&text) {
+        let mut closed = false;
+        while !closed && !whole(&text) {
             let n = stream.read(&mut chunk)?;
-            if n == 0 {
-                return Err(Trouble::new("the agent closed a kept-alive connection"));
-            }
+            closed = n == 0;
             text.extend_from_slice(chunk.get(..n).unwrap_or_default());
         }
-        let code = text.get(9..12).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok()).unwrap_or(0);
-        answers.push((sent.elapsed(), code));
+        if closed && text.is_empty() {
+            return Err(Trouble::new("a connection was closed without an answer"));
+        }
+        answers.push((sent.elapsed(), code(&text)));
+        // The peer keeps none.
+        if closed {
+            stream = connect()?;
+        }
     }
     Ok(answers)
 }
 
-/// Whether `text` holds a head and as many bytes as it announces.
+/// The status code of an answer; 0: it is none.
+fn code(text: &[u8]) -> u16 {
+    text.get(9..12).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok()).unwrap_or(0)
+}
+
+/// Whether `text` holds a head and as many bytes as it announces; an answer of HTTP/1.0 ends with its connection.
 fn whole(text: &[u8]) -> bool {
+    if text.starts_with(b"HTTP/1.0") {
+        return false;
+    }
     let Some(head) = text.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
     let header = String::from_utf8_lossy(text.get(..head).unwrap_or_default()).to_ascii_lowercase();
     let length = header.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());

@@ -24,6 +24,12 @@ struct Member {
     process: Option<Process>,
 }
 
+impl Member {
+    fn peer_url(&self) -> String {
+        format!("http://{}:{}", self.host.address(), self.peer)
+    }
+}
+
 /// An etcd cluster of one or several members.
 #[derive(Debug)]
 pub struct Etcd {
@@ -58,6 +64,13 @@ impl Etcd {
         f(&mut self.members.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// All members, as etcd's `--initial-cluster` takes them.
+    fn peers(&self) -> String {
+        self.with(|members| {
+            members.iter().map(|m| format!("{}={}", m.name, m.peer_url())).collect::<Vec<_>>().join(",")
+        })
+    }
+
     /// The ports for clients.
     #[must_use]
     pub fn ports(&self) -> Vec<u16> {
@@ -75,13 +88,11 @@ impl Etcd {
     /// # Errors
     /// A server cannot be started.
     pub fn start(&self) -> Result<(), Trouble> {
+        let peers = self.peers();
         self.with(|members| {
-            let peers: Vec<String> =
-                members.iter().map(|m| format!("{}=http://{}:{}", m.name, m.host.address(), m.peer)).collect();
-            let peers = peers.join(",");
             for member in members.iter_mut().filter(|m| m.process.is_none()) {
                 let client = format!("http://{}:{}", member.host.address(), member.client);
-                let peer = format!("http://{}:{}", member.host.address(), member.peer);
+                let peer = member.peer_url();
                 let mut command = clean(&self.server);
                 command.current_dir(&self.dir).arg("--name").arg(&member.name);
                 command.arg("--data-dir").arg(self.dir.join(&member.name));
@@ -111,7 +122,7 @@ impl Etcd {
     /// # Errors
     /// None answers that it leads.
     pub fn leader(&self) -> Result<usize, Trouble> {
-        let status = self.ctl(&["endpoint", "status"])?;
+        let status = self.ask(&["endpoint", "status"])?;
         let leads = |line: &&str| line.split(", ").nth(4) == Some("true");
         let line = status.lines().find(leads).ok_or_else(|| Trouble::new("no etcd member leads"))?;
         let endpoint = line.split(',').next().unwrap_or_default();
@@ -147,7 +158,7 @@ impl Etcd {
     /// # Errors
     /// It does not.
     pub fn health(&self) -> Result<(), Trouble> {
-        self.ctl(&["get", "/health", "--keys-only"]).map(|_| ())
+        self.ask(&["get", "/health", "--keys-only"]).map(|_| ())
     }
 
     /// The value of a key; `None` when there is none.
@@ -155,7 +166,7 @@ impl Etcd {
     /// # Errors
     /// etcd does not answer.
     pub fn get(&self, key: &str) -> Result<Option<String>, Trouble> {
-        let text = self.ctl(&["get", key])?;
+        let text = self.ask(&["get", key])?;
         Ok(text.split_once('\n').map(|(_, value)| value.strip_suffix('\n').unwrap_or(value).to_owned()))
     }
 
@@ -164,7 +175,7 @@ impl Etcd {
     /// # Errors
     /// etcd does not answer.
     pub fn keys(&self, prefix: &str) -> Result<Vec<String>, Trouble> {
-        let text = self.ctl(&["get", prefix, "--prefix", "--keys-only"])?;
+        let text = self.ask(&["get", prefix, "--prefix", "--keys-only"])?;
         Ok(text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
     }
 
@@ -174,7 +185,7 @@ impl Etcd {
     /// etcd does not answer.
     pub fn put(&self, key: &str, value: &str) -> Result<(), Trouble> {
         // A value that begins with a dash would be an option.
-        self.ctl(&["put", "--", key, value]).map(|_| ())
+        self.ask(&["put", "--", key, value]).map(|_| ())
     }
 
     /// Deletes a key.
@@ -182,11 +193,19 @@ impl Etcd {
     /// # Errors
     /// etcd does not answer.
     pub fn delete(&self, key: &str) -> Result<(), Trouble> {
-        self.ctl(&["del", key]).map(|_| ())
+        self.ask(&["del", key]).map(|_| ())
     }
 
-    fn ctl(&self, args: &[&str]) -> Result<String, Trouble> {
-        let endpoints: Vec<String> = self.endpoints().iter().map(ToString::to_string).collect();
+    /// What `etcdctl` says to these arguments, asked of all members.
+    ///
+    /// # Errors
+    /// It fails, with its last line.
+    pub fn ask(&self, args: &[&str]) -> Result<String, Trouble> {
+        self.ask_of(&self.endpoints(), args)
+    }
+
+    fn ask_of(&self, endpoints: &[SocketAddr], args: &[&str]) -> Result<String, Trouble> {
+        let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
         let mut command = clean(&self.ctl);
         command.env("ETCDCTL_API", "3").arg("--endpoints").arg(endpoints.join(","));
         command.args(["--dial-timeout=1s", "--command-timeout=2s"]).args(args);
@@ -198,6 +217,69 @@ impl Etcd {
             let said = String::from_utf8_lossy(&out.stderr);
             Err(Trouble::new(format!("etcdctl {}: {}", args.join(" "), said.lines().last().unwrap_or_default())))
         }
+    }
+
+    /// Gives the leadership to another member.
+    ///
+    /// # Errors
+    /// No member leads, or there is no other.
+    pub fn move_leader(&self) -> Result<(), Trouble> {
+        let (leader, endpoints) = (self.leader()?, self.endpoints());
+        let at = *endpoints.get(leader).ok_or_else(|| Trouble::new("no etcd member leads"))?;
+        let status = self.ask(&["endpoint", "status"])?;
+        // Endpoint, id, version, ...
+        let other = status.lines().find(|line| !line.starts_with(&at.to_string()));
+        let id = other.and_then(|line| line.split(", ").nth(1)).ok_or_else(|| Trouble::new("etcd has one member"))?;
+        self.ask_of(&[at], &["move-leader", id]).map(|_| ())
+    }
+
+    /// Forgets every revision but the present one: watches from before are cancelled.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub fn compact(&self) -> Result<(), Trouble> {
+        let answer = self.ask(&["get", "/revision", "--write-out=json"])?;
+        let answer: serde_json::Value = serde_json::from_str(&answer).map_err(|e| Trouble::new(e.to_string()))?;
+        self.ask(&["compact", &answer["header"]["revision"].to_string()]).map(|_| ())
+    }
+
+    fn snapshot(&self) -> PathBuf {
+        self.dir.join("etcd.snapshot")
+    }
+
+    /// Saves a snapshot, for [`Etcd::restore`].
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub fn save(&self) -> Result<(), Trouble> {
+        let first = self.endpoints().first().copied().into_iter().collect::<Vec<_>>();
+        let _ = std::fs::remove_file(self.snapshot());
+        self.ask_of(&first, &["snapshot", "save", &self.snapshot().display().to_string()]).map(|_| ())
+    }
+
+    /// Stops all members and starts them with what was saved.
+    ///
+    /// # Errors
+    /// Nothing was saved, or etcd's tool fails.
+    pub fn restore(&self) -> Result<(), Trouble> {
+        self.stop();
+        let cluster = self.peers();
+        self.with(|members| {
+            members.iter().try_for_each(|member| {
+                let data = self.dir.join(&member.name);
+                std::fs::remove_dir_all(&data)?;
+                let mut command = clean(&self.ctl);
+                self.account.apply(&mut command);
+                command.env("ETCDCTL_API", "3").args(["snapshot", "restore"]).arg(self.snapshot());
+                command.arg("--name").arg(&member.name).arg("--data-dir").arg(&data);
+                command.args(["--initial-cluster", &cluster, "--initial-cluster-token", "rig"]);
+                command.args(["--initial-advertise-peer-urls", &member.peer_url()]);
+                let out = output(&mut command, PATIENCE)?;
+                let said = String::from_utf8_lossy(&out.stderr);
+                if out.status.success() { Ok(()) } else { Err(Trouble::new(format!("snapshot restore: {said}"))) }
+            })
+        })?;
+        self.start()
     }
 
     /// The ends of the members' logs.

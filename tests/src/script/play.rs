@@ -181,6 +181,7 @@ impl Stage {
             ["slow", name, what, by] => self.slow(self.named(name)?, what, time(by)?)?,
             ["fail", name, "start"] => self.server(name)?.fail_starts(1),
             ["fail", name, "pre_promote"] => self.server(name)?.refuse_promotions(1),
+            ["recycle", name] => self.server(name)?.recycle_log(),
             ["back", "up", name] => self.server(name)?.back_up(),
             ["fail", name, "clone"] => self.server(name)?.fail_clones(1),
             ["fail", name, "rewind", times] => {

@@ -183,6 +183,54 @@ fn operate(rig: &Rig, tool: &Tool) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// What was asked has an end that can be read: that of before, of a reload of a bad file, and of an agent that is gone.
+fn followed(rig: &Rig, tool: &Tool) -> Result<(), Trouble> {
+    let list = || -> Result<Vec<serde_json::Value>, Trouble> {
+        let text = tool.says(&["operations", "demo", "-f", "json"], "[")?;
+        serde_json::from_str(&text).map_err(|error| Trouble::new(format!("{error}: {text}")))
+    };
+    let (mut kinds, all): (Vec<_>, _) = (Vec::new(), list()?);
+    for one in &all {
+        assert_eq!(one["state"] == "running", one.get("ended").is_none(), "{one}");
+        if one["state"] == "done" {
+            kinds.push(one["operation"].as_str().unwrap_or_default());
+        }
+    }
+    kinds.sort_unstable();
+    kinds.dedup();
+    let done = ["cancel restart", "cancel switchover", "failover", "reinitialize", "reload", "restart", "switchover"];
+    assert_eq!(kinds, done, "{all:?}");
+    let refused = all.iter().find(|one| one["result"] == "restart conditions are not satisfied");
+    assert!(refused.is_some_and(|one| one["state"] == "refused"), "{all:?}");
+    let switched = all.iter().find(|one| one["operation"] == "switchover" && one["state"] == "done");
+    let id = switched.map(|one| one["id"].to_string()).unwrap_or_default();
+    tool.says(&["operations", "demo", &id, "--wait"], " done: Successfully switched over to ")?;
+
+    // Answered as the contract says, and not what was asked for.
+    let node = &rig.nodes()[1];
+    let good = std::fs::read_to_string(node.config())?;
+    rig.write(&node.config(), &format!("{good}\nloop: [\n"))?;
+    let answer = http::raw(node.rest(), "POST /reload HTTP/1.0\r\n\r\n", PATIENCE)?;
+    assert_eq!((answer.status, answer.body.as_str()), (202, "reload scheduled"));
+    let header = answer
+        .head
+        .lines()
+        .find_map(|line| line.to_ascii_lowercase().strip_prefix("regent-operation: ").map(str::to_owned));
+    let id = header.ok_or_else(|| Trouble::new(format!("no id: {}", answer.head)))?;
+    let (status, text) = tool.answering("", &["operations", "demo", &id, "--wait"])?;
+    assert!(status == Some(1) && text.contains("failed: the old configuration stays in force: "), "{status:?} {text}");
+    assert!(text.contains(&node.config().display().to_string()), "{text}");
+    rig.write(&node.config(), &good)?;
+    node.kill_agent();
+    node.start()?;
+    rig.wait(PATIENCE, "the agent is back and knows nothing of it", |_| {
+        let (status, text) = tool.answering("", &["operations", "demo", &id]).map_err(|e| e.to_string())?;
+        let lost = status == Some(1) && text.contains(&format!("Operation {id}: lost: "));
+        if lost { Ok(()) } else { Err(text) }
+    })?;
+    rig.wait_whole(PATIENCE).map(drop)
+}
+
 /// All that is known of the cluster goes when three answers are right.
 fn remove(rig: &Rig, tool: &Tool) -> Result<(), Trouble> {
     let leader = rig.leader()?.name().to_owned();
@@ -206,6 +254,7 @@ fn regentctl_operates_a_cluster() -> Result<(), Trouble> {
     let tool = Tool::of(&rig.programs().regentctl, &rig);
     explained(&rig, &tool)?;
     operate(&rig, &tool)?;
+    followed(&rig, &tool)?;
     // Under the peer's name, in its older words.
     let link = rig.dir().join("patronictl");
     std::os::unix::fs::symlink(&rig.programs().regentctl, &link)?;

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use crate::cluster::Member;
+use crate::memory::Role;
 use crate::plan::{Lease, Move, Plan, Verdict};
-use crate::postgres::{DataDir, Job, StopMode, Upstream};
+use crate::postgres::{DataDir, Job, StopMode, Upkeep, Upstream};
 use crate::request::Request;
 use crate::slots;
 use crate::snapshot::Snapshot;
-use crate::units::MemberName;
+use crate::units::{Lsn, MemberName};
 
 /// How soon to look again at something that changes without an event.
 const SOON: Duration = Duration::from_millis(500);
@@ -142,6 +143,20 @@ pub(super) fn start_as_standby(s: &Snapshot) -> Option<Verdict> {
     })
 }
 
+/// A standby answers queries only when it is consistent, and for that it may need log of its upstream. If that was nobody, or
+/// is gone, it is given another one unasked; whom it was told to follow is remembered. PostgreSQL's startup process reads
+/// `primary_conninfo` again when it is reloaded (PostgreSQL 13, release notes).
+pub(super) fn follow_while_starting(s: &Snapshot) -> Option<Verdict> {
+    let starting = s.is_starting() && s.memory.role == Role::Replica && s.job.is_none();
+    let failed = just_failed(s, |job| *job == Job::Follow).is_some();
+    let Upstream::Member { name, .. } = &upstream(s) else { return None };
+    let told = s.memory.upstream.as_ref() == Some(&upstream(s));
+    (starting && !failed && !told).then(|| {
+        let why = format!("it starts, and was told to follow somebody else: {name} leads now");
+        Verdict::new(Plan::of(Lease::Keep, Move::Follow(upstream(s))), why)
+    })
+}
+
 /// No verdict on a server that is still starting, or did not answer.
 pub(super) fn wait_while_starting(s: &Snapshot) -> Option<Verdict> {
     (s.standby().is_none())
@@ -199,12 +214,46 @@ pub(super) fn copy_slots(s: &Snapshot) -> Option<Verdict> {
     Some(Verdict::new(Plan::of(Lease::Keep, copy), why))
 }
 
+/// A standby that waits for log is told what it waits for: PostgreSQL itself tries again for ever, and says so in its log only.
+/// Nothing in it is lost to the cluster, but it takes a human: a copy of the whole may take a day.
+pub(super) fn report_missing_log(s: &Snapshot) -> Option<Verdict> {
+    let (leader, _, at) = waits_for_log(s)?;
+    let sql = s.standby()?;
+    (sql.log_gone == Some(at) && !sql.restores_from_archive).then(|| {
+        let why = format!(
+            "{leader} has removed its log from {at} on, which this member needs to follow: `regentctl reinit` copies it anew; where an \
+             archive has that log, set restore_command"
+        );
+        Verdict::new(Plan { upkeep: upkeep(s), ..Plan::stay() }, why)
+    })
+}
+
+/// Whom a standby that does not stream wants log from, and from where on.
+fn waits_for_log(s: &Snapshot) -> Option<(MemberName, String, Lsn)> {
+    let sql = s.standby().filter(|sql| !sql.streaming)?;
+    // Only who leads can tell: a standby does not know which log it will have.
+    let leads = |name: &MemberName| s.view().and_then(|view| view.leader.as_ref()).is_some_and(|key| key.name == *name);
+    match upstream(s) {
+        Upstream::Member { name, conn_url } if leads(&name) => {
+            Some((name, conn_url, sql.receive_lsn.max(sql.replay_lsn)?))
+        }
+        Upstream::Member { .. } | Upstream::Nobody => None,
+    }
+}
+
+fn upkeep(s: &Snapshot) -> Option<Upkeep> {
+    let needs = waits_for_log(s).map(|(_, conn_url, at)| (conn_url, at));
+    slots::upkeep(s).or_else(|| needs.map(|needs| Upkeep { needs: Some(needs), ..Upkeep::default() }))
+}
+
 /// A standby, following.
 pub(super) fn stay_standby(s: &Snapshot) -> Verdict {
     let leader = s.view().and_then(|view| view.leader.as_ref()).map(|key| key.name.to_string()).unwrap_or_default();
     let streams = s.standby().is_some_and(|sql| sql.streaming);
-    let plan = Plan { upkeep: slots::upkeep(s), ..Plan::stay() };
-    Verdict::new(plan, format!("a standby, {} {leader}", if streams { "streaming from" } else { "following" }))
+    Verdict::new(
+        Plan { upkeep: upkeep(s), ..Plan::stay() },
+        format!("a standby, {} {leader}", if streams { "streaming from" } else { "following" }),
+    )
 }
 
 #[cfg(test)]
@@ -212,7 +261,7 @@ mod tests {
     use crate::cluster::SyncState;
     use crate::config::{PermanentSlot, SyncMode};
     use crate::fixture::{decodes, primary, secs, standby};
-    use crate::memory::LeaseOutcome;
+    use crate::memory::{LeaseOutcome, Role};
     use crate::plan::{Lease, Move};
     use crate::postgres::{DataDir, FinishedJob, Job, SlotChanges, StopMode, Upstream};
     use crate::rules::decide;
@@ -299,6 +348,56 @@ mod tests {
         assert_eq!(chain("gone", "c"), Move::Stay, "c names itself");
         let archive_only = standby().with(|s| s.config.tags.nostream = true);
         assert_eq!(decide(&archive_only).plan.postgres, Move::Follow(Upstream::Nobody));
+    }
+
+    #[test]
+    fn follow_while_starting() {
+        let with_role = |role| standby().starting(secs(1)).but(move |s| s.memory.role = role);
+        let starting = || with_role(Role::Replica);
+        let b = decide(&standby().down().build()).plan.postgres;
+        let Move::StartStandby(b) = b else { panic!("{b:?}") };
+        let rule = |told: Option<Upstream>| decide(&starting().with(|s| s.memory.upstream = told)).rule;
+        assert_eq!(rule(Some(Upstream::Nobody)), "follow_while_starting");
+        assert_eq!(rule(None), "follow_while_starting", "nobody remembers");
+        assert_eq!(rule(Some(b.clone())), "wait_while_starting");
+        let failed = |s: &mut Snapshot| {
+            s.memory.last_job = Some(FinishedJob { job: Job::Follow, at: s.now, error: Some("no".into()) });
+        };
+        assert_eq!(decide(&starting().with(failed)).rule, "wait_while_starting");
+        let unknown = with_role(Role::Uninitialized).build();
+        assert_eq!(decide(&unknown).rule, "wait_while_starting", "it may be one that starts as a primary");
+        let no_address = starting().without_member("b").build();
+        assert_eq!(decide(&no_address).rule, "wait_while_starting");
+        let s = starting().build();
+        let next = s.memory.after(&s, &decide(&s), LeaseOutcome::NotTried);
+        assert_eq!(next.upstream, Some(b), "and then it is told");
+    }
+
+    #[test]
+    fn report_missing_log() {
+        let waiting = |gone: Option<u64>| {
+            standby().but(move |s| {
+                let sql = s.postgres.sql.as_mut().expect("answers");
+                (sql.streaming, sql.receive_lsn, sql.replay_lsn) = (false, Some(Lsn(500)), Some(Lsn(400)));
+                sql.log_gone = gone.map(Lsn);
+            })
+        };
+        let asked = decide(&waiting(None).build());
+        assert_eq!(asked.rule, "stay_standby");
+        assert_eq!(
+            asked.plan.upkeep.and_then(|upkeep| upkeep.needs).map(|(_, at)| at),
+            Some(Lsn(500)),
+            "the leader is asked"
+        );
+        let gone = decide(&waiting(Some(500)).build());
+        assert_eq!((gone.rule, gone.plan.postgres), ("report_missing_log", Move::Stay));
+        assert!(gone.plan.upkeep.is_some(), "and asked again: the archive may bring it");
+        assert_eq!(decide(&waiting(Some(400)).build()).rule, "stay_standby", "it has moved on since");
+        let from_archive =
+            waiting(Some(500)).with(|s| s.postgres.sql.as_mut().expect("answers").restores_from_archive = true);
+        assert_eq!(decide(&from_archive).rule, "stay_standby");
+        let streaming = waiting(Some(500)).with(|s| s.postgres.sql.as_mut().expect("answers").streaming = true);
+        assert_eq!((decide(&streaming).rule, decide(&streaming).plan.upkeep), ("stay_standby", None));
     }
 
     #[test]

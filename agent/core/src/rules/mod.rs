@@ -211,6 +211,7 @@ pub const FOLLOWER: Table = Table {
         repair::stay_down_diverged          ["X3 X8"]   "a server started on a log that the cluster does not have";
         follower::wait_after_failed_start   ["C5"]      "a start tried a hundred times a second";
         follower::start_as_standby          ["C5 B14"]  "a member that stays down";
+        follower::follow_while_starting     ["W5"]      "a standby that waits for ever for log of an upstream that is gone, as it cannot be asked before it has that log";
         follower::wait_while_starting       ["W6"]      "a verdict on a server that does not know its own position yet";
         repair::stop_diverged               ["X3 W6"]   "a standby that silently stopped to follow";
         standby_cluster::stop_beyond_remote ["Z4"]      "a standby that silently stopped to follow";
@@ -219,6 +220,7 @@ pub const FOLLOWER: Table = Table {
         follower::prepare_slots             ["P1 P2 P3 P4 P5 P6"] "a standby that cannot go on after a failover, as its log is gone; seconds without replication";
         follower::copy_slots                ["P8 P9"]   "a consumer of a logical slot that cannot go on after a failover";
         repair::discard_old_copy            ["DESIGN 6"] "a disk that fills up with copies nobody needs";
+        follower::report_missing_log        ["DESIGN 6"] "a standby that falls behind for ever, without a word";
     },
     otherwise: otherwise!(follower::stay_standby ["W P8 P10"] "needless action"),
 };

@@ -74,11 +74,28 @@ fn in_doubt(s: &Snapshot) -> bool {
     stands_at.is_some() && s.memory.sync_written_over == stands_at
 }
 
+/// The server was told to wait for others than it says: it will, now or when it reads its configuration. Whoever is listed by what
+/// it says today would then be listed without being waited for (S5).
+fn will_wait_for_others(s: &Snapshot) -> bool {
+    s.memory.sync_told.as_ref().is_some_and(|told| s.sql().is_some_and(|sql| sql.sync_names != *told))
+}
+
+/// Whether more members may lead by this than now, or with fewer votes: that rests on what the server waits for.
+fn allows_more(s: &Snapshot, sync: Option<&SyncState>) -> bool {
+    let listed = s.view().and_then(|view| view.sync.as_ref());
+    sync.is_some_and(|sync| {
+        let newly = |name| listed.is_none_or(|now| !lists(&now.standbys, name));
+        sync.standbys.iter().any(newly)
+            || listed.is_some_and(|now| sync.quorum < now.quorum && !sync.standbys.is_empty())
+    })
+}
+
 /// Who may be promoted: a member less before the server stops waiting for it, one more after it has acknowledged. And the same
 /// once more before the server waits for others while an earlier write is in doubt: that one compares the revision, and fails
 /// from then on.
 pub(super) fn publish_sync(s: &Snapshot) -> Option<Verdict> {
     let sync = match next(s)? {
+        Todo::Publish(sync) if allows_more(s, sync.as_ref()) && will_wait_for_others(s) => return None,
         Todo::Publish(sync) => sync,
         Todo::WaitFor(_) if in_doubt(s) => s.view()?.sync.clone(),
         Todo::WaitFor(_) | Todo::Settle => return None,
@@ -96,9 +113,13 @@ pub(super) fn publish_sync(s: &Snapshot) -> Option<Verdict> {
     Some(Verdict::new(Plan::stay().and_write(keys), why).again_in(Duration::ZERO))
 }
 
-/// Whom the server waits for.
+/// Whom the server waits for. If it is to stay what it is, but the server was told something else meanwhile, it is told again.
 pub(super) fn wait_for_standbys(s: &Snapshot) -> Option<Verdict> {
-    let Some(Todo::WaitFor(names)) = next(s) else { return None };
+    let names = match next(s)? {
+        Todo::WaitFor(names) => names,
+        Todo::Publish(_) if will_wait_for_others(s) => Some(s.sql()?.sync_names.clone()),
+        Todo::Publish(_) | Todo::Settle => return None,
+    };
     let failed = super::follower::just_failed(s, |job| *job == crate::postgres::Job::SetSyncNames).is_some();
     (s.job.is_none() && !failed).then(|| {
         let why = match &names {
@@ -239,6 +260,39 @@ mod tests {
         let mut s = s.clone();
         s.postgres.sql.as_mut().expect("answers").replication.clear();
         s
+    }
+
+    #[test]
+    fn nobody_is_listed_by_what_the_server_is_about_to_forget() {
+        // It waits for b, and was told to wait for c; now b is the better one again, and has confirmed.
+        let s = |told: &'static str| {
+            primary().but(mode(SyncMode::On)).but(listed("a", &[], 0)).with(|s| {
+                waits("b", &[("b", "sync"), ("c", "async")])(s);
+                s.memory.sync_told = Some(told.to_owned());
+            })
+        };
+        assert_eq!(published(&s("b")), "a: b q0");
+        assert_eq!(published(&s("c")), "wait_for_standbys");
+        assert_eq!(waited_for(&s("c")), "b", "said once more");
+        let mut under_way = s("c");
+        let job = crate::postgres::Job::SetSyncNames;
+        under_way.job = Some(crate::postgres::RunningJob { job, since: under_way.now });
+        assert_eq!(waited_for(&under_way), "Stay");
+        // Nor do fewer votes do.
+        let votes = |told: &'static str| {
+            primary().but(mode(SyncMode::Quorum)).but(listed("a", &["b", "c"], 1)).with(|s| {
+                waits("ANY 2 (b,c)", &[("b", "quorum"), ("c", "quorum")])(s);
+                s.config.synchronous_node_count = 2;
+                s.memory.sync_told = Some(told.to_owned());
+            })
+        };
+        assert_eq!(published(&votes("ANY 2 (b,c)")), "a: b,c q0");
+        assert_eq!(published(&votes("ANY 1 (b,c)")), "wait_for_standbys");
+        // Nobody less is listed at once, whatever the server was told.
+        let mut gone = s("c");
+        listed("a", &["b"], 0)(&mut gone);
+        gone.postgres.sql.as_mut().expect("answers").replication.clear();
+        assert_eq!(published(&gone), "a:  q0");
     }
 
     const ASYNC: &[(&str, &str)] = &[("b", "async"), ("c", "async")];
