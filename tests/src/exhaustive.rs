@@ -8,18 +8,19 @@
 //! What the worlds leave out: times within a tick, clocks that differ, pause, failsafe mode, bootstrap, rewind and copies, tags,
 //! slots, operators. An agent that stands still does so together with its lease task; a guardian is never late.
 
+use std::cell::RefCell;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasherDefault;
 use std::time::{Duration, Instant};
 
+use regent::agent::Judge;
 use regent_core::config::SyncMode;
-use regent_core::plan::Decision;
-use regent_core::rules::decide;
-use regent_core::snapshot::Snapshot;
 
 mod state;
 mod steps;
 
-use state::{NAMES, State};
+use state::{Guard, NAMES, Pending, State, Sum};
 pub use steps::{How, Step};
 
 /// How far a search goes.
@@ -33,9 +34,12 @@ pub struct Bounds {
     pub faults: u8,
     /// Writes of clients.
     pub writes: u8,
+    /// Turns of an agent in a tick; it has another one when a job of its ended, or the others answered.
+    pub turns: u8,
     /// The search ends unfinished after so many states.
     pub states: usize,
-    /// The last tick; set by the search.
+    /// The first tick and the last; set by the search.
+    since: u8,
     until: u8,
 }
 
@@ -43,30 +47,26 @@ impl Bounds {
     /// Worlds of this size.
     #[must_use]
     pub fn of(mode: SyncMode, ticks: u8, faults: u8, writes: u8) -> Bounds {
-        Bounds { mode, ticks, faults, writes, states: usize::MAX, until: 0 }
+        Bounds { mode, ticks, faults, writes, turns: 1, states: usize::MAX, since: 0, until: 0 }
     }
 }
 
-/// How agents, guardians and etcd are made; the default is as they are.
+/// How agents and etcd are made; the default is as they are.
 #[derive(Clone, Copy)]
 pub struct Make {
     /// What judges.
-    pub decide: fn(&Snapshot) -> Decision,
-    /// Whether the inspector reads every plan.
-    pub inspects: bool,
-    /// Whether there are guardians.
-    pub guardian: bool,
+    pub judge: Judge,
     /// Whether writes compare the revisions they were decided on, and that nobody leads.
     pub compares: bool,
 }
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Report { states, steps, depth, promotions, acknowledged, complete, took, found } = self;
+        let Report { states, steps, depth, judged, promotions, acknowledged, complete, took, found } = self;
         let all = if *complete { "all of them" } else { "the first of them" };
         write!(
             f,
-            "{states} states ({all}), {steps} steps, up to {depth} in a row, {promotions} promotions, {acknowledged} \
+            "{states} states ({all}), {steps} steps, up to {depth} in a row, {judged} judgements, {promotions} promotions, {acknowledged} \
              acknowledged writes, in {took:.1?}"
         )?;
         match found {
@@ -78,7 +78,7 @@ impl std::fmt::Display for Report {
 
 impl Default for Make {
     fn default() -> Self {
-        Make { decide, inspects: true, guardian: true, compares: true }
+        Make { judge: Judge::default(), compares: true }
     }
 }
 
@@ -98,6 +98,8 @@ pub struct Report {
     pub states: usize,
     /// Steps between them.
     pub steps: u64,
+    /// Different things seen by agents, and judged.
+    pub judged: usize,
     /// Steps from the first state to the farthest.
     pub depth: usize,
     /// Steps that are the end of a promotion: a world in which nothing happens shows nothing.
@@ -112,6 +114,48 @@ pub struct Report {
     pub found: Option<(Violation, String)>,
 }
 
+/// A search under way.
+struct Search<'a> {
+    bounds: Bounds,
+    make: &'a Make,
+    /// What was judged before, by the digest of what was seen: most looks are like another one.
+    judged: RefCell<ByDigest<Judged>>,
+}
+
+type ByDigest<T> = HashMap<u64, T, BuildHasherDefault<state::Mixer>>;
+
+/// A decision, and what the guardian holds by then.
+#[derive(Clone)]
+struct Judged {
+    pending: Sum<Pending>,
+    guard: Option<Guard>,
+}
+
+impl Search<'_> {
+    fn new(bounds: Bounds, make: &Make) -> Search<'_> {
+        Search { bounds, make, judged: RefCell::default() }
+    }
+
+    /// What the agent of `n` makes of what it sees.
+    fn judged(&self, state: &State, n: usize) -> Result<Judged, Violation> {
+        let digest = state.digest_seen_by(n);
+        if let Some(known) = self.judged.borrow().get(&digest) {
+            return Ok(known.clone());
+        }
+        let mut seen = state.look(n, &self.bounds);
+        let guard;
+        (guard, seen.guardian) = state.guard(n, (self.make.judge.fence)(&seen));
+        let decision = (self.make.judge.decide)(&seen);
+        if let Err(objection) = (self.make.judge.inspect)(&seen, &decision.plan) {
+            let what = format!("{} of {}: {objection}", decision.rule, NAMES[n]);
+            return Err(Violation { id: "inspector", what });
+        }
+        let judged = Judged { pending: Sum::new(Pending::new(seen, decision)), guard };
+        self.judged.borrow_mut().insert(digest, judged.clone());
+        Ok(judged)
+    }
+}
+
 /// Tries everything within these bounds, up to the first violation.
 ///
 /// # Panics
@@ -121,30 +165,32 @@ pub fn search(bounds: Bounds, make: &Make) -> Report {
     let began = Instant::now();
     // A sound cluster is where every search begins, also one of agents that are not.
     let first = settled(&bounds);
-    let bounds = Bounds { until: first.tick + bounds.ticks, ..bounds };
-    let mut came_from = HashMap::from([(first.digest(), None)]);
+    let search = Search::new(Bounds { since: first.tick, until: first.tick + bounds.ticks, ..bounds }, make);
+    let mut came_from = ByDigest::default();
+    came_from.insert(first.digest(), None);
     let mut queue = VecDeque::from([(0_usize, first.clone())]);
     let mut report = Report {
         states: 0,
         steps: 0,
         depth: 0,
+        judged: 0,
         promotions: 0,
         acknowledged: 0,
         complete: true,
         took: Duration::ZERO,
         found: None,
     };
-    while let Some((depth, state)) = queue.pop_front() {
+    'search: while let Some((depth, state)) = queue.pop_front() {
         let here = state.digest();
         report.depth = report.depth.max(depth);
-        for step in state.steps(&bounds) {
-            match state.after(step, &bounds, make) {
+        for step in state.steps(&search.bounds) {
+            match state.after(step, &search) {
                 Ok(None) => {}
                 Ok(Some(next)) => {
                     report.steps += 1;
                     report.promotions += u64::from(next.lines.len() > state.lines.len());
                     report.acknowledged += u64::from(next.acknowledged.len() > state.acknowledged.len());
-                    if let std::collections::hash_map::Entry::Vacant(new) = came_from.entry(next.digest()) {
+                    if let Entry::Vacant(new) = came_from.entry(next.digest()) {
                         new.insert(Some((here, step)));
                         queue.push_back((depth + 1, next));
                     }
@@ -157,11 +203,9 @@ pub fn search(bounds: Bounds, make: &Make) -> Report {
                         at = *before;
                     }
                     path.reverse();
-                    let story = tell(&first, &path, &bounds, make);
-                    report.found = Some((violation, story));
+                    report.found = Some((violation, tell(&first, &path, &search)));
                     report.complete = false;
-                    queue.clear();
-                    break;
+                    break 'search;
                 }
             }
         }
@@ -170,19 +214,20 @@ pub fn search(bounds: Bounds, make: &Make) -> Report {
             break;
         }
     }
-    (report.states, report.took) = (came_from.len(), began.elapsed());
+    (report.states, report.judged, report.took) = (came_from.len(), search.judged.borrow().len(), began.elapsed());
     report
 }
 
 /// The cluster, once everybody has looked and acted until nothing changes any more.
 fn settled(bounds: &Bounds) -> State {
-    let calm = Bounds { faults: 0, writes: 0, until: u8::MAX, ..*bounds };
     let (first, mut path) = (State::first(), Vec::new());
     let mut state = first.clone();
+    let calm = Bounds { faults: 0, writes: 0, turns: u8::MAX - 1, until: u8::MAX, ..*bounds };
     let make = Make::default();
+    let search = Search::new(calm, &make);
     for _ in 0..8 {
         path.push(Step::Tick);
-        state = state.after(Step::Tick, &calm, &make).expect("nothing has gone wrong yet").expect("time goes on");
+        state = state.after(Step::Tick, &search).expect("nothing has gone wrong yet").expect("time goes on");
         // Each step that changes anything, in turn; far more than it takes.
         for _ in 0..200 {
             let mut steps: Vec<_> = state.steps(&calm).into_iter().filter(|step| *step != Step::Tick).collect();
@@ -190,7 +235,7 @@ fn settled(bounds: &Bounds) -> State {
             let turn = path.len() % steps.len().max(1);
             steps.rotate_left(turn);
             let steps = steps.into_iter();
-            let mut changed = steps.filter_map(|step| Some((step, state.after(step, &calm, &make).ok()??)));
+            let mut changed = steps.filter_map(|step| Some((step, state.after(step, &search).ok()??)));
             let Some((step, next)) = changed.next() else { break };
             path.push(step);
             state = next;
@@ -202,16 +247,16 @@ fn settled(bounds: &Bounds) -> State {
     assert!(
         who.is_some_and(well),
         "somebody should lead, and wait for whom it is to wait for:\n{}",
-        tell(&first, &path, &calm, &make)
+        tell(&first, &path, &search)
     );
-    State { faults: bounds.faults, ..state }
+    State { faults: bounds.faults, turns: [0; 3], ..state }
 }
 
 /// The steps, one a line, with what was decided.
-fn tell(first: &State, path: &[Step], bounds: &Bounds, make: &Make) -> String {
+fn tell(first: &State, path: &[Step], search: &Search) -> String {
     let (mut state, mut story) = (first.clone(), String::new());
     for step in path {
-        let Ok(Some(next)) = state.after(*step, bounds, make) else {
+        let Ok(Some(next)) = state.after(*step, search) else {
             story.push_str(&format!("  {:2} {step:?}\n", state.tick));
             break;
         };

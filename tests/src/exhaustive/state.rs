@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug, Write as _};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use regent_core::cluster::{
 use regent_core::config::{Config, SyncMode};
 use regent_core::fence::Fence;
 use regent_core::fixture;
-use regent_core::memory::Memory;
+use regent_core::memory::{LeaseOutcome, Memory};
 use regent_core::peers::{PeerAnswer, PeerReply};
 use regent_core::plan::Decision;
 use regent_core::postgres::{
@@ -72,16 +72,58 @@ impl<T> std::ops::Deref for Sum<T> {
     }
 }
 
+/// Mixes by a wide multiplication, many times faster than the hasher of the standard library; nobody chooses its input.
+#[derive(Clone, Copy)]
+pub(super) struct Mixer(u64);
+
+impl Default for Mixer {
+    fn default() -> Self {
+        Mixer(0x9E37_79B9_7F4A_7C15)
+    }
+}
+
+impl Hasher for Mixer {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let mut words = bytes.chunks_exact(8);
+        for word in words.by_ref() {
+            self.write_u64(word.iter().fold(0, |whole, byte| whole << 8 | u64::from(*byte)));
+        }
+        let rest = words.remainder().iter().fold(words.remainder().len() as u64, |whole, byte| whole << 8 | u64::from(*byte));
+        self.write_u64(rest);
+    }
+
+    fn write_u8(&mut self, number: u8) {
+        self.write_u64(number.into());
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(number.into());
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let wide = u128::from(self.0 ^ number) * 0xA076_1D64_78BD_642F;
+        self.0 = ((wide >> 64) as u64 ^ wide as u64).wrapping_add(number.rotate_left(23));
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.write_u64(number as u64);
+    }
+}
+
 /// A digest of all that `Debug` shows.
 pub(super) fn digest_of(value: &impl Debug) -> u64 {
-    struct Digest(DefaultHasher);
+    struct Digest(Mixer);
     impl fmt::Write for Digest {
         fn write_str(&mut self, text: &str) -> fmt::Result {
             self.0.write(text.as_bytes());
             Ok(())
         }
     }
-    let mut digest = Digest(DefaultHasher::new());
+    let mut digest = Digest(Mixer::default());
     // A digest takes all that is written.
     let _ = write!(digest, "{value:?}");
     digest.0.finish()
@@ -191,20 +233,68 @@ pub(super) struct Node {
     pub(super) server: Server,
 }
 
-/// A decision and what it was taken on.
+/// A decision, what it was taken on, and what comes of it.
 pub(super) struct Pending {
     pub(super) seen: Snapshot,
     pub(super) decision: Decision,
+    pub(super) published: Option<Sum<PeerAnswer>>,
+    pub(super) member: Sum<Member>,
+    /// What is remembered of it, by `LeaseOutcome`.
+    memories: [Sum<Memory>; 4],
+}
+
+impl Pending {
+    pub(super) fn new(seen: Snapshot, decision: Decision) -> Pending {
+        let primary = seen.sql().is_some_and(|sql| !sql.in_recovery);
+        let published = seen.sql().map(|sql| PeerAnswer {
+            is_primary: primary,
+            position: sql.position(),
+            timeline: sql.timeline,
+            nofailover: false,
+            failover_priority: 1,
+            watchdog_failed: false,
+        });
+        let own = index(&seen.config.name);
+        let member = Member {
+            conn_url: Some(conn_url(own)),
+            api_url: Some(format!("http://{}:8008/patroni", NAMES[own])),
+            state: if seen.sql().is_some() { "running" } else { "stopped" }.into(),
+            role: if primary { "primary" } else { "replica" }.into(),
+            version: "4.1.5".into(),
+            regent: true,
+            timeline: seen.own_timeline(),
+            ..Member::default()
+        };
+        let lease = seen.lease.id.unwrap_or(LeaseId(0));
+        let outcomes = [LeaseOutcome::NotTried, LeaseOutcome::Refused, LeaseOutcome::Unknown, LeaseOutcome::Done(lease)];
+        let memories = outcomes.map(|outcome| Sum::new(normal(seen.memory.after(&seen, &decision, outcome))));
+        Pending { published: published.map(Sum::new), member: Sum::new(member), memories, seen, decision }
+    }
+
+    pub(super) fn memory_after(&self, outcome: LeaseOutcome) -> Sum<Memory> {
+        let place = match outcome {
+            LeaseOutcome::NotTried => 0,
+            LeaseOutcome::Refused => 1,
+            LeaseOutcome::Unknown => 2,
+            LeaseOutcome::Done(_) => 3,
+        };
+        self.memories[place].clone()
+    }
+
+    /// The lease that the leader key was seen to hang on.
+    pub(super) fn held(&self) -> Option<LeaseId> {
+        let key = self.seen.view().and_then(|view| view.leader.as_ref());
+        key.and_then(|key| key.lease).or(self.seen.lease.id)
+    }
 }
 
 /// What matters of it from now on: what it does, and what is remembered of it.
 impl Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use regent_core::memory::LeaseOutcome::{Done, NotTried, Refused, Unknown};
-        let lease = self.seen.lease.id.unwrap_or(LeaseId(0));
-        let memories = [NotTried, Refused, Unknown, Done(lease)]
-            .map(|outcome| digest_of(&normal(self.seen.memory.after(&self.seen, &self.decision, outcome))));
-        write!(f, "{:?}{memories:?}{:?}{lease}", self.decision.plan, self.seen.must_stop_at())
+        let (memories, published) = (self.memories.each_ref().map(|sum| sum.digest), self.published.as_ref());
+        let (lease, stop) = (self.seen.lease.id, self.seen.must_stop_at().filter(|_| self.seen.may_write()));
+        write!(f, "{:?}{memories:?}{:?}", self.decision.plan, (published.map(|sum| sum.digest), self.member.digest))?;
+        write!(f, "{:?}", (lease, self.held(), stop, self.seen.dcs.is_ok()))
     }
 }
 
@@ -231,6 +321,8 @@ pub(super) struct Etcd {
 #[derive(Clone, Hash)]
 pub(super) struct State {
     pub(super) tick: u8,
+    /// Turns that each agent had in this tick.
+    pub(super) turns: [u8; 3],
     pub(super) nodes: [Node; 3],
     pub(super) etcd: Etcd,
     /// Writes on the way to etcd that nobody waits for any more.
@@ -311,6 +403,7 @@ impl State {
         };
         State {
             tick: 0,
+            turns: [0; 3],
             nodes: [node(0), node(1), node(2)],
             etcd,
             late: Vec::new(),
@@ -322,7 +415,7 @@ impl State {
     }
 
     pub(super) fn digest(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = Mixer::default();
         self.hash(&mut hasher);
         hasher.finish()
     }
@@ -383,6 +476,7 @@ impl State {
             replayed_at: None,
             streaming,
             latest_end_lsn: None,
+            log_gone: None,
             restores_from_archive: false,
             upstream: server.upstream.filter(|_| standby).map(|upstream| format!("{}:5432", NAMES[upstream])),
             started_at: String::new(),
@@ -444,6 +538,17 @@ impl State {
         }
     }
 
+    /// Of all that `look` reads.
+    pub(super) fn digest_seen_by(&self, node: usize) -> u64 {
+        let mut hasher = Mixer::default();
+        (node, self.tick, &self.nodes[node], &self.etcd).hash(&mut hasher);
+        for other in 0..3 {
+            let (to, from) = (self.streams(other, node), self.streams(node, other));
+            (to.then(|| self.nodes[other].server.log.len()), from).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
     /// What the agent of `node` sees now. The end of its job is told to its memory first, as the loop does.
     pub(super) fn look(&self, node: usize, bounds: &Bounds) -> Snapshot {
         let own = &self.nodes[node];
@@ -472,30 +577,30 @@ impl State {
         }
     }
 
-    /// Tells the guardian of `node` what its agent says, and whether it holds a deadline then.
-    pub(super) fn guard(&mut self, node: usize, fence: Fence) -> Guardian {
-        let own = &mut self.nodes[node];
+    /// What the guardian of `node` holds once its agent has said this, and what it answers.
+    pub(super) fn guard(&self, node: usize, fence: Fence) -> (Option<Guard>, Guardian) {
+        let own = &self.nodes[node];
         match fence {
-            Fence::Keep => {}
-            Fence::Off => own.guard = None,
-            Fence::Down if !own.server.up => own.guard = None,
-            Fence::Down => {}
+            Fence::Keep => (own.guard, Guardian::Ready),
+            Fence::Off => (None, Guardian::Ready),
+            Fence::Down => (own.guard.filter(|_| own.server.up), Guardian::Ready),
             Fence::Guard { lease, .. } => {
                 let lease = lease.map(|lease| lease.0);
                 let kept = own.guard.and_then(|guard| guard.deadline);
                 let deadline = own.lease.filter(|(id, _)| Some(*id) == lease).map(|(_, ends)| ends).or(kept);
-                own.guard = Some(Guard { lease, deadline });
-                if deadline.is_none() {
-                    let why = "it holds no deadline for this server yet".into();
-                    return Guardian::Absent { why, since: at(self.tick) };
-                }
+                let why = "it holds no deadline for this server yet".into();
+                let absent = Guardian::Absent { why, since: at(self.tick) };
+                (Some(Guard { lease, deadline }), if deadline.is_none() { absent } else { Guardian::Ready })
             }
         }
-        Guardian::Ready
     }
 }
 
 impl Node {
+    pub(super) fn awake(&self) -> bool {
+        self.agent && !self.frozen
+    }
+
     pub(super) fn start_job(&mut self, job: Job, op: Op, tick: u8) {
         self.job = Some(Sum::new(RunningJob { job, since: at(tick) }));
         (self.finished, self.server.op) = (None, Some(op));

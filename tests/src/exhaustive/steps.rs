@@ -2,21 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use regent_core::cluster::Member;
 use regent_core::config::SyncMode;
-use regent_core::inspector::inspect;
 use regent_core::memory::LeaseOutcome;
-use regent_core::peers::{PeerAnswer, PeerReply};
+use regent_core::peers::PeerReply;
 use regent_core::plan::{KeyWrite, Lease, Move, Plan};
 use regent_core::postgres::{Job, StopMode, Upstream};
 use regent_core::quorum;
-use regent_core::snapshot::{Guardian, Snapshot};
+use regent_core::snapshot::Snapshot;
 use regent_core::sync::Waits;
 use regent_core::units::{LeaseId, Revision, Timeline};
 use regent_dcs::Write;
 
-use super::state::{Etcd, NAMES, Op, Pending, Record, State, Sum, TTL, at, conn_url, index, name, normal};
-use super::{Bounds, Make, Violation};
+use super::state::{Etcd, NAMES, Op, Pending, Record, State, Sum, TTL, at, index, name};
+use super::{Bounds, Judged, Search, Violation};
 
 /// What happens next. Members by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,10 +71,11 @@ impl State {
     pub(super) fn steps(&self, bounds: &Bounds) -> Vec<Step> {
         let mut steps = Vec::new();
         for (n, node) in self.nodes.iter().enumerate() {
-            let awake = node.agent && !node.frozen;
-            let fault = self.faults > 0;
+            let awake = node.awake();
+            // Before the first one every tick is like the one before.
+            let fault = self.faults > 0 && (self.faults < bounds.faults || self.tick == bounds.since);
             let mut may = |when: bool, step: Step| steps.extend(when.then_some(step));
-            may(awake && node.pending.is_none(), Step::Look(n));
+            may(awake && node.pending.is_none() && self.has_a_turn(n, bounds), Step::Look(n));
             if let Some(pending) = node.pending.as_ref().filter(|_| awake) {
                 may(true, Step::Act(n, How::Whole));
                 let writes = writes_of(&pending.decision.plan);
@@ -99,24 +98,33 @@ impl State {
             may(node.frozen, Step::Thaw(n));
         }
         steps.extend((0..self.late.len()).map(Step::Arrive));
-        steps.extend((self.tick < bounds.until).then_some(Step::Tick));
+        let waits = |n: usize| self.nodes[n].pending.is_some() || !self.nodes[n].awake();
+        let had_their_turns = (0..3).all(|n| self.turns[n] > 0 || waits(n));
+        steps.extend((self.tick < bounds.until && had_their_turns).then_some(Step::Tick));
         steps
     }
 
+    /// One in its time, and another when its job ended or the others answered: what makes a real agent look again at once.
+    fn has_a_turn(&self, n: usize, bounds: &Bounds) -> bool {
+        let answered = self.nodes[n].peers.as_deref().is_some_and(|(tick, _)| *tick == self.tick);
+        self.turns[n] < bounds.turns + u8::from(answered) || self.nodes[n].finished.is_some()
+    }
+
     /// The state after a step; `None`: it changes nothing.
-    pub(super) fn after(&self, step: Step, bounds: &Bounds, make: &Make) -> Stepped {
+    pub(super) fn after(&self, step: Step, search: &Search) -> Stepped {
+        let bounds = &search.bounds;
         let mut next = self.clone();
         match step {
-            Step::Tick => next.tick(make),
+            Step::Tick => next.tick(),
             Step::Look(n) => {
-                if !next.looks(n, bounds, make)? {
+                if !next.looks(n, self, search)? {
                     return Ok(None);
                 }
             }
             Step::Act(n, how) => {
                 let Some(pending) = next.nodes[n].pending.take() else { return Ok(None) };
                 next.faults -= u8::from(how != How::Whole);
-                next.act(n, &pending, how, make)?;
+                next.act(n, &pending, how, search)?;
             }
             Step::Done(n) => next.done(n, bounds)?,
             Step::Receive(n) => {
@@ -130,7 +138,7 @@ impl State {
             }
             Step::Arrive(place) => {
                 let write = next.late.remove(place);
-                next.etcd.apply(&write, make)?;
+                next.etcd.apply(&write, search)?;
             }
             Step::KillAgent(n) => {
                 next.faults -= 1;
@@ -157,8 +165,9 @@ impl State {
         Ok(Some(next))
     }
 
-    fn tick(&mut self, make: &Make) {
+    fn tick(&mut self) {
         self.tick += 1;
+        self.turns = [0; 3];
         let (now, etcd) = (self.tick, &mut self.etcd);
         for (n, node) in self.nodes.iter_mut().enumerate() {
             if node.agent && !node.frozen && !node.cut && node.claims {
@@ -176,7 +185,7 @@ impl State {
             // The deadline is a hundredth of a lease before etcd's: in one step, but before it.
             let due = node.guard.is_some_and(|guard| guard.deadline.is_some_and(|deadline| deadline <= now));
             let writes = node.server.primary || matches!(node.server.op, Some(Op::Promote(_) | Op::StartPrimary));
-            if make.guardian && due && node.server.up && writes {
+            if due && node.server.up && writes {
                 node.kill_server(now);
                 node.guard = None;
             }
@@ -190,30 +199,25 @@ impl State {
     }
 
     /// A turn up to its decision; the whole of it where a late act is no different from a late look. False: nothing changed.
-    fn looks(&mut self, n: usize, bounds: &Bounds, make: &Make) -> Result<bool, Violation> {
-        let before = self.digest();
-        let mut seen = self.look(n, bounds);
+    fn looks(&mut self, n: usize, before: &State, search: &Search) -> Result<bool, Violation> {
+        let Judged { pending, guard } = search.judged(before, n)?;
         self.nodes[n].finished = None;
-        let fence = seen.fence();
-        seen.guardian = if make.guardian { self.guard(n, fence) } else { Guardian::Ready };
-        let decision = (make.decide)(&seen);
-        if let Err(objection) = inspect(&seen, &decision.plan)
-            && make.inspects
-        {
-            return violation("inspector", format!("{} of {}: {objection}", decision.rule, NAMES[n]));
+        self.nodes[n].guard = guard;
+        self.turns[n] = self.turns[n].saturating_add(1);
+        if hangs_on_what_was_seen(&pending.decision.plan) {
+            self.nodes[n].pending = Some(pending);
+            return Ok(true);
         }
-        let at_once = !hangs_on_what_was_seen(&decision.plan);
-        let pending = Pending { seen, decision };
-        if at_once {
-            self.act(n, &Sum::new(pending), How::Whole, make)?;
-            return Ok(self.digest() != before);
-        }
-        self.nodes[n].pending = Some(Sum::new(pending));
-        Ok(true)
+        self.act(n, &pending, How::Whole, search)?;
+        // A second look that changes nothing is none.
+        let counted = std::mem::replace(&mut self.turns[n], before.turns[n]);
+        let changed = self.digest() != before.digest();
+        self.turns[n] = if changed { counted } else { counted.min(1) };
+        Ok(changed || self.turns[n] != before.turns[n])
     }
 
-    fn act(&mut self, n: usize, pending: &Pending, how: How, make: &Make) -> Result<(), Violation> {
-        let Pending { seen, decision } = pending;
+    fn act(&mut self, n: usize, pending: &Pending, how: How, search: &Search) -> Result<(), Violation> {
+        let Pending { seen, decision, .. } = pending;
         let plan = &decision.plan;
         let mut parts = if let How::Dies(parts) = how { parts } else { u8::MAX };
         // False: it is dead by now.
@@ -232,29 +236,28 @@ impl State {
         let too_late =
             seen.must_stop_at().filter(|_| seen.may_write() && !stops).is_some_and(|at_| at(self.tick) >= at_);
         if let Some(write) = lease_write(seen, plan).filter(|_| !too_late && part(true)) {
-            outcome = self.write(n, seen, write, how, make)?;
+            outcome = self.write(n, seen, write, how, search)?;
         }
         if part(false) {
-            self.publish(n, seen);
+            self.nodes[n].published = pending.published.clone();
         }
         if !stops && moves && part(true) {
             self.move_postgres(n, seen, &plan.postgres);
         }
         for write in plan.keys.iter().filter_map(|key| key_write(seen, key)) {
             if seen.dcs.is_ok() && !too_late && part(true) {
-                self.write(n, seen, write, how, make)?;
+                self.write(n, seen, write, how, search)?;
             }
         }
-        let held = seen.view().and_then(|view| view.leader.as_ref()).and_then(|key| key.lease).or(seen.lease.id);
-        if let Some(lease) = held.filter(|_| plan.lease == Lease::Release && part(true)) {
-            outcome = self.write(n, seen, Write::ReleaseLeader { name: name(n), lease }, how, make)?;
+        if let Some(lease) = pending.held().filter(|_| plan.lease == Lease::Release && part(true)) {
+            outcome = self.write(n, seen, Write::ReleaseLeader { name: name(n), lease }, how, search)?;
         }
         if let How::Dies(_) = how {
             self.nodes[n].kill_agent();
             return Ok(());
         }
-        self.introduce(n, seen, how);
-        self.nodes[n].memory = Sum::new(normal(seen.memory.after(seen, decision, outcome)));
+        self.introduce(n, pending, how);
+        self.nodes[n].memory = pending.memory_after(outcome);
         let replies: BTreeMap<_, _> =
             plan.ask.keys().map(|other| (other.clone(), self.answer(n, index(other)))).collect();
         self.nodes[n].peers = (!replies.is_empty()).then(|| Sum::new((self.tick, replies)));
@@ -273,35 +276,12 @@ impl State {
         }
     }
 
-    /// What its REST API says from now on.
-    fn publish(&mut self, n: usize, seen: &Snapshot) {
-        let answer = seen.sql().map(|sql| PeerAnswer {
-            is_primary: !sql.in_recovery,
-            position: sql.position(),
-            timeline: sql.timeline,
-            nofailover: false,
-            failover_priority: 1,
-            watchdog_failed: false,
-        });
-        self.nodes[n].published = answer.map(Sum::new);
-    }
-
     /// The member key.
-    fn introduce(&mut self, n: usize, seen: &Snapshot, how: How) {
-        let Some(LeaseId(lease)) = seen.lease.id.filter(|_| how == How::Whole && !self.nodes[n].cut) else { return };
-        let primary = seen.sql().is_some_and(|sql| !sql.in_recovery);
-        let member = Member {
-            conn_url: Some(conn_url(n)),
-            api_url: Some(format!("http://{}:8008/patroni", NAMES[n])),
-            state: if seen.sql().is_some() { "running" } else { "stopped" }.into(),
-            role: if primary { "primary" } else { "replica" }.into(),
-            version: "4.1.5".into(),
-            regent: true,
-            timeline: seen.own_timeline(),
-            ..Member::default()
-        };
+    fn introduce(&mut self, n: usize, pending: &Pending, how: How) {
+        let reached = how == How::Whole && !self.nodes[n].cut;
+        let Some(LeaseId(lease)) = pending.seen.lease.id.filter(|_| reached) else { return };
         if self.etcd.leases.contains_key(&lease) {
-            self.etcd.members[n] = Some((lease, Sum::new(member)));
+            self.etcd.members[n] = Some((lease, pending.member.clone()));
         }
     }
 
@@ -311,7 +291,7 @@ impl State {
         seen: &Snapshot,
         write: Write,
         how: How,
-        make: &Make,
+        search: &Search,
     ) -> Result<LeaseOutcome, Violation> {
         let Some(lease) = seen.lease.id else { return Ok(LeaseOutcome::NotTried) };
         if how == How::Unanswered {
@@ -321,7 +301,7 @@ impl State {
         if self.nodes[n].cut {
             return Ok(LeaseOutcome::Unknown);
         }
-        Ok(if self.etcd.apply(&write, make)? { LeaseOutcome::Done(lease) } else { LeaseOutcome::Refused })
+        Ok(if self.etcd.apply(&write, search)? { LeaseOutcome::Done(lease) } else { LeaseOutcome::Refused })
     }
 
     fn move_postgres(&mut self, n: usize, seen: &Snapshot, wanted: &Move) {
@@ -512,15 +492,15 @@ fn key_write(seen: &Snapshot, key: &KeyWrite) -> Option<Write> {
 
 impl Etcd {
     /// Carries out a write as its transaction would be: whether its compares held.
-    fn apply(&mut self, write: &Write, make: &Make) -> Result<bool, Violation> {
+    fn apply(&mut self, write: &Write, search: &Search) -> Result<bool, Violation> {
         let lives = |lease: &LeaseId| self.leases.contains_key(&lease.0);
         let leads = |lease: &LeaseId| self.leader.is_some_and(|(_, held, _)| held == lease.0);
         let revision = self.promise.as_ref().map(|key| key.modified);
         let sync_seen = (self.sync_seen > 0).then_some(Revision(self.sync_seen));
-        let same = |seen: Option<Revision>, is: Option<Revision>| !make.compares || seen == is;
+        let same = |seen: Option<Revision>, is: Option<Revision>| !search.make.compares || seen == is;
         match write {
             Write::TakeLeader { name, lease, promise, promise_seen } => {
-                if !lives(lease) || self.leader.is_some() && make.compares || !same(*promise_seen, revision) {
+                if !lives(lease) || self.leader.is_some() && search.make.compares || !same(*promise_seen, revision) {
                     return Ok(false);
                 }
                 self.put_leader(index(name), *lease);
