@@ -1,9 +1,13 @@
 //! Every state that small worlds can come to, under the real judgement.
 //!
-//! Three members, a handful of ticks, one or two faults, one or two writes. A step is as small as what others can see of it: a member
-//! looks (and decides on that, by the rules themselves), acts on it later, whatever has happened since; its server ends what it
-//! was told to do; a record is received; a lease ends; something breaks. All orders of such steps are tried, breadth first, so
-//! that what is found has the shortest story.
+//! Three members, a handful of ticks (a tick is `loop_wait`, a third of a lease), one or two faults, one or two writes. A step is as
+//! small as what others can see of it: a member looks (and decides on that, by the rules themselves), acts on it later, whatever has
+//! happened since; its server ends what it was told to do; a record is received; a lease ends; something breaks. All orders of such
+//! steps are tried, breadth first, so that what is found has the shortest story.
+//!
+//! An agent that is awake has its turn in every tick, in any order, and acts on it before its turn in the next; it has more turns when
+//! a job of its ended or the others answered. What a server does, and what it receives, takes as long as it likes. A fault ends at the
+//! beginning of a tick, or never.
 //!
 //! What the worlds leave out: times within a tick, clocks that differ, pause, failsafe mode, bootstrap, rewind and copies, tags,
 //! slots, operators. An agent that stands still does so together with its lease task; a guardian is never late.
@@ -30,6 +34,8 @@ pub struct Bounds {
     pub mode: SyncMode,
     /// Ticks after the cluster has settled; a lease lasts three.
     pub ticks: u8,
+    /// Clients write, and the first fault begins, in so many of the first ticks: until then a tick is like the one before.
+    pub begins: u8,
     /// Faults.
     pub faults: u8,
     /// Writes of clients.
@@ -47,7 +53,7 @@ impl Bounds {
     /// Worlds of this size.
     #[must_use]
     pub fn of(mode: SyncMode, ticks: u8, faults: u8, writes: u8) -> Bounds {
-        Bounds { mode, ticks, faults, writes, turns: 1, states: usize::MAX, since: 0, until: 0 }
+        Bounds { mode, ticks, begins: 1, faults, writes, turns: 1, states: usize::MAX, since: 0, until: 0 }
     }
 }
 
@@ -163,8 +169,8 @@ impl Search<'_> {
 #[must_use]
 pub fn search(bounds: Bounds, make: &Make) -> Report {
     let began = Instant::now();
-    // A sound cluster is where every search begins, also one of agents that are not.
-    let first = settled(&bounds);
+    // A sound cluster is where every search begins, also one of agents that are not; but for what their guardians were told.
+    let first = settled(&bounds, make);
     let search = Search::new(Bounds { since: first.tick, until: first.tick + bounds.ticks, ..bounds }, make);
     let mut came_from = ByDigest::default();
     came_from.insert(first.digest(), None);
@@ -219,11 +225,12 @@ pub fn search(bounds: Bounds, make: &Make) -> Report {
 }
 
 /// The cluster, once everybody has looked and acted until nothing changes any more.
-fn settled(bounds: &Bounds) -> State {
+fn settled(bounds: &Bounds, make: &Make) -> State {
     let (first, mut path) = (State::first(), Vec::new());
     let mut state = first.clone();
     let calm = Bounds { faults: 0, writes: 0, turns: u8::MAX - 1, until: u8::MAX, ..*bounds };
-    let make = Make::default();
+    let fence = make.judge.fence;
+    let make = Make { judge: Judge { fence, ..Judge::default() }, ..Make::default() };
     let search = Search::new(calm, &make);
     for _ in 0..8 {
         path.push(Step::Tick);

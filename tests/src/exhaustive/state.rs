@@ -92,7 +92,8 @@ impl Hasher for Mixer {
         for word in words.by_ref() {
             self.write_u64(word.iter().fold(0, |whole, byte| whole << 8 | u64::from(*byte)));
         }
-        let rest = words.remainder().iter().fold(words.remainder().len() as u64, |whole, byte| whole << 8 | u64::from(*byte));
+        let rest =
+            words.remainder().iter().fold(words.remainder().len() as u64, |whole, byte| whole << 8 | u64::from(*byte));
         self.write_u64(rest);
     }
 
@@ -266,7 +267,8 @@ impl Pending {
             ..Member::default()
         };
         let lease = seen.lease.id.unwrap_or(LeaseId(0));
-        let outcomes = [LeaseOutcome::NotTried, LeaseOutcome::Refused, LeaseOutcome::Unknown, LeaseOutcome::Done(lease)];
+        let outcomes =
+            [LeaseOutcome::NotTried, LeaseOutcome::Refused, LeaseOutcome::Unknown, LeaseOutcome::Done(lease)];
         let memories = outcomes.map(|outcome| Sum::new(normal(seen.memory.after(&seen, &decision, outcome))));
         Pending { published: published.map(Sum::new), member: Sum::new(member), memories, seen, decision }
     }

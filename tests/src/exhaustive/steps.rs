@@ -70,10 +70,11 @@ impl State {
     /// All that may happen next.
     pub(super) fn steps(&self, bounds: &Bounds) -> Vec<Step> {
         let mut steps = Vec::new();
+        let begins = self.turns == [0; 3];
         for (n, node) in self.nodes.iter().enumerate() {
             let awake = node.awake();
-            // Before the first one every tick is like the one before.
-            let fault = self.faults > 0 && (self.faults < bounds.faults || self.tick == bounds.since);
+            let early = self.tick < bounds.since + bounds.begins;
+            let fault = self.faults > 0 && (self.faults < bounds.faults || early);
             let mut may = |when: bool, step: Step| steps.extend(when.then_some(step));
             may(awake && node.pending.is_none() && self.has_a_turn(n, bounds), Step::Look(n));
             if let Some(pending) = node.pending.as_ref().filter(|_| awake) {
@@ -88,14 +89,14 @@ impl State {
                 self.streams(n, upstream) && self.nodes[upstream].server.log.len() > node.server.log.len()
             });
             may(behind, Step::Receive(n));
-            may(node.server.writable() && self.writes < bounds.writes, Step::Write(n));
+            may(node.server.writable() && self.writes < bounds.writes && early, Step::Write(n));
             may(fault && node.agent, Step::KillAgent(n));
-            may(!node.agent, Step::StartAgent(n));
+            may(!node.agent && begins, Step::StartAgent(n));
             may(fault && node.server.up, Step::KillServer(n));
             may(fault && node.agent && !node.cut, Step::Cut(n));
-            may(node.cut, Step::Heal(n));
+            may(node.cut && begins, Step::Heal(n));
             may(fault && awake, Step::Freeze(n));
-            may(node.frozen, Step::Thaw(n));
+            may(node.frozen && begins, Step::Thaw(n));
         }
         steps.extend((0..self.late.len()).map(Step::Arrive));
         let waits = |n: usize| self.nodes[n].pending.is_some() || !self.nodes[n].awake();
