@@ -267,13 +267,11 @@ fn tell(first: &State, path: &[Step], search: &Search) -> String {
             story.push_str(&format!("  {:2} {step:?}\n", state.tick));
             break;
         };
-        let decided = match step {
-            Step::Look(n) => next.nodes[*n].pending.as_ref().map(|pending| {
-                let plan = &pending.decision.plan;
-                format!(": {} {:?} {:?} {:?}", pending.decision.rule, plan.lease, plan.postgres, plan.keys)
-            }),
-            _ => None,
-        };
+        let looked = if let Step::Look(n) = step { next.nodes[*n].pending.as_ref() } else { None };
+        let decided = looked.map(|pending| {
+            let plan = &pending.decision.plan;
+            format!(": {} {:?} {:?} {:?}", pending.decision.rule, plan.lease, plan.postgres, plan.keys)
+        });
         story.push_str(&format!("  {:2} {step:?}{}\n", state.tick, decided.unwrap_or_default()));
         state = next;
     }

@@ -146,7 +146,7 @@ fn work(next: &AtomicU64, end: u64, until: Option<Instant>, shown: &Shown) -> Ta
         }
         let outcome = run(seed, honest());
         assert!(!outcome.faults.is_empty(), "every seed has a fault");
-        if seed % TWICE == 0 {
+        if seed.is_multiple_of(TWICE) {
             assert_eq!(run(seed, honest()).story(), outcome.story(), "seed {seed} is another world the second time");
         }
         shown.look(&outcome);

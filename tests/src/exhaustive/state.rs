@@ -106,8 +106,10 @@ impl Hasher for Mixer {
     }
 
     fn write_u64(&mut self, number: u64) {
-        let wide = u128::from(self.0 ^ number) * 0xA076_1D64_78BD_642F;
-        self.0 = ((wide >> 64) as u64 ^ wide as u64).wrapping_add(number.rotate_left(23));
+        const FACTOR: u64 = 0xA076_1D64_78BD_642F;
+        let mixed = self.0 ^ number;
+        let high = ((u128::from(mixed) * u128::from(FACTOR)) >> 64) as u64;
+        self.0 = (high ^ mixed.wrapping_mul(FACTOR)).wrapping_add(number.rotate_left(23));
     }
 
     fn write_usize(&mut self, number: usize) {
