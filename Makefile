@@ -49,7 +49,7 @@ unit:
 	cargo test --locked --workspace
 
 MINUTES ?= 60
-soak: ## Simulate for MINUTES=60, ever new seeds; those that fail are added to tests/corpus.txt
+soak: ## Simulate for MINUTES=60, ever new seeds; those that fail, or go where none went, are added to tests/corpus.txt
 	REGENT_MINUTES=$(MINUTES) REGENT_FIRST_SEED=$(or $(FIRST_SEED),$(shell date +%s)000) REGENT_CORPUS=$(CURDIR)/tests/corpus.txt \
 	cargo test --locked --profile soak -p regent-tests --test simulation seeds -- --nocapture
 

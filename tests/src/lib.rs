@@ -7,6 +7,7 @@
 //! - [`rig`]: clusters of real processes. [`failover`]: how fast and how safely they fail over.
 
 pub mod checks;
+pub mod exhaustive;
 pub mod failover;
 pub mod faults;
 pub mod guardian;

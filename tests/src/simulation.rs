@@ -1,5 +1,6 @@
 //! One seed, one world, one verdict.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use regent::agent::Judge;
@@ -47,6 +48,14 @@ impl Outcome {
             format!("{kind}{of_leader}")
         };
         self.faults.iter().map(word).collect()
+    }
+
+    /// What each member did after what: `a rule -> the next one`. A seed with something new here has been where no other was.
+    #[must_use]
+    pub fn turns(&self) -> BTreeSet<(&'static str, &'static str)> {
+        let mut last = BTreeMap::new();
+        let turn = |line: &trace::Line| Some((last.insert(line.member.clone(), line.rule)?, line.rule));
+        self.decisions.iter().filter_map(turn).collect()
     }
 
     /// Everything that a person needs to understand a failure.
@@ -108,21 +117,25 @@ pub fn run_for(limit: Duration, mut next: impl FnMut(u64)) -> u64 {
     seed
 }
 
-/// The fewest faults that still lead to a finding of the same kind: each is left out in turn, as long as that works.
+/// The fewest faults that still lead to a finding of the same kind: each is left out in turn, again and again, until none can be
+/// spared or the time is up.
 #[must_use]
-pub fn shrink(outcome: &Outcome, make: Make) -> Outcome {
+pub fn shrink(outcome: &Outcome, make: Make, within: Duration) -> Outcome {
+    let began = Instant::now();
     let id = |outcome: &Outcome| outcome.findings.first().map(|finding| finding.id);
-    let mut kept: Vec<usize> = outcome.faults.iter().map(|(number, _)| *number).collect();
-    let mut smallest = run_some(outcome.seed, make, Some(&kept));
-    let mut index = 0;
-    while index < kept.len() {
-        let mut fewer = kept.clone();
-        fewer.remove(index);
-        let attempt = run_some(outcome.seed, make, Some(&fewer));
-        if id(&attempt) == id(outcome) {
-            (kept, smallest) = (fewer, attempt);
-        } else {
-            index += 1;
+    let numbers = |outcome: &Outcome| outcome.faults.iter().map(|(number, _)| *number).collect::<Vec<_>>();
+    let mut smallest = run_some(outcome.seed, make, Some(&numbers(outcome)));
+    let mut spared = true;
+    while std::mem::take(&mut spared) {
+        for number in numbers(&smallest) {
+            let fewer: Vec<_> = numbers(&smallest).into_iter().filter(|kept| *kept != number).collect();
+            if began.elapsed() >= within {
+                return smallest;
+            }
+            let attempt = run_some(outcome.seed, make, Some(&fewer));
+            if id(&attempt) == id(outcome) {
+                (smallest, spared) = (attempt, true);
+            }
         }
     }
     smallest
