@@ -277,6 +277,9 @@ fn clients_of_the_field_are_served_through_a_failover() -> Result<(), Trouble> {
         rows.into_iter().try_for_each(|(node, words)| checked(&tool, node, words, 2)).map_err(|e| e.to_string())
     })?;
     patch(&rig, &json!({"pause": null, "postgresql": {"parameters": {"max_connections": 60}}}))?;
+    rig.wait(PATIENCE, "the pause is over", |_| {
+        checked(&tool, leader, "cluster_is_in_maintenance", 0).map_err(|e| e.to_string())
+    })?;
     rig.regentctl(&["switchover", "--scheduled", "2040-01-01T10:00+00:00", "--force"])?;
     rig.wait(PATIENCE, "the checks see what is scheduled", |_| {
         checked(&tool, sync, "cluster_has_scheduled_action", 2).map_err(|e| e.to_string())

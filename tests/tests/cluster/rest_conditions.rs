@@ -183,7 +183,7 @@ fn without_etcd(agents: Agents) -> Result<(), Trouble> {
     let follows = member("replica", "streaming", "timeline=1");
     rig.etcd.stop();
     look.at(leader, "F", &running(PRIMARY, "replication", AGREED, ""), "");
-    look.at(other, "FR", &running(REPLICA, STREAMS, AGREED, ""), "");
+    look.at(other, "FR", &running(REPLICA, &format!("{STREAMS} replication?"), AGREED, ""), "");
 
     rig.etcd.start()?;
     look.at(leader, "L", &primary, LEADER);

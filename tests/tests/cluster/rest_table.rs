@@ -37,9 +37,9 @@ const TABLE: &str = "
 *    /health /haproxy/health                  3  2  2  2  2  2  2  3  3   2  2  2  2  2  2  2  2
 *    /sync /synchronous                       3  3  3  3  3  2  3  3  3   3  3  3  3  3  3  3  3
 *    /quorum                                  3  3  3  3  3  3  2  3  3   3  3  3  3  3  3  3  3
-*    /async /asynchronous                     3  3  2  3  2  3  3  3  3   3  3  3  3  3  3  3  2
-*    /read-only-sync /read-only-synchronous   3  2  3  3  3  2  3  3  3   3  3  3  3  3  3  2  3
-*    /read-only-quorum                        3  2  3  3  3  3  2  3  3   3  3  3  3  3  3  2  3
+*    /async /asynchronous                     3  3  2  3  2  3  3  3  3   3  23 23 23 3  23 3  2  ; `/async`, `/read-only-sync`, `/read-only-quorum` without etcd
+*    /read-only-sync /read-only-synchronous   3  2  3  3  3  2  3  3  3   23 3  3  3  23 3  2  3  ; `/async`, `/read-only-sync`, `/read-only-quorum` without etcd
+*    /read-only-quorum                        3  2  3  3  3  3  2  3  3   23 3  3  3  23 3  2  3  ; `/async`, `/read-only-sync`, `/read-only-quorum` without etcd
 *    /sync/ /quorum/ /nosuch /switchover      3  3  3  3  3  3  3  3  3   3  3  3  3  3  3  3  3
 GET  /liveness /liveness/x //liveness         2  2  2  2  2  2  2  2  2   2  2  2  2  2  2  2  2
 GET  /readiness                               3  2  2  2  3  2  2  3  3   2  2  3  2  2  2  2  2

@@ -48,8 +48,14 @@ impl Cast<'_> {
 
     /// All members stream, and etcd says so; the same one leads.
     fn rest(&self, tool: &Tool) -> Result<(), Trouble> {
-        let leader = self.rig.wait_whole(PATIENCE)?.name();
-        assert_eq!(leader, self.names[0], "another one leads");
+        self.settle(tool)?;
+        assert_eq!(self.rig.leader()?.name(), self.names[0], "another one leads");
+        Ok(())
+    }
+
+    /// All members stream, and etcd says so.
+    fn settle(&self, tool: &Tool) -> Result<(), Trouble> {
+        self.rig.wait_whole(PATIENCE)?;
         self.rig.wait(PATIENCE, "the members' keys say so", |_| {
             let said = self.run(tool, "ctl list -f json").map_err(|e| e.to_string())?;
             let list: Value = serde_json::from_str(&said.out).map_err(|e| format!("{e}: {}", said.out))?;
@@ -192,7 +198,12 @@ fn alike(agents: Agents) -> Result<(), Trouble> {
         let mut said = Vec::new();
         for tool in &tools {
             cast.rest(tool)?;
-            said.push([cast.run(tool, there)?, settle(&cast, there, || cast.run(tool, back))?]);
+            said.push([cast.run(tool, there)?, {
+                if ["switchover", "failover", "restart", "reinit"].iter().any(|word| there.contains(word)) {
+                    cast.settle(tool)?;
+                }
+                cast.run(tool, back)?
+            }]);
         }
         for (i, line) in [there, back].into_iter().enumerate() {
             told(different(&known, line, [&said[0][i], &said[1][i]]));
@@ -212,14 +223,6 @@ fn alike(agents: Agents) -> Result<(), Trouble> {
     }
     loudly(&format!("both tools say the same in every row on a cluster of {agents:?}"));
     Ok(())
-}
-
-/// Lets a change of leader come to its end before it is taken back.
-fn settle<T>(cast: &Cast<'_>, line: &str, then: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
-    if line.contains("switchover") || line.contains("failover") || line.contains("restart") {
-        cast.rig.wait_whole(PATIENCE)?;
-    }
-    then()
 }
 
 /// An editor that changes one setting there and back.
