@@ -94,7 +94,9 @@ pub(crate) fn show(rig: &Rig, agents: Agents, node: &Node, shown: Shown<'_>) -> 
     for (path, key) in [("/config", "config"), ("/history", "history")] {
         let (here, there) = (get(path)?, stored(key)?.unwrap_or_else(|| "[]".to_owned()));
         let there: Value = serde_json::from_str(&there).map_err(|e| e.to_string())?;
-        if here.status == 200 && here.json().to_string() != there.to_string() {
+        // As texts: the order of the keys counts.
+        let [ours, theirs] = [&here.json(), &there].map(Value::to_string);
+        if here.status == 200 && ours != theirs {
             return Err(format!("{path} is {}, stored is {there}", here.body));
         }
     }
