@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -199,16 +200,16 @@ fn one_liners(rig: &Rig, leader: &Node) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Looks as vip-manager does, at the leader key and at `/leader` of every node with its patience of a second, and returns whom it
+/// Looks as vip-manager does, at the leader key and at `/leader` of every node with its patience of a second, and notes whom it
 /// saw, in turn.
-fn readers(rig: &Rig, stop: &AtomicBool) -> Result<[Vec<String>; 2], Trouble> {
-    let mut seen = [Vec::new(), Vec::new()];
+fn readers(rig: &Rig, seen: &Mutex<[Vec<String>; 2]>, stop: &AtomicBool) -> Result<(), Trouble> {
+    let note = |place: usize, name: String| {
+        let names = &mut seen.lock().unwrap()[place];
+        if names.last() != Some(&name) {
+            names.push(name);
+        }
+    };
     while !stop.load(Ordering::Relaxed) {
-        let mut note = |place: usize, name: String| {
-            if seen[place].last() != Some(&name) {
-                seen[place].push(name);
-            }
-        };
         note(0, rig.etcd.get("/service/demo/leader")?.unwrap_or_default());
         let leads =
             |node: &&Node| http::get(node.rest(), "/leader", Duration::from_secs(1)).is_ok_and(|a| a.status == 200);
@@ -216,7 +217,7 @@ fn readers(rig: &Rig, stop: &AtomicBool) -> Result<[Vec<String>; 2], Trouble> {
         note(1, names.join(" and "));
         thread::sleep(Duration::from_millis(200));
     }
-    Ok(seen)
+    Ok(())
 }
 
 fn pgbouncer(rig: &Rig) -> Result<(Process, Target), Trouble> {
@@ -287,10 +288,14 @@ fn clients_of_the_field_are_served_through_a_failover() -> Result<(), Trouble> {
     rig.regentctl(&["flush", "demo", "switchover"])?;
     cast(&rig)?;
 
-    let stop = AtomicBool::new(false);
-    let seen = thread::scope(|scope| {
-        let readers = scope.spawn(|| readers(&rig, &stop));
+    let (seen, stop) = (Mutex::default(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let readers = scope.spawn(|| readers(&rig, &seen, &stop));
         let failed_over = (|| {
+            rig.wait(PATIENCE, "both readers see the leader", |_| match &*seen.lock().unwrap() {
+                [keys, checks] if !keys.is_empty() && !checks.is_empty() => Ok(()),
+                seen => Err(format!("{seen:?}")),
+            })?;
             leader.kill();
             rig.wait(PATIENCE, "somebody else leads", |rig| {
                 let now = rig.one_primary()?;
@@ -303,10 +308,10 @@ fn clients_of_the_field_are_served_through_a_failover() -> Result<(), Trouble> {
             cast(&rig)
         })();
         stop.store(true, Ordering::Relaxed);
-        let seen = readers.join().map_err(|_| Trouble::new("a reader panicked"))?;
-        failed_over?;
-        seen
+        let read = readers.join().map_err(|_| Trouble::new("a reader panicked"))?;
+        failed_over.and(read)
     })?;
+    let seen = seen.into_inner().unwrap();
     let [next, ..] = cast(&rig)?;
     for (how, names) in ["the leader key", "/leader"].into_iter().zip(&seen) {
         let names: Vec<&String> = names.iter().filter(|name| !name.is_empty()).collect();

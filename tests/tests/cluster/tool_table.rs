@@ -48,20 +48,20 @@ impl Cast<'_> {
 
     /// All members stream, and etcd says so; the same one leads.
     fn rest(&self, tool: &Tool) -> Result<(), Trouble> {
-        self.settle(tool)?;
+        let calm = |m: &Value| m.get("Pending restart").is_none() && m.get("Scheduled restart").is_none();
+        self.settle(tool, calm)?;
         assert_eq!(self.rig.leader()?.name(), self.names[0], "another one leads");
         Ok(())
     }
 
     /// All members stream, and etcd says so.
-    fn settle(&self, tool: &Tool) -> Result<(), Trouble> {
+    fn settle(&self, tool: &Tool, calm: impl Fn(&Value) -> bool) -> Result<(), Trouble> {
         self.rig.wait_whole(PATIENCE)?;
         self.rig.wait(PATIENCE, "the members' keys say so", |_| {
             let said = self.run(tool, "ctl list -f json").map_err(|e| e.to_string())?;
             let list: Value = serde_json::from_str(&said.out).map_err(|e| format!("{e}: {}", said.out))?;
             let members = list.as_array().map_or(&[][..], Vec::as_slice);
             let fine = |m: &Value| m["TL"] == members[0]["TL"] && (m["Role"] == "Leader" || m["State"] == "streaming");
-            let calm = |m: &Value| m.get("Pending restart").is_none() && m.get("Scheduled restart").is_none();
             if members.len() == 3 && members.iter().all(|m| fine(m) && calm(m)) { Ok(()) } else { Err(said.out) }
         })
     }
@@ -200,7 +200,7 @@ fn alike(agents: Agents) -> Result<(), Trouble> {
             cast.rest(tool)?;
             said.push([cast.run(tool, there)?, {
                 if ["switchover", "failover", "restart", "reinit"].iter().any(|word| there.contains(word)) {
-                    cast.settle(tool)?;
+                    cast.settle(tool, |_| true)?;
                 }
                 cast.run(tool, back)?
             }]);
