@@ -109,6 +109,9 @@ impl Server {
         })
         .await?;
         programs::run(pg_rewind(false)?, |line| tracing::info!("pg_rewind: {line}")).await?;
+        if let Err(error) = have_log_written_out(&settings, &address).await {
+            tracing::info!(%error, "the source was not asked to write its log out; a standby may wait for its next commit");
+        }
         self.files("finishing", |settings| remove_marker(&settings.data_dir)).await
     }
 
@@ -291,17 +294,31 @@ async fn still_has_log(
         "select count(*) from pg_ls_dir('pg_wal', true, false) as name \
          where substr(name, 9) = substr(pg_walfile_name('{next}'), 9) and substr(name, 1, 8) > '{timeline:08X}'"
     );
-    let mut command = settings.programs.program("psql");
-    command.args(["--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--command", &sql]);
-    command.arg(format!("--dbname={}", conninfo::rewind(settings, address)));
-    command.env("LC_ALL", "C").env_remove("PGPASSFILE");
-    if programs::ask(command, SOURCE).await?.trim() != "0" {
+    if ask_source(settings, address, &sql).await?.trim() != "0" {
         return Ok(());
     }
     Err(PgError::Refused(format!(
         "{source} has removed its log from the fork at {lsn} on, so that a rewound copy could not catch up; if an archive has \
          it, set restore_command"
     )))
+}
+
+/// Lets the source write out the log that it has in memory. pg_rewind notes its end as what must be replayed before queries are
+/// answered; a source that has nothing to commit writes out a page that is not full at its next checkpoint only.
+async fn have_log_written_out(settings: &Settings, address: &Address) -> Result<(), PgError> {
+    // One commit that waits for no standby; a source that is a standby has nothing of its own.
+    let sql = "select case when not pg_is_in_recovery() then \
+               (select pg_logical_emit_message(true, 'regent', '')::text from set_config('synchronous_commit', 'local', true)) end";
+    ask_source(settings, address, sql).await.map(|_| ())
+}
+
+/// What the source of a rewind answers to pg_rewind's role.
+async fn ask_source(settings: &Settings, address: &Address, sql: &str) -> Result<String, PgError> {
+    let mut command = settings.programs.program("psql");
+    command.args(["--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--command", sql]);
+    command.arg(format!("--dbname={}", conninfo::rewind(settings, address)));
+    command.env("LC_ALL", "C").env_remove("PGPASSFILE");
+    programs::ask(command, SOURCE).await
 }
 
 /// pg_rewind fetches log that it lacks through `restore_command`, where it finds that (X6).
